@@ -1,0 +1,1 @@
+"""Knowledge distillation with a teacher that learns to teach."""

@@ -1,0 +1,75 @@
+"""What the scripts share: their options, their log lines, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from reptile_distil.config import Config, describe, load_config
+from reptile_distil.errors import ReptileDistilError
+
+EXIT_FAULT = 2  # a fault that the user can mend
+EXIT_INTERRUPTED = 130  # as shells do for Ctrl-C
+
+
+def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options of every script: --config, key=value overrides, --print-config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--config", type=Path, required=config_required, help="YAML file, for example configs/sst2.yaml"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1 train.epochs=3")
+    return parser
+
+
+def config_of(arguments: argparse.Namespace) -> Config:
+    """The configuration that the options name; prints it and ends the script for --print-config."""
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(describe(config), end="")
+        sys.exit(0)
+    return config
+
+
+def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
+    """Calls `main`; returns the exit code. A fault the user can mend is one sentence on stderr and code 2."""
+    _log_to_stderr()
+    _hide_script_folder()
+    try:
+        main(arguments)
+    except ReptileDistilError as error:
+        return _fail(str(error))
+    except torch.OutOfMemoryError:
+        return _fail("out of memory on the device: lower train.micro_batch_size, data.max_length or eval_batch_size")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _fail(f"{error.filename or 'the run folder'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted; the run is not finished, and starts anew the next time", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return EXIT_FAULT
+
+
+def _hide_script_folder() -> None:
+    """Takes the script's own folder off the import path, where scripts/evaluate.py hides the package `evaluate`."""
+    folder = Path(sys.argv[0]).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != folder]
+
+
+def _log_to_stderr() -> None:
+    """Our own lines from INFO on, others' from WARNING on; a second call adds nothing."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("reptile_distil").setLevel(logging.INFO)

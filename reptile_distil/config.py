@@ -1,0 +1,440 @@
+"""One YAML file, what it extends, and `key=value` overrides → one frozen, strict `Config`.
+
+Nothing is guessed: an unknown key, a wrong type or a value out of range raises `ConfigError`, which names the
+file, the dotted key, the value, and what is allowed. The modules that do maths never see these objects.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from reptile_distil.errors import ConfigError
+
+LayerMapName = Literal["first", "last", "skip", "both"]
+MethodName = Literal["finetune", "kd", "reptile"]
+MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples: YAML knows lists alone, a frozen configuration tuples alone."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _freeze_lists(cls, values: Any) -> Any:
+        return {key: _frozen(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+class OwnTaskConfig(_Section):
+    """A task of the user's own: files, columns, labels and metrics, no code."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Used in the names of run folders: letters, digits, `_`, `.` and `-`."""
+    text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    """Column(s) that hold the sentence, or the two sentences of a pair."""
+    label: str = "label"
+    """Column that holds the label."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in order; empty for a regression task."""
+    metrics: tuple[MetricName, ...] = Field(min_length=1)
+    """Scores to report; the mean of them chooses the best epoch."""
+    files: dict[str, str] = Field(min_length=1)
+    """File of each split (train, dev, test), relative to `data.path`: .csv, .tsv or .jsonl."""
+
+    @field_validator("files")
+    @classmethod
+    def _splits_are_known(cls, files: dict[str, str]) -> dict[str, str]:
+        for split in files:
+            if split not in ("train", "dev", "test"):
+                raise ValueError(f"{split!r} is no split: expected train, dev or test")
+        return files
+
+
+class DataConfig(_Section):
+    """Where the examples come from and how long they may be."""
+
+    path: str | None = None
+    """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
+    max_length: int = Field(128, ge=4)
+    """Longest sequence, in tokens, special tokens included; longer ones are cut."""
+    max_train_rows: int | None = Field(None, ge=1)
+    """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
+    check_rows: bool = True
+    """Refuse official splits whose number of rows is not the published one."""
+
+
+class TrainConfig(_Section):
+    """How long and how fast to train. One step is one update of the model."""
+
+    epochs: int = Field(5, ge=1)
+    """Passes over the training set."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop (and end the learning rate schedule) after this many steps, even in mid-epoch; null: `epochs` decides."""
+    batch_size: int = Field(32, ge=1)
+    """Examples per step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Examples per forward pass; lower it when memory runs out: the gradient stays the batch's. null: batch_size."""
+    eval_batch_size: int = Field(128, ge=1)
+    """Examples per forward pass in evaluation."""
+    lr: float = Field(5e-5, ge=0)
+    """Peak learning rate of AdamW; falls linearly to 0."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of weight matrices, per step and unit of learning rate; biases and layer norms never decay."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this global L2 norm."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many epochs in a row without a better dev score; null: never."""
+    log_every: int = Field(50, ge=1)
+    """Steps between two lines in metrics.jsonl."""
+
+
+class TeacherConfig(_Section):
+    """The large model."""
+
+    pretrained: str = "google-bert/bert-base-uncased"
+    """Hub name or folder of the pretrained model to fine-tune; its head, if any, is dropped."""
+    finetuned: str | None = None
+    """Hub name or folder of a model fine-tuned on this task, used as it is; null: fine-tune `pretrained`."""
+    label_names: tuple[str, ...] = ()
+    """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
+    train: TrainConfig = TrainConfig()
+    """How `pretrained` is fine-tuned."""
+
+
+class StudentConfig(_Section):
+    """The small model."""
+
+    init: Literal["pretrained", "teacher_layers", "random"] = "pretrained"
+    """Start from a checkpoint, from layers of `teacher.pretrained`, or from random weights in the teacher's shape."""
+    pretrained: str | None = None
+    """Hub name or folder of the student's checkpoint (init: pretrained)."""
+    num_layers: int | None = Field(None, ge=1)
+    """Depth of the student (init: teacher_layers or random)."""
+    teacher_layers: tuple[int, ...] = ()
+    """Which layers to copy, counted from 0 (init: teacher_layers); empty: evenly spaced, as the `skip` layer map."""
+
+    @model_validator(mode="after")
+    def _start_is_complete(self) -> StudentConfig:
+        if self.init == "pretrained" and (self.num_layers is not None or self.teacher_layers):
+            raise ValueError(
+                "num_layers and teacher_layers belong to init: teacher_layers or random, but init is pretrained"
+            )
+        if self.init == "pretrained" and self.pretrained is None:
+            raise ValueError("init: pretrained needs student.pretrained, a hub name or a folder")
+        if self.init == "random" and self.teacher_layers:
+            raise ValueError("teacher_layers belongs to init: teacher_layers, but init is random")
+        if self.init != "pretrained" and self.num_layers is None and not self.teacher_layers:
+            raise ValueError(f"init: {self.init} needs student.num_layers")
+        if self.teacher_layers and self.num_layers not in (None, len(self.teacher_layers)):
+            raise ValueError(
+                f"num_layers is {self.num_layers} but teacher_layers names {len(self.teacher_layers)} layers"
+            )
+        return self
+
+
+class LossConfig(_Section):
+    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student)."""
+
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the distillation term."""
+    temperature: float = Field(5.0, gt=0)
+    """T, divides both models' logits."""
+    regression: Literal["mse", "none"] = "mse"
+    """Distillation term for one logit: mse of the logits, or none as in the authors' code (KL over one logit is 0)."""
+
+
+class ReptileConfig(_Section):
+    """The teacher's update, equations 1 and 2."""
+
+    update: Literal["adamw", "interpolate"] = "adamw"
+    """adamw: the clipped difference is a persistent AdamW's gradient (released code); interpolate: as printed."""
+    mu: float = Field(5e-5, ge=0)
+    """Teacher's learning rate; falls linearly to 0 like the student's.
+
+    adamw: about the change of each matched weight per step; interpolate: the fraction of the gap closed per step.
+    """
+    layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
+    """Which teacher layer(s) each student layer moves: first, last, skip, both, or a list by student layer."""
+    inner_optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Equation 1: a fresh AdamW each step (released code), or plain gradient descent (printed equation)."""
+    inner_lr: float | None = Field(None, ge=0)
+    """lambda of equation 1, constant; null: `train.lr`."""
+    inner_eps: float = Field(1e-8, gt=0)
+    """epsilon of the fresh AdamW of equation 1."""
+
+
+def _task_kind(value: Any) -> str:
+    return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
+
+
+class Config(_Section):
+    """Everything that decides the result of a run, and where it goes."""
+
+    task: Annotated[
+        Annotated[str, Tag("task name")] | Annotated[OwnTaskConfig, Tag("own task")],
+        Discriminator(_task_kind),
+    ]
+    """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
+    method: MethodName = "reptile"
+    """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach."""
+    compare_with: tuple[MethodName, ...] = ()
+    """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
+    seed: int = Field(42, ge=0)
+    """Decides the new classification heads, the data order and the dropout masks."""
+    runs_dir: str = "runs"
+    """Folder of all run folders."""
+    output_dir: str | None = None
+    """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto: cuda, else mps, else cpu."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    reptile: ReptileConfig = ReptileConfig()
+
+    @model_validator(mode="after")
+    def _one_folder_per_method(self) -> Config:
+        if self.compare_with and self.output_dir is not None:
+            raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
+        return self
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task, GLUE's or the user's own."""
+        return self.task if isinstance(self.task, str) else self.task.name
+
+    def with_values(self, **changes: Any) -> Config:
+        """A copy with some top-level values replaced, checked again."""
+        return Config.model_validate({**self.model_dump(), **changes})
+
+    def decisive_values(self, role: MethodName | Literal["teacher"]) -> dict[str, Any]:
+        """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
+        sections = {
+            "teacher": ("data", "teacher"),
+            "finetune": ("data", "student", "train"),
+            "kd": ("data", "teacher", "student", "train", "loss"),
+            "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
+        }[role]
+        values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
+        if role == "finetune" and self.student.init != "pretrained":
+            values["teacher.pretrained"] = self.teacher.pretrained
+        if role == "teacher":
+            values = {key: value for key, value in values.items() if key not in _NOT_FOR_THE_TEACHER}
+        return {key: value for key, value in values.items() if key.rpartition(".")[2] not in _WITHOUT_EFFECT}
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+# Keys that change how a run is computed or shown, not what it computes.
+_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every")
+_NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_flat(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides.
+
+    Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
+    """
+    values, origins = _read_layers(Path(path), ())
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"override {override!r}: expected key=value, for example train.epochs=3")
+        tree: Any = _parse_yaml(text, f"override {override!r}")
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        _merge(values, tree, origins, "command line")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origins, str(path))) from None
+
+
+def describe(config: Config) -> str:
+    """The configuration as YAML with each field's description as a comment above it."""
+    return "\n".join(_described_lines(config, indent=0)) + "\n"
+
+
+def _described_lines(section: BaseModel, indent: int) -> Iterator[str]:
+    pad = " " * indent
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.description:
+            yield f"{pad}# {' '.join(field.description.split())}"
+        if isinstance(value, BaseModel):
+            yield f"{pad}{name}:"
+            yield from _described_lines(value, indent + 2)
+        else:
+            plain = section.model_dump(mode="json", include={name})
+            # One line per key: a mapping in flow style, without its braces.
+            line = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
+            yield pad + line.strip()[1:-1]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `5e-5` is a number, `no` is a word, and a key given twice is an error."""
+
+
+# PyYAML follows YAML 1.1: floats need a dot, and yes/no/on/off are booleans. YAML 1.2 reads both as people do.
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
+    list("-+0123456789."),
+)
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a word", node.start_mark)
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: not readable as YAML: {reason}") from None
+
+
+def _read_layers(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The merged values of `path` and what it extends, and the file that each dotted key came from."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(str(p) for p in above)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    layer = _parse_yaml(text, str(path))
+    if layer is None:
+        layer = {}
+    if not isinstance(layer, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(layer).__name__}")
+    base = layer.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"{path}: extends = {base!r}: expected the name of one YAML file")
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if base is not None:
+        values, origins = _read_layers(path.parent / base, (*above, path.resolve()))
+    _merge(values, layer, origins, str(path))
+    return values, origins
+
+
+def _merge(
+    values: dict[str, Any], layer: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = ""
+) -> None:
+    """Lay `layer` over `values` in place, mappings key by key, everything else as a whole."""
+    for key, value in layer.items():
+        origins[prefix + key] = origin
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value, origins, origin, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            values[key] = {}
+            _merge(values[key], value, origins, origin, f"{prefix}{key}.")
+        else:
+            values[key] = value
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str], path: str) -> str:
+    """One sentence for the first fault: file, dotted key, value, and what is allowed."""
+    faults = error.errors()
+    fault = faults[0]
+    location = _key_parts(fault["loc"])
+    key = ".".join(location)
+    known = key
+    while known not in origins and "." in known:
+        known = known.rpartition(".")[0]
+    where = origins.get(known, path)
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}{_did_you_mean(location)}"
+    if fault["type"] == "missing":
+        return f"{path}: the key {key!r} is missing"
+    if fault["type"] == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}"
+    # Where a value may be of several types, each type has a fault of its own under the same key.
+    reasons = dict.fromkeys(_reason(other) for other in faults if _key_parts(other["loc"])[: len(location)] == location)
+    return f"{where}: {key} = {_thawed(fault['input'])!r}: {', or '.join(reasons)}"
+
+
+def _key_parts(location: Sequence[Any]) -> list[str]:
+    """The parts of the dotted key; the names of types that pydantic puts between or behind them are left out."""
+    return [
+        str(part)
+        for part in location
+        if isinstance(part, int) or (re.fullmatch(r"[\w.]+", part) and part not in ("int", "str"))
+    ]
+
+
+def _reason(fault: Any) -> str:
+    if fault["type"] == "model_type":
+        return "expected a section of `key: value` lines"
+    message = str(fault["msg"]).replace("Input should be", "expected").replace("a valid tuple", "a list")
+    return message[0].lower() + message[1:]
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _did_you_mean(location: Sequence[str]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        section = OwnTaskConfig if part == "task" else annotation
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(location[-1], names, n=1)
+    prefix = "".join(f"{part}." for part in location[:-1])
+    return f"; did you mean {prefix + close[0]!r}?" if close else f"; known here: {', '.join(names)}"

@@ -1,0 +1,128 @@
+"""A model on a split: logits, scores, and how far two models agree."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reptile_distil.data import Batches
+from reptile_distil.metrics import Scores, compute_scores, predictions_from_logits, selection_score
+from reptile_distil.models import Classifier
+
+logger = logging.getLogger(__name__)
+
+WORN_TEACHER = 0.8
+"""A teacher below this fraction of its first dev score is worth a warning."""
+
+
+@torch.no_grad()
+def predict_logits(model: Classifier, batches: Batches) -> NDArray[np.float32]:
+    """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    order, logits = [], []
+    for rows, batch in batches.in_length_order():
+        order.append(rows)
+        logits.append(model(batch).float().cpu())
+    model.train(was_training)
+    in_order = np.empty((batches.num_rows, logits[0].shape[1]), dtype=np.float32)
+    in_order[np.concatenate(order)] = torch.cat(logits).numpy()
+    return in_order
+
+
+def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str]) -> Scores:
+    """The scores of logits (N, C) against the labels of the same rows."""
+    return compute_scores(predictions_from_logits(logits), np.asarray(batches.features["label"]), metrics)
+
+
+def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> float:
+    """Fraction of rows on which both choose the same class; for regression, their Pearson correlation."""
+    student, teacher = predictions_from_logits(student_logits), predictions_from_logits(teacher_logits)
+    if student_logits.shape[1] == 1:
+        return compute_scores(student, teacher, ["pearson"])["pearson"]
+    return float(np.mean(student == teacher))
+
+
+class Examiner:
+    """Examines the student on the dev splits after each epoch, and beside it the teacher.
+
+    Args:
+        student: the model whose score chooses the best epoch.
+        dev: batches of each dev split; the first one's score is the one that chooses.
+        metrics: names of the scores.
+        teacher: the teacher, or None.
+        teacher_moves: whether the teacher must be examined anew each time; a frozen one is examined once.
+    """
+
+    def __init__(
+        self,
+        student: Classifier,
+        dev: Mapping[str, Batches],
+        metrics: Sequence[str],
+        *,
+        teacher: Classifier | None = None,
+        teacher_moves: bool = False,
+    ) -> None:
+        self.student = student
+        self.dev = dev
+        self.metrics = metrics
+        self.teacher = teacher
+        self.teacher_moves = teacher_moves
+        self._teacher_logits: dict[str, NDArray[np.float32]] = {}
+        self._weights_at_start: list[torch.Tensor] = []
+        if teacher is not None:
+            self._teacher_logits = {split: predict_logits(teacher, batches) for split, batches in dev.items()}
+            if teacher_moves:
+                self._weights_at_start = [weight.detach().cpu().clone() for weight in teacher.parameters()]
+        self.teacher_start = self._score(self._teacher_logits)
+        self.teacher_scores = self.teacher_start
+
+    def examine(self) -> dict[str, Any]:
+        """A record with `scores` by split and the `score` that chooses.
+
+        With a teacher also `teacher_scores`, `teacher_score`, the `agreement` of both on the first split, and
+        `teacher_drift`, the distance that the teacher's weights have moved (L2 norm).
+        """
+        logits = {split: predict_logits(self.student, batches) for split, batches in self.dev.items()}
+        scores = self._score(logits)
+        first = next(iter(self.dev))
+        record: dict[str, Any] = {"scores": scores, "score": selection_score(scores[first])}
+        if self.teacher is None:
+            return record
+        if self.teacher_moves:
+            self._teacher_logits = {split: predict_logits(self.teacher, batches) for split, batches in self.dev.items()}
+        self.teacher_scores = self._score(self._teacher_logits)
+        teacher_score = selection_score(self.teacher_scores[first])
+        self._warn_of_a_worn_teacher(teacher_score, selection_score(self.teacher_start[first]))
+        return {
+            **record,
+            "teacher_scores": self.teacher_scores,
+            "teacher_score": teacher_score,
+            "agreement": agreement(logits[first], self._teacher_logits[first]),
+            "teacher_drift": self._teacher_drift(),
+        }
+
+    def _score(self, logits: Mapping[str, NDArray[Any]]) -> dict[str, Scores]:
+        return {split: score_logits(of_split, self.dev[split], self.metrics) for split, of_split in logits.items()}
+
+    def _teacher_drift(self) -> float:
+        """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""
+        if self.teacher is None:
+            return 0.0
+        now = [parameter.detach().cpu() for parameter in self.teacher.parameters()]
+        squares = [(a - b).square().sum() for a, b in zip(now, self._weights_at_start, strict=False)]
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+    def _warn_of_a_worn_teacher(self, score: float, start: float) -> None:
+        if start > 0 and score < WORN_TEACHER * start:
+            logger.warning(
+                "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "
+                "try update: interpolate, or a smaller mu",
+                start,
+                score,
+            )

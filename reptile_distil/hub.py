@@ -1,0 +1,72 @@
+"""Whether the Hugging Face hub can be asked at all, found out within three seconds.
+
+A hub call on a machine without a network tries for half a minute before it gives up. So callers look at local
+files first (`local_files_only=True`), call `require_hub` second, and only then download.
+"""
+
+import os
+import threading
+
+from huggingface_hub import get_session
+
+from reptile_distil.errors import DataError, ReptileDistilError
+
+TIMEOUT = 3.0
+"""Seconds the hub has to answer."""
+
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+_REFUSED_BY_A_PROXY = (403, 407)
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub answers a HEAD request within `TIMEOUT` seconds.
+
+    False at once when `HF_HUB_OFFLINE`, `HF_DATASETS_OFFLINE` or `TRANSFORMERS_OFFLINE` is set. The request
+    goes the way a download would: `HF_ENDPOINT`, proxies and certificates as huggingface_hub has them.
+    """
+    if _offline_variable() is not None:
+        return False
+    answers: list[bool] = []
+    # A look-up of the host name has no timeout of its own, so the bound is on a thread, not on the socket.
+    thread = threading.Thread(target=lambda: answers.append(_answers(_endpoint())), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    return answers == [True]
+
+
+def require_hub(what: str, remedy: str, *, error: type[ReptileDistilError] = DataError) -> None:
+    """Raise `error` with one sentence, within `TIMEOUT` seconds, when the hub cannot be asked.
+
+    `what` is the thing that no local cache has ("model bert-base-uncased"), `remedy` the clause that says how
+    to get it.
+    """
+    if hub_is_reachable():
+        return
+    variable = _offline_variable()
+    if variable is not None:
+        reason = f"{variable}={os.environ[variable]} forbids a download"
+    else:
+        reason = f"{_endpoint()} cannot be reached (waited up to {TIMEOUT:g} seconds)"
+    raise error(f"{what} is not in the local cache and {reason}: {remedy}")
+
+
+def _endpoint() -> str:
+    """Address of the hub or of its mirror."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _offline_variable() -> str | None:
+    """Name of the environment variable that forbids the network, or None."""
+    for name in _OFFLINE_VARIABLES:
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return name
+    return None
+
+
+def _answers(url: str) -> bool:
+    """Whether a HEAD request to `url` gets an answer that comes from a working server, not from a proxy."""
+    try:
+        status = get_session().head(url, timeout=TIMEOUT).status_code
+    except Exception:  # name look-up, proxy, TLS, an URL that is none: whatever it is, a download would fail too
+        return False
+    return status < 500 and status not in _REFUSED_BY_A_PROXY

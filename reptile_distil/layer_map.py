@@ -1,0 +1,154 @@
+"""Which teacher layer(s) each student layer is matched with, and the pairs of parameters that follow from it.
+
+Layers are counted from 0. For 12 teacher layers and 6 student layers, student layer k is matched with teacher
+layer k (`first`), k + 6 (`last`), 2k + 1 (`skip`), or both 2k and 2k + 1 (`both`). Parameters outside the
+layers (embeddings, pooler, classifier) are matched one to one, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from reptile_distil.errors import LayerMapError
+
+LAYER_MAPS = ("first", "last", "skip", "both")
+
+LayerMap = tuple[tuple[int, ...], ...]
+"""Entry k holds the teacher layers that are matched with student layer k."""
+
+
+class ParameterPair(NamedTuple):
+    """A teacher parameter and the student parameter, of the same shape, that it is matched with."""
+
+    teacher_name: str
+    teacher: nn.Parameter
+    student_name: str
+    student: nn.Parameter
+
+
+def resolve_layer_map(
+    layer_map: str | Sequence[int | Sequence[int]], *, num_teacher_layers: int, num_student_layers: int
+) -> LayerMap:
+    """The teacher layers of each student layer, for a map's name or an explicit list.
+
+    Raises `LayerMapError` where the map makes no sense for these two depths.
+    """
+    depths = f"{num_teacher_layers} teacher layers and {num_student_layers} student layers"
+    if not isinstance(layer_map, str):
+        return _check_explicit(layer_map, num_teacher_layers, num_student_layers)
+    if layer_map not in LAYER_MAPS:
+        raise LayerMapError(
+            f"layer map {layer_map!r}: expected {', '.join(LAYER_MAPS)}, or a list with one entry per student layer"
+        )
+    if num_student_layers > num_teacher_layers:
+        raise LayerMapError(f"layer map {layer_map!r}: {depths}, but the student may not be deeper")
+    layers = range(num_student_layers)
+    if layer_map == "first":
+        return tuple((k,) for k in layers)
+    if layer_map == "last":
+        return tuple((k + num_teacher_layers - num_student_layers,) for k in layers)
+    ratio, rest = divmod(num_teacher_layers, num_student_layers)
+    if rest:
+        raise LayerMapError(
+            f"layer map {layer_map!r}: {depths}, but {num_teacher_layers} is no multiple of {num_student_layers}; "
+            "use first, last, or a list with one entry per student layer"
+        )
+    if layer_map == "skip":
+        return tuple((ratio * k + ratio - 1,) for k in layers)
+    return tuple(tuple(range(ratio * k, ratio * (k + 1))) for k in layers)
+
+
+def _check_explicit(
+    layer_map: Sequence[int | Sequence[int]], num_teacher_layers: int, num_student_layers: int
+) -> LayerMap:
+    resolved = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in layer_map)
+    if len(resolved) != num_student_layers:
+        raise LayerMapError(
+            f"layer map {list(layer_map)}: {len(resolved)} entries, but {num_student_layers} student layers"
+        )
+    seen: set[int] = set()
+    for k, teacher_layers in enumerate(resolved):
+        for j in teacher_layers:
+            if not 0 <= j < num_teacher_layers:
+                raise LayerMapError(
+                    f"layer map {list(layer_map)}: student layer {k} is matched with teacher layer {j}, "
+                    f"but the teacher's layers are 0 to {num_teacher_layers - 1}"
+                )
+            if j in seen:
+                raise LayerMapError(
+                    f"layer map {list(layer_map)}: teacher layer {j} is given twice, but can follow only one layer"
+                )
+            seen.add(j)
+    return resolved
+
+
+def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The dotted name and the list of the model's encoder layers, found from the module tree.
+
+    It is the outermost `nn.ModuleList` as long as the config's `num_hidden_layers`. Raises `LayerMapError` where
+    there is none, as in ALBERT, whose layers share one set of weights.
+    """
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise LayerMapError(
+        f"{type(model).__name__}: no list of {depth} encoder layers found in the model; "
+        "models that share one layer's weights (ALBERT) cannot be matched layer by layer"
+    )
+
+
+def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap) -> list[ParameterPair]:
+    """Every matched (teacher parameter, student parameter), in the student's order.
+
+    A student parameter appears once for each teacher layer it is matched with. Raises `LayerMapError` where a
+    partner is missing or has another shape: the Reptile update subtracts one from the other.
+    """
+    teacher_prefix, _ = encoder_layers(teacher)
+    student_prefix, _ = encoder_layers(student)
+    teacher_parameters = dict(teacher.named_parameters())
+    pairs = []
+    for student_name, student_parameter in student.named_parameters():
+        for teacher_name in _partners(student_name, student_prefix, teacher_prefix, layer_map):
+            if teacher_name not in teacher_parameters:
+                raise LayerMapError(_no_partner(student_name, student, teacher_name, teacher))
+            teacher_parameter = teacher_parameters[teacher_name]
+            _check_shapes(teacher_name, teacher_parameter, student_name, student_parameter)
+            pairs.append(ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter))
+    _check_none_left_over(teacher, teacher_prefix, student, pairs)
+    return pairs
+
+
+def _partners(student_name: str, student_prefix: str, teacher_prefix: str, layer_map: LayerMap) -> tuple[str, ...]:
+    if not student_name.startswith(student_prefix + "."):
+        return (student_name,)
+    layer, _, rest = student_name.removeprefix(student_prefix + ".").partition(".")
+    return tuple(f"{teacher_prefix}.{j}.{rest}" for j in layer_map[int(layer)])
+
+
+def _no_partner(name: str, model: nn.Module, partner: str, other: nn.Module) -> str:
+    return (
+        f"{name!r} of {type(model).__name__} has no partner {partner!r} in {type(other).__name__}: "
+        "Reptile needs a teacher and a student of one architecture; otherwise use method: kd"
+    )
+
+
+def _check_shapes(teacher_name: str, teacher: Tensor, student_name: str, student: Tensor) -> None:
+    if teacher.shape != student.shape:
+        raise LayerMapError(
+            f"teacher {teacher_name!r} has shape {tuple(teacher.shape)}, student {student_name!r} has shape "
+            f"{tuple(student.shape)}: Reptile needs a teacher and a student of equal width; otherwise use method: kd"
+        )
+
+
+def _check_none_left_over(
+    teacher: nn.Module, teacher_prefix: str, student: nn.Module, pairs: Sequence[ParameterPair]
+) -> None:
+    """Outside the layers the match is one to one: a teacher parameter without a partner is a fault too."""
+    matched = {pair.teacher_name for pair in pairs}
+    for name, _ in teacher.named_parameters():
+        if name not in matched and not name.startswith(teacher_prefix + "."):
+            raise LayerMapError(_no_partner(name, teacher, name, student))

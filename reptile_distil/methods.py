@@ -1,0 +1,80 @@
+"""The methods that Reptile is compared with, each with the same `step(batch)`: fine-tuning and plain distillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from reptile_distil.gradients import Batch, Logs, student_step
+from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
+from reptile_distil.models import Student, Teacher
+
+
+class FineTuner:
+    """Trains a model on the labels alone. Arguments as for `ReptileDistiller`."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        student_optimizer: torch.optim.Optimizer,
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self.student = Student.wrap(student)
+        self.student_optimizer = student_optimizer
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
+
+    def step(self, batch: Batch) -> Logs:
+        """One step on the task loss; returns detached scalars."""
+        self.student.train()
+        return student_step(
+            self._compute_loss,
+            batch,
+            parameters=self.student.parameters(),
+            optimizer=self.student_optimizer,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+        )
+
+    def _compute_loss(self, batch: Batch) -> LossTerms:
+        loss = task_loss(self.student(batch), batch["labels"])
+        return LossTerms(loss, loss, torch.zeros_like(loss))
+
+
+class KnowledgeDistiller:
+    """Distils a student from a teacher that stays as it is. Arguments as for `ReptileDistiller`."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        loss: DistillationLoss,
+        student_optimizer: torch.optim.Optimizer,
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self.teacher = Teacher.wrap(teacher)
+        self.student = Student.wrap(student)
+        self.loss = loss
+        self.student_optimizer = student_optimizer
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
+
+    def step(self, batch: Batch) -> Logs:
+        """One step on the distillation loss; returns detached scalars."""
+        self.student.train()
+        return student_step(
+            self._compute_loss,
+            batch,
+            parameters=self.student.parameters(),
+            optimizer=self.student_optimizer,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+        )
+
+    def _compute_loss(self, batch: Batch) -> LossTerms:
+        terms: LossTerms = self.loss(self.student(batch), self.teacher.soft_labels(batch), batch["labels"])
+        return terms

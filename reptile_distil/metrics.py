@@ -1,0 +1,87 @@
+"""The scores of GLUE from predictions, under the names that `evaluate` uses."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from sklearn import metrics as sk
+
+Scores = dict[str, float]
+"""Metric name → score, as a fraction (accuracy 0.9, not 90). NaN where the score is undefined."""
+
+
+def compute_scores(predictions: ArrayLike, references: ArrayLike, metrics: Sequence[str]) -> Scores:
+    """The named scores of predictions (N,) against references (N,): class indices, or numbers for regression.
+
+    Raises `ValueError` for unequal lengths, no rows, or a metric that is not one of accuracy, f1 (of class 1),
+    matthews_correlation, pearson and spearmanr.
+    """
+    predicted, expected = np.asarray(predictions), np.asarray(references)
+    if predicted.shape != expected.shape or predicted.ndim != 1 or not len(predicted):
+        raise ValueError(
+            f"predictions have shape {predicted.shape}, references {expected.shape}: expected two equal, non-empty (N,)"
+        )
+    return {metric: _score(metric, predicted, expected) for metric in metrics}
+
+
+def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> float:
+    if metric == "accuracy":
+        return float(sk.accuracy_score(expected, predicted))
+    if metric == "f1":
+        return float(sk.f1_score(expected, predicted, zero_division=0.0))
+    if metric == "matthews_correlation":
+        return float(sk.matthews_corrcoef(expected, predicted))
+    if metric not in ("pearson", "spearmanr"):
+        raise ValueError(f"metric {metric!r}: expected accuracy, f1, matthews_correlation, pearson or spearmanr")
+    correlation = stats.pearsonr if metric == "pearson" else stats.spearmanr
+    if len(predicted) < 2:
+        return math.nan
+    with warnings.catch_warnings():
+        # A constant prediction has no correlation: the NaN says so.
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(correlation(predicted, expected).statistic)
+
+
+def selection_score(scores: Mapping[str, float]) -> float:
+    """What chooses the best epoch: the mean of the scores; minus infinity where one of them is undefined."""
+    mean = sum(scores.values()) / len(scores)
+    return mean if math.isfinite(mean) else -math.inf
+
+
+def predictions_from_logits(logits: NDArray[Any]) -> NDArray[Any]:
+    """Class indices (N,) from logits (N, C > 1); the numbers themselves from (N, 1)."""
+    return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
+
+
+class GlueMetric(evaluate.Metric):  # type: ignore[misc]
+    """GLUE's scores as an `evaluate.Metric`, built without any network.
+
+    >>> GlueMetric(["accuracy"]).compute(predictions=[1, 0, 1], references=[1, 0, 0])["accuracy"]
+    0.6666666666666666
+    """
+
+    def __init__(self, metrics: Sequence[str], **options: Any) -> None:
+        self.metrics = tuple(metrics)
+        options.setdefault("keep_in_memory", True)
+        super().__init__(config_name="-".join(metrics), **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        kind = "float32" if {"pearson", "spearmanr"} & set(self.metrics) else "int64"
+        value = datasets.Value(kind)
+        return evaluate.MetricInfo(
+            description="Scores of the GLUE benchmark.",
+            citation="Wang et al.: GLUE, a multi-task benchmark for natural language understanding. ICLR 2019.",
+            inputs_description="predictions and references: class indices, or numbers for regression.",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> Scores:
+        return compute_scores(predictions, references, self.metrics)

@@ -1,0 +1,288 @@
+"""Teacher and Student around any transformers sequence classifier: load, start, check that the two fit, save."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from reptile_distil import toy
+from reptile_distil.errors import ModelError
+from reptile_distil.gradients import Batch
+from reptile_distil.hub import hub_is_reachable
+from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.tasks import Task
+
+
+class Classifier(nn.Module):
+    """A sequence classifier that takes a batch and returns its logits.
+
+    Args:
+        model: a transformers sequence classifier.
+        autocast_dtype: run the forward pass under autocast to this dtype; None: in the weights' own.
+    """
+
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast_dtype = autocast_dtype
+        self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
+
+    @classmethod
+    def wrap(cls, model: nn.Module) -> Self:
+        """The model itself where it is wrapped already, else a wrapper around it."""
+        return model if isinstance(model, cls) else cls(model)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, C). Entries of the batch that the model does not take, such as labels, are left out."""
+        inputs = {name: tensor for name, tensor in batch.items() if name in self._inputs}
+        # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
+        with torch.autocast(
+            inputs["input_ids"].device.type,
+            dtype=self.autocast_dtype,
+            enabled=self.autocast_dtype is not None,
+        ):
+            logits: Tensor = self.model(**inputs).logits
+        return logits
+
+
+class Student(Classifier):
+    """The classifier that learns."""
+
+
+class Teacher(Classifier):
+    """The classifier that gives soft labels: always in eval mode, never in the student's graph, yet trainable."""
+
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> None:
+        super().__init__(model, autocast_dtype=autocast_dtype)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever is asked: dropout has no place in soft labels."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def soft_labels(self, batch: Batch) -> Tensor:
+        """Logits (B, C) without a graph, from the weights as they are now."""
+        self.eval()
+        logits: Tensor = self(batch)
+        return logits
+
+
+def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
+    """The model `name` (folder, hub name or toy) in float32, with a new head for `task` drawn from `seed`.
+
+    A head in the checkpoint is dropped. Raises `ModelError` where the model is missing or incomplete.
+    """
+    with _seeded(seed):
+        if toy.is_toy_model(name):
+            return _new_classifier(_with_labels(toy.model_config(name), task))
+        config = _with_labels(_load(transformers.AutoConfig, name), task)
+        model, report = _load(
+            transformers.AutoModelForSequenceClassification,
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    body = model.base_model_prefix + "."
+    lost = [key for key in report["missing_keys"] if key.startswith(body) and ".pooler." not in key]
+    lost += [key for key, *_ in report["mismatched_keys"] if key.startswith(body)]
+    if lost:
+        raise ModelError(
+            f"{name}: {len(lost)} weights of the encoder are not in the checkpoint or have another shape, "
+            f"{sorted(lost)[0]!r} among them; it is no checkpoint of a {type(model).__name__}"
+        )
+    with _seeded(seed):
+        new = _new_classifier(config)
+    for part, module in new.named_children():
+        if part != model.base_model_prefix:
+            getattr(model, part).load_state_dict(module.state_dict())
+    return model
+
+
+def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> Any:
+    """The classifier `name` (folder or hub name) in float32, its outputs in the task's label order.
+
+    Labels are compared by name: `label_names`, where given, says what the outputs mean, else the model's own
+    `id2label`. Outputs in another order are permuted. Raises `ModelError` where the head is missing or its labels
+    are not the task's.
+    """
+    model, report = _load(
+        transformers.AutoModelForSequenceClassification, name, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{name}: no fine-tuned classifier: {len(report['missing_keys'])} weights are not in the checkpoint, "
+            f"{sorted(report['missing_keys'])[0]!r} among them"
+        )
+    _order_labels(model, name, task, label_names)
+    return model
+
+
+def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.Module:
+    """A student made of the given teacher layers (counted from 0) and copies of everything outside the layers."""
+    depth = len(encoder_layers(teacher)[1])
+    layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
+    student = _new_classifier(_with_depth(teacher.config, len(layers)))
+    with torch.no_grad():
+        for pair in pair_parameters(teacher, student, layer_map):
+            pair.student.copy_(pair.teacher)
+    return student
+
+
+def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module:
+    """A student with `num_layers` layers of the teacher's shape and random weights drawn from `seed`."""
+    with _seeded(seed):
+        return _new_classifier(_with_depth(teacher.config, num_layers))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of the model `name` (folder, hub name or toy)."""
+    if toy.is_toy_model(name):
+        return toy.tokenizer()
+    return _load(transformers.AutoTokenizer, name)
+
+
+def check_same_tokenizer(teacher_name: str, teacher: Any, student_name: str, student: Any) -> None:
+    """Raises `ModelError` unless both tokenizers turn text into the same ids: one batch feeds both models."""
+    probe = "Déjà-vu: ÀÉÎ, don't 中文 STRASSE ß?"
+    differences = {
+        "vocabularies": teacher.get_vocab() != student.get_vocab(),
+        "special tokens": teacher.special_tokens_map != student.special_tokens_map,
+        "ways to cut or lower-case text": teacher(probe)["input_ids"] != student(probe)["input_ids"],
+    }
+    for what, differ in differences.items():
+        if differ:
+            raise ModelError(
+                f"teacher {teacher_name} and student {student_name} have different {what}: "
+                "choose a pair that shares one tokenizer"
+            )
+
+
+def check_length(name: str, model: Any, max_length: int) -> None:
+    """Raises `ModelError` where the model has fewer positions than `max_length` tokens need."""
+    limit = getattr(model.config, "max_position_embeddings", math.inf)
+    # RoBERTa's positions start behind the padding index.
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        limit -= (model.config.pad_token_id or 0) + 1
+    if max_length > limit:
+        raise ModelError(f"{name}: has {limit} positions, but data.max_length is {max_length} tokens; lower it")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _new_classifier(config: Any) -> nn.Module:
+    # A configuration remembers the dtype its checkpoint was saved in; weights to be trained are float32 all the same.
+    model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    return model
+
+
+def _with_labels(config: Any, task: Task) -> Any:
+    names = task.label_names or ("score",)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    return config
+
+
+def _with_depth(config: Any, num_layers: int) -> Any:
+    shallow = type(config).from_dict(config.to_dict())
+    shallow.num_hidden_layers = num_layers
+    return shallow
+
+
+def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str]) -> None:
+    if model.config.num_labels != task.num_labels:
+        raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
+    if task.is_regression:
+        return
+    has = list(label_names) or [model.config.id2label[i] for i in range(task.num_labels)]
+    wanted = [_plain(label) for label in task.label_names]
+    if sorted(map(_plain, has)) != sorted(wanted):
+        raise ModelError(
+            f"{name}: its labels are {', '.join(map(str, has))}, "
+            f"but task {task.name} has {', '.join(task.label_names)}; "
+            "if they mean the same, say in which order: teacher.label_names=[...]"
+        )
+    order = [[_plain(label) for label in has].index(label) for label in wanted]
+    output = _output_layer(model, task.num_labels)
+    with torch.no_grad():
+        for parameter in output.parameters():
+            parameter.copy_(parameter[order].clone())
+    _with_labels(model.config, task)
+
+
+def _plain(label: Any) -> str:
+    return str(label).strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _output_layer(model: Any, num_labels: int) -> nn.Linear:
+    """The last linear layer outside the encoder; its rows are the classes."""
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(model.base_model_prefix + ".")
+    ]
+    if not linears or linears[-1].out_features != num_labels:
+        raise ModelError(f"{type(model).__name__}: no linear layer with {num_labels} outputs found at its end")
+    return linears[-1]
+
+
+def _load(loader: Any, name: str, **options: Any) -> Any:
+    """`loader.from_pretrained(name)`: from a folder or the local cache, and only then over the network."""
+    with quiet_transformers():
+        try:
+            return loader.from_pretrained(name, local_files_only=True, **options)
+        except (OSError, ValueError) as error:
+            local_fault = error
+        if Path(name).exists() or name.startswith((".", "/", "~")):
+            what = "is no folder of a model and tokenizer" if Path(name).exists() else "no such folder"
+            raise ModelError(f"{name}: {what}: {_first_sentence(local_fault)}") from None
+        if not hub_is_reachable():
+            raise ModelError(
+                f"{name}: neither a folder here nor in the local cache, and the hub cannot be reached; "
+                "give the folder of a downloaded model instead"
+            )
+        try:
+            return loader.from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name}: cannot be loaded from the hub: {_first_sentence(error)}") from None
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports inside; what matters in a report is checked, and raised."""
+    logging = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers drawn inside depend on `seed` alone, and leave those drawn outside as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

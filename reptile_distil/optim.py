@@ -1,0 +1,22 @@
+"""AdamW with the usual decay groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices decay; vectors (biases, layer norms) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def adamw(model: nn.Module, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8) -> torch.optim.AdamW:
+    """AdamW over the model's trainable parameters, betas 0.9 and 0.999."""
+    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, eps=eps)

@@ -1,0 +1,261 @@
+"""One split of one task -> a `datasets.Dataset` with `text`, `text_pair` and `label`, wherever the data lie.
+
+With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet layout. Without one: the
+local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+from datasets.packaged_modules.cache.cache import Cache
+
+from reptile_distil.errors import DataError
+from reptile_distil.glue_files import (
+    Rows,
+    class_index,
+    collect,
+    find_official_file,
+    read_lines,
+    read_official_file,
+    score,
+    select_columns,
+    split_fields,
+)
+from reptile_distil.hub import require_hub
+from reptile_distil.tasks import Task
+
+HUB_NAME = "nyu-mll/glue"
+
+
+def load_split(task: Task, split: str, path: Path | None, *, check_rows: bool = True) -> datasets.Dataset:
+    """One split in file order: `text`, for pairs `text_pair`, and unless the split is unlabelled `label`.
+
+    The label is the class index in the order of `task.label_names`, or a float for regression. `path` is the
+    folder with the data; None: the hub for GLUE, the working directory for a user's own task. Raises
+    `DataError` for whatever is missing or malformed, and with `check_rows` when the number of rows is not the
+    one that `task.splits` states.
+    """
+    if split not in task.splits:
+        raise DataError(f"task {task.name} has no split {split!r}, only {', '.join(task.splits)}")
+    if task.files is not None:
+        rows = _read_own_file(task, split, (path or Path()) / task.files[split])
+    elif task.folder is None:
+        raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
+    elif path is None:
+        rows = _read_hub(task, split)
+    else:
+        rows = _read_folder(task, split, path)
+    expected, found = task.splits[split], len(rows.columns[0])
+    if check_rows and expected and found not in expected:
+        raise DataError(
+            f"{rows.source}: expected {' or '.join(map(str, expected))} rows for {task.name} {split}, "
+            f"found {found} (data.check_rows=false turns this check off)"
+        )
+    return _as_dataset(task, rows)
+
+
+def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
+    """The rows as an Arrow table in memory."""
+    columns: dict[str, Any] = dict(zip(("text", "text_pair"), rows.columns, strict=False))
+    features: dict[str, Any] = {name: datasets.Value("string") for name in columns}
+    if rows.labels is not None:
+        columns["label"] = rows.labels
+        features["label"] = datasets.Value("float64" if task.is_regression else "int64")
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _read_folder(task: Task, split: str, path: Path) -> Rows:
+    """Rows from the first of the three layouts that `path` holds."""
+    folders = (path / str(task.folder), path / task.name, path)
+    for folder in (folders[0], path):
+        file = find_official_file(task, split, folder)
+        if file is not None:
+            return read_official_file(task, split, file)
+    for folder in folders[1:]:
+        dataset = _open_saved_split(task, split, folder)
+        if dataset is not None:
+            return _read_dataset(task, split, dataset, str(folder))
+    raise DataError(
+        f"no {split} split of {task.name} under {path}: neither GLUE's TSV files in {folders[0]} or {path}, "
+        f"nor a `datasets` folder or {_hub_split(split)}-*.parquet in {folders[1]} or {path}"
+    )
+
+
+def _hub_split(split: str) -> str:
+    """The hub's name of a split: `dev_matched` is `validation_matched` there."""
+    return split.replace("dev", "validation", 1)
+
+
+def _open_saved_split(task: Task, split: str, folder: Path) -> datasets.Dataset | None:
+    """The split of a `save_to_disk` folder or of Parquet files in `folder`; None when it holds neither."""
+    name = _hub_split(split)
+    try:
+        if (folder / "dataset_dict.json").is_file() and (folder / name).is_dir():
+            return datasets.load_from_disk(str(folder / name))
+        files = sorted(folder.glob(f"{name}-*.parquet"))
+        if not files:
+            return None
+        total = re.search(r"-of-(\d+)", files[0].name)
+        if total and int(total[1]) != len(files):
+            raise DataError(f"{folder}: found {len(files)} of the {int(total[1])} files {name}-*.parquet")
+        return datasets.Dataset(pa.concat_tables([pa.parquet.ParquetFile(file).read() for file in files]))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: the {name} split cannot be read: {_one_line(error)}") from error
+
+
+def _read_hub(task: Task, split: str) -> Rows:
+    """Rows of the hub's data set, from the cache of `datasets` if they are there."""
+    dataset = _open_cached_split(task, split)
+    if dataset is None:
+        require_hub(
+            f"GLUE's {task.name} ({HUB_NAME})",
+            f"pass data.path=DIR with GLUE's TSV folder {task.folder} in DIR, or call "
+            f"datasets.load_dataset({HUB_NAME!r}, {task.name!r}) once with a network",
+        )
+        if Path(HUB_NAME).exists():  # load_dataset would take it for the data set
+            raise DataError(f"the folder {Path(HUB_NAME).resolve()} hides the hub's data set: run from elsewhere")
+        try:
+            dataset = datasets.load_dataset(HUB_NAME, task.name, split=_hub_split(split))
+        except Exception as error:  # a download fails in the words of five libraries
+            raise DataError(f"{HUB_NAME} {task.name} cannot be loaded: {_one_line(error)}") from error
+    return _read_dataset(task, split, dataset, f"hub data set {HUB_NAME} {task.name}")
+
+
+def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
+    """The split as an earlier `load_dataset` left it in the cache, or None; the network is not asked."""
+    try:
+        builder = Cache(repo_id=HUB_NAME, dataset_name="glue", config_name=task.name, version="auto", hash="auto")
+        return builder.as_dataset(split=_hub_split(split))
+    except (OSError, ValueError):
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    """An error's first line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str) -> Rows:
+    """Rows of a data set with the hub's columns; raises `DataError` with the row, counted from 0."""
+    wanted = [*task.text_columns]
+    if task.label_column in dataset.column_names or not split.startswith("test"):
+        wanted.append(task.label_column)
+    missing = [name for name in wanted if name not in dataset.column_names]
+    if missing:
+        found = ", ".join(dataset.column_names)
+        raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {found}")
+    if len(dataset) == 0:
+        raise DataError(f"{source}: {split} has no rows")
+    columns = dataset.select_columns(wanted).with_format(None)[:]
+    for name in task.text_columns:
+        for row, text in enumerate(columns[name]):
+            if not isinstance(text, str):
+                raise DataError(f"{source}: row {row} of {split} has {text!r} for {name}, not a text")
+    texts = tuple(tuple(columns[name]) for name in task.text_columns)
+    labels = columns.get(task.label_column)
+    if labels is None or (split.startswith("test") and set(labels) == {-1}):  # the hub's "unlabelled"
+        return Rows(source, texts, None)
+    return Rows(source, texts, _read_labels(task, split, dataset.features[task.label_column], labels, source))
+
+
+def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source: str) -> list[float]:
+    """Labels in our order. Class ids are matched by class NAME; raises `DataError` when the names differ."""
+    allowed: dict[str, int] = {}
+    if not task.is_regression:
+        names = getattr(feature, "names", None)
+        if names is None or set(names) != set(task.label_names):
+            expected = ", ".join(task.label_names)
+            found = "numbers without class names" if names is None else ", ".join(names)
+            raise DataError(f"{source}: expected the classes {expected} in {task.label_column}, found {found}")
+        allowed = {str(index): task.label_names.index(name) for index, name in enumerate(names)}
+    labels: list[float] = []
+    for row, value in enumerate(values):
+        try:
+            labels.append(
+                score(str(value), task.score_range) if task.is_regression else class_index(str(value), allowed)
+            )
+        except ValueError as error:
+            raise DataError(f"{source}: row {row} of {split}: {error}") from None
+    return labels
+
+
+def _read_own_file(task: Task, split: str, file: Path) -> Rows:
+    """Rows of a user's own file; the test split may lack the label column."""
+    if file.suffix == ".csv":
+        rows = _split_csv(file)
+    elif file.suffix == ".tsv":
+        rows = split_fields(file)
+    elif file.suffix == ".jsonl":
+        rows = _split_jsonl(file, {*task.text_columns, task.label_column})
+    else:
+        raise DataError(f"{file}: unknown kind of file, expected .csv, .tsv or .jsonl")
+    records = select_columns(
+        file,
+        rows,
+        texts=task.text_columns,
+        label=task.label_column,
+        label_is_optional=split.startswith("test"),
+    )
+    return collect(file, records, lambda value: _parse_own_label(task, value))
+
+
+def _parse_own_label(task: Task, value: str) -> float:
+    """Class index or score of a label; raises `ValueError` when it is neither."""
+    if task.is_regression:
+        return score(value, task.score_range)
+    allowed = {name: index for index, name in enumerate(task.label_names)}
+    if value not in allowed and value.removeprefix("-").isdigit():
+        raise ValueError(
+            f"label {value!r} is a number, but the labels are names ({', '.join(allowed)}): "
+            "write names into the file, or give the numbers as label names"
+        )
+    return class_index(value, allowed)
+
+
+def _split_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its first line, fields) of each CSV row; a quoted field may hold line ends."""
+    reader = csv.reader((line + "\n" for _, line in read_lines(file)), strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            yield number, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{file}, line {number}: not CSV: {error}") from None
+
+
+def _split_jsonl(file: Path, wanted: set[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the keys of the first object as a header, then the values of each; "" for unwanted ones."""
+    header: list[str] | None = None
+    for number, line in read_lines(file):
+        if not line:
+            yield number, []
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number}: expected an object, found {line[:40]}")
+        if header is None:
+            header = list(row)
+            yield number, header
+        yield number, [_json_field(file, number, row, key) if key in wanted else "" for key in header]
+
+
+def _json_field(file: Path, number: int, row: dict[str, Any], key: str) -> str:
+    """A text, or a number as a text; raises `DataError` for anything else."""
+    if key not in row:
+        raise DataError(f"{file}, line {number}: no key {key!r}, the keys are {', '.join(row)}")
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{file}, line {number}: {json.dumps(value)[:40]} for {key!r}, expected a text or a number")
+    return str(value)

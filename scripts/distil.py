@@ -1,0 +1,31 @@
+"""Distils a student from a teacher; fine-tunes the teacher first where it is missing.
+
+python scripts/distil.py --config configs/sst2.yaml [key=value ...]
+"""
+
+import sys
+from collections.abc import Sequence
+
+from reptile_distil.cli import config_of, make_parser, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the method, and those it is compared with, and prints their scores beside the teacher's."""
+    parser = make_parser("Distil a student from a teacher (method: finetune, kd or reptile).")
+    parser.add_argument("--overwrite", action="store_true", help="run again where a finished run lies")
+    arguments = parser.parse_intermixed_args(argv)
+    config = config_of(arguments)
+
+    from reptile_distil.experiment import Experiment
+    from reptile_distil.tables import comparison_table
+
+    experiment = Experiment(config)
+    results = [] if config.teacher.finetuned or config.method == "finetune" else [experiment.fit_teacher()]
+    for method in dict.fromkeys((config.method, *config.compare_with)):
+        experiment = Experiment(config.with_values(method=method, compare_with=()))
+        results.append(experiment.fit(overwrite=arguments.overwrite))
+    print(comparison_table(results))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,41 @@
+"""Scores a saved model on a task's split, and writes its predictions to a file.
+
+python scripts/evaluate.py --model runs/sst2/reptile-seed42/model [--config YAML] [--split dev] [key=value ...]
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reptile_distil.cli import config_of, make_parser, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the scores of every dev split, or of one split."""
+    parser = make_parser("Evaluate a saved model on any task and split.", config_required=False)
+    parser.add_argument("--model", required=True, help="folder or hub name of a fine-tuned classifier")
+    parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
+    parser.add_argument("--predictions", type=Path, help="file to write predictions to, tab-separated (needs --split)")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.predictions and not arguments.split:
+        parser.error("--predictions needs --split: one file holds one split")
+    if arguments.config is None:  # the configuration that the model was trained with
+        arguments.config = Path(arguments.model).parent / "config.yaml"
+    config = config_of(arguments)
+
+    from reptile_distil.experiment import Experiment
+
+    experiment = Experiment(config)
+    for split in [arguments.split] if arguments.split else experiment.task.dev_splits:
+        examination = experiment.examine(split, model=arguments.model)
+        for name, score in (examination.scores or {}).items():
+            print(f"{split}\t{name}\t{score:.6f}")
+        if examination.scores is None:
+            print(f"{split}\tno labels, so no scores")
+        if arguments.predictions:
+            arguments.predictions.write_text(examination.to_tsv(), encoding="utf-8")
+            print(f"{split}\tpredictions written to {arguments.predictions}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

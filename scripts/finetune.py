@@ -1,0 +1,31 @@
+"""Fine-tunes the teacher of a configuration, or its student without a teacher, on the task's labels.
+
+python scripts/finetune.py --config configs/sst2.yaml [--model student] [key=value ...]
+"""
+
+import sys
+from collections.abc import Sequence
+
+from reptile_distil.cli import config_of, make_parser, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fine-tunes one model and prints its scores."""
+    parser = make_parser("Fine-tune the teacher, or the student alone, on a task.")
+    parser.add_argument("--model", choices=("teacher", "student"), default="teacher", help="which one (teacher)")
+    parser.add_argument("--overwrite", action="store_true", help="run again where a finished run lies")
+    arguments = parser.parse_intermixed_args(argv)
+    config = config_of(arguments)
+
+    from reptile_distil.experiment import Experiment
+    from reptile_distil.tables import comparison_table
+
+    if arguments.model == "teacher":
+        results = Experiment(config).fit_teacher(overwrite=arguments.overwrite)
+    else:
+        results = Experiment(config.with_values(method="finetune")).fit(overwrite=arguments.overwrite)
+    print(comparison_table([results]))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

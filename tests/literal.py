@@ -1,0 +1,69 @@
+"""Reptile distillation written as slowly and literally as it reads; shares no code with the package.
+
+What the fast implementation must equal, tensor by tensor.
+"""
+
+import copy
+
+import torch
+
+# Student layer -> teacher layers, written out for 4 teacher layers and 2 student layers.
+LAYER_MAPS = {
+    "first": {0: [0], 1: [1]},
+    "last": {0: [2], 1: [3]},
+    "skip": {0: [1], 1: [3]},
+    "both": {0: [0, 1], 1: [2, 3]},
+}
+
+
+def literal_loss(student, teacher, batch, alpha, temperature):
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    student_logits = student(**inputs).logits
+    with torch.no_grad():
+        teacher_logits = teacher(**inputs).logits
+    task = -torch.log_softmax(student_logits, 1)[torch.arange(len(batch["labels"])), batch["labels"]].mean()
+    p = torch.softmax(teacher_logits / temperature, 1)
+    q = torch.softmax(student_logits / temperature, 1)
+    kl = (p * (p.log() - q.log())).sum(1).mean()
+    return (1 - alpha) * task + alpha * temperature**2 * kl
+
+
+def clip(tensors, max_norm):
+    norm = torch.sqrt(sum((tensor**2).sum() for tensor in tensors))
+    if norm > max_norm:
+        for tensor in tensors:
+            tensor.mul_(max_norm / norm)
+
+
+def literal_step(batch, teacher, student, settings, student_optimizer, teacher_optimizer):
+    # Equation 1: one step of a deep copy of the student.
+    fast_student = copy.deepcopy(student)
+    fast_student.zero_grad()
+    literal_loss(fast_student, teacher, batch, settings["alpha"], settings["temperature"]).backward()
+    clip([p.grad for p in fast_student.parameters()], settings["max_grad_norm"])
+    inner_class = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings["inner_optimizer"]]
+    inner_options = {"weight_decay": 0.0, "eps": settings["eps"]} if settings["inner_optimizer"] == "adamw" else {}
+    inner_class(fast_student.parameters(), lr=settings["inner_lr"], **inner_options).step()
+
+    # Equation 2: the teacher's matched weights move towards the copy's.
+    fast_weights = dict(fast_student.named_parameters())
+    partner = {}
+    for name in fast_weights:
+        if ".layer." not in name:
+            partner[name] = name
+            continue
+        before, after = name.split(".layer.")
+        layer, rest = after.split(".", 1)
+        for teacher_layer in LAYER_MAPS[settings["layer_map"]][int(layer)]:
+            partner[f"{before}.layer.{teacher_layer}.{rest}"] = name
+    for name, theta_t in teacher.named_parameters():
+        theta_t.grad = theta_t.detach() - fast_weights[partner[name]].detach() if name in partner else None
+    if settings["update"] == "adamw":
+        clip([p.grad for p in teacher.parameters() if p.grad is not None], settings["max_grad_norm"])
+    teacher_optimizer.step()
+
+    # Equation 3: the student learns from the teacher as it is now.
+    student.zero_grad()
+    literal_loss(student, teacher, batch, settings["alpha"], settings["temperature"]).backward()
+    clip([p.grad for p in student.parameters()], settings["max_grad_norm"])
+    student_optimizer.step()
