@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.errors import ConfigError
+from reptile_distil.yaml_files import merge_layer, parse_yaml, read_layers
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile"]
@@ -269,15 +270,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
     """
-    values, origins = _read_layers(Path(path), ())
+    values, origins = read_layers(Path(path))
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.epochs=3")
-        tree: Any = _parse_yaml(text, f"override {override!r}")
+        tree: Any = parse_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             tree = {part: tree}
-        _merge(values, tree, origins, "command line")
+        merge_layer(values, tree, origins, "command line")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -303,89 +304,6 @@ def _described_lines(section: BaseModel, indent: int) -> Iterator[str]:
             # One line per key: a mapping in flow style, without its braces.
             line = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
             yield pad + line.strip()[1:-1]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `5e-5` is a number, `no` is a word, and a key given twice is an error."""
-
-
-# PyYAML follows YAML 1.1: floats need a dot, and yes/no/on/off are booleans. YAML 1.2 reads both as people do.
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
-    list("-+0123456789."),
-)
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a word", node.start_mark)
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: not readable as YAML: {reason}") from None
-
-
-def _read_layers(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The merged values of `path` and what it extends, and the file that each dotted key came from."""
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: extends itself through {' -> '.join(str(p) for p in above)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    layer = _parse_yaml(text, str(path))
-    if layer is None:
-        layer = {}
-    if not isinstance(layer, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, found {type(layer).__name__}")
-    base = layer.pop("extends", None)
-    if base is not None and not isinstance(base, str):
-        raise ConfigError(f"{path}: extends = {base!r}: expected the name of one YAML file")
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    if base is not None:
-        values, origins = _read_layers(path.parent / base, (*above, path.resolve()))
-    _merge(values, layer, origins, str(path))
-    return values, origins
-
-
-def _merge(
-    values: dict[str, Any], layer: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = ""
-) -> None:
-    """Lay `layer` over `values` in place, mappings key by key, everything else as a whole."""
-    for key, value in layer.items():
-        origins[prefix + key] = origin
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge(values[key], value, origins, origin, f"{prefix}{key}.")
-        elif isinstance(value, dict):
-            values[key] = {}
-            _merge(values[key], value, origins, origin, f"{prefix}{key}.")
-        else:
-            values[key] = value
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str], path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -112,9 +113,9 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
 def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> Any:
     """The classifier `name` (folder or hub name) in float32, its outputs in the task's label order.
 
-    Labels are compared by name: `label_names`, where given, says what the outputs mean, else the model's own
-    `id2label`. Outputs in another order are permuted. Raises `ModelError` where the head is missing or its labels
-    are not the task's.
+    Labels are compared by the names in the model's own `id2label`, or, where that only says LABEL_0, LABEL_1, ...,
+    by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is missing or its
+    labels are not the task's.
     """
     model, report = _load(
         transformers.AutoModelForSequenceClassification, name, dtype=torch.float32, output_loading_info=True
@@ -208,7 +209,9 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
         raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
     if task.is_regression:
         return
-    has = list(label_names) or [model.config.id2label[i] for i in range(task.num_labels)]
+    has = [model.config.id2label[i] for i in range(task.num_labels)]
+    if label_names and all(re.fullmatch(r"LABEL_\d+", str(label)) for label in has):
+        has = list(label_names)
     wanted = [_plain(label) for label in task.label_names]
     if sorted(map(_plain, has)) != sorted(wanted):
         raise ModelError(
