@@ -1,1 +1,57 @@
-"""Knowledge distillation with a teacher that learns to teach."""
+"""Knowledge distillation of pretrained language models with a teacher that learns to teach.
+
+The names below are imported when they are first used, so that `import reptile_distil` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reptile_distil.config import Config, load_config
+    from reptile_distil.errors import ReptileDistilError
+    from reptile_distil.experiment import Experiment
+    from reptile_distil.losses import DistillationLoss
+    from reptile_distil.methods import FineTuner, KnowledgeDistiller
+    from reptile_distil.metrics import GlueMetric
+    from reptile_distil.models import Student, Teacher
+    from reptile_distil.reptile import ReptileDistiller
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "DistillationLoss",
+    "Experiment",
+    "FineTuner",
+    "GlueMetric",
+    "KnowledgeDistiller",
+    "ReptileDistilError",
+    "ReptileDistiller",
+    "Student",
+    "Teacher",
+    "load_config",
+]
+
+_MODULES = {
+    "Config": "config",
+    "DistillationLoss": "losses",
+    "Experiment": "experiment",
+    "FineTuner": "methods",
+    "GlueMetric": "metrics",
+    "KnowledgeDistiller": "methods",
+    "ReptileDistilError": "errors",
+    "ReptileDistiller": "reptile",
+    "Student": "models",
+    "Teacher": "models",
+    "load_config": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'reptile_distil' has no attribute {name!r}")
+    return getattr(import_module(f"reptile_distil.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -41,3 +41,35 @@ def weights(model):
 def changed(before, model):
     """Names of the parameters that are not bit for bit what they were."""
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+
+
+def classifier(kind, num_layers=2, *, num_labels=3, width=16, seed=0):
+    """A tiny sequence classifier of another architecture, with 16 rows in its position table; ALBERT's layers share."""
+    common = {"vocab_size": 30, "max_position_embeddings": 16, "num_labels": num_labels, "initializer_range": 0.2}
+    shape = {
+        "num_hidden_layers": num_layers,
+        "hidden_size": width,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    configs = {
+        "bert": lambda: transformers.BertConfig(**common, **shape),
+        "roberta": lambda: transformers.RobertaConfig(**common, **shape),
+        "electra": lambda: transformers.ElectraConfig(**common, **shape, embedding_size=8),
+        "mpnet": lambda: transformers.MPNetConfig(**common, **shape),
+        "albert": lambda: transformers.AlbertConfig(**common, **shape, embedding_size=8),
+        "distilbert": lambda: transformers.DistilBertConfig(
+            **common,
+            n_layers=num_layers,
+            dim=width,
+            n_heads=2,
+            hidden_dim=2 * width,
+            dropout=0.0,
+            attention_dropout=0.0,
+            seq_classif_dropout=0.0,
+        ),
+    }
+    torch.manual_seed(seed)
+    return transformers.AutoModelForSequenceClassification.from_config(configs[kind]())

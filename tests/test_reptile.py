@@ -212,6 +212,16 @@ def test_trap_07_the_student_is_back_in_train_mode_after_an_evaluation(pair):
     assert student.training
 
 
+def test_trap_13_no_attentions_are_asked_for_which_sdpa_would_return_empty(pair):
+    teacher, student = pair
+    fast = distiller(teacher, student)
+    asked = []
+    for model in pair:
+        model.register_forward_pre_hook(lambda _, args, inputs: asked.append(set(inputs)), with_kwargs=True)
+    fast.step(batch())
+    assert asked == 4 * [{"input_ids", "attention_mask"}]
+
+
 def test_trap_20_two_distillers_in_one_process_do_not_touch_each_other():
     alone_teacher, alone_student = bert(4, seed=1), bert(2, seed=2)
     alone = distiller(alone_teacher, alone_student)

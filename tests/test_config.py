@@ -1,0 +1,240 @@
+"""Strict configuration: what is read is what was meant, or one sentence says what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reptile_distil.config import Config, OwnTaskConfig, describe, load_config
+from reptile_distil.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def minimal(write):
+    return write("task: rte\n")
+
+
+def test_there_are_shipped_files_to_test():
+    names = {path.name for path in CONFIGS.glob("*.yaml")}
+    tasks = {f"{task}.yaml" for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")}
+    assert names >= tasks | {"base.yaml", "quickstart.yaml"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_file_loads(path):
+    overrides = ["task=rte"] if path.name == "base.yaml" else []
+    config = load_config(path, overrides)
+    assert config.task_name == ("rte" if overrides else config.task)
+
+
+def test_base_yaml_is_the_published_recipe():
+    config = load_config(CONFIGS / "rte.yaml")
+    assert config.teacher.pretrained == "google-bert/bert-base-uncased"
+    assert config.student.pretrained == "huawei-noah/TinyBERT_General_6L_768D"
+    for train in (config.train, config.teacher.train):
+        assert (train.epochs, train.batch_size, train.lr, train.warmup_ratio) == (5, 32, 5e-5, 0.0)
+        assert (train.weight_decay, train.adam_eps, train.max_grad_norm) == (0.0, 1e-8, 1.0)
+    assert (config.loss.alpha, config.loss.temperature, config.data.max_length, config.seed) == (0.5, 5.0, 128, 42)
+    assert (config.reptile.update, config.reptile.mu, config.reptile.layer_map) == ("adamw", 5e-5, "skip")
+    # transformers 4.12: eps' = eps / sqrt(1 - beta2) = 1e-8 / sqrt(0.001)
+    assert config.reptile.inner_eps == pytest.approx(3.16227766e-7, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5e-5", 5e-5), ("1E3", 1000.0), ("3e-4", 3e-4), ("1e+0", 1.0), (".5", 0.5), ("2", 2.0)]
+)
+def test_trap_14_5e_5_is_a_number(write, minimal, text, value):
+    assert load_config(write(f"task: rte\ntrain:\n  lr: {text}\n")).train.lr == value
+    assert load_config(minimal, [f"train.lr={text}"]).train.lr == value
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "null-ish", "1e", "e5"])
+def test_words_stay_words(minimal, word):
+    assert load_config(minimal, [f"data.path={word}"]).data.path == word
+
+
+def test_an_extending_file_wins_over_its_base_and_an_override_over_both(write):
+    write("task: rte\nseed: 1\ntrain:\n  lr: 1e-3\n  epochs: 7\n", "base.yaml")
+    path = write("extends: base.yaml\nseed: 2\ntrain:\n  lr: 2e-3\n")
+    config = load_config(path, ["train.lr=3e-3", "train.batch_size=8"])
+    assert (config.seed, config.train.lr, config.train.epochs, config.train.batch_size) == (2, 3e-3, 7, 8)
+
+
+def test_extends_is_relative_to_the_file_that_says_it(tmp_path, write):
+    (tmp_path / "deep").mkdir()
+    write("task: cola\n", "base.yaml")
+    assert load_config(write("extends: ../base.yaml\n", "deep/run.yaml")).task == "cola"
+
+
+def test_an_alias_is_a_copy_not_the_same_section(write):
+    path = write("task: rte\nteacher:\n  train: &t {epochs: 2}\ntrain: *t\n")
+    config = load_config(path, ["train.epochs=9"])
+    assert (config.train.epochs, config.teacher.train.epochs) == (9, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tran.lr=1", "command line: unknown key 'tran'; did you mean 'train'?"),
+        ("train.lrr=1", "command line: unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        ("reptile.teacher_mu=1", "unknown key 'reptile.teacher_mu'; known here: update, mu, layer_map"),
+        ("train.lr=fast", "command line: train.lr = 'fast': expected a valid number"),
+        ("train.lr=nan", "train.lr = 'nan': expected a valid number"),
+        ("train.lr=.nan", "train.lr = nan: expected a finite number"),
+        ("train.lr=-1", "train.lr = -1: expected greater than or equal to 0"),
+        ("train.epochs=1.5", "train.epochs = 1.5: expected a valid integer"),
+        ("train.epochs=true", "train.epochs = True: expected a valid integer"),
+        ("train.batch_size=0", "train.batch_size = 0: expected greater than or equal to 1"),
+        ("train=3", "train = 3: expected a section of `key: value` lines"),
+        ("loss.alpha=1.1", "loss.alpha = 1.1: expected less than or equal to 1"),
+        ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
+        ("method=distill", "method = 'distill': expected 'finetune', 'kd' or 'reptile'"),
+        (
+            "reptile.layer_map=middle",
+            "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
+        ),
+        ("data.path=3", "data.path = 3: expected a valid string"),
+        ("seed=", "seed = None: expected a valid integer"),
+        ("student.init=random", "student: init: random needs student.num_layers"),
+        ("student.num_layers=3", "num_layers and teacher_layers belong to init: teacher_layers or random"),
+        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd' or 'reptile'"),
+        ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
+        ("task={name: a, txt: [x]}", "task.text' is missing"),
+        ("task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}", "task.metrics.0 = 'acc'"),
+        (
+            "task={name: a, text: [x], metrics: [f1], files: {valid: a.csv}}",
+            "'valid' is no split: expected train, dev or test",
+        ),
+        ("train.lr", "override 'train.lr': expected key=value"),
+        ("train.lr=[", "override 'train.lr=[': not readable as YAML"),
+    ],
+)
+def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, message):
+    path = write("task: rte\nstudent:\n  pretrained: somewhere\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_fault_in_a_base_file_names_that_file(write):
+    write("task: rte\ntrain:\n  lr: quick\n", "base.yaml")
+    with pytest.raises(ConfigError, match=r"base\.yaml: train\.lr = 'quick'"):
+        load_config(write("extends: base.yaml\nseed: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: rte\ntask: cola\n", "the key 'task' is given twice"),
+        ("train: {lr: 1, lr: 2}\n", "the key 'lr' is given twice"),
+        ("- task\n", "expected `key: value` lines, found list"),
+        ("just words", "expected `key: value` lines, found str"),
+        ("task: [\n", "not readable as YAML"),
+        ("1: 2\n", "the key 1 is not a word"),
+        ("? [a]\n: 2\n", "is not a word"),
+        ("extends: [a, b]\n", "expected the name of one YAML file"),
+        ("extends: run.yaml\n", "extends itself"),
+        ("extends: nowhere.yaml\n", "nowhere.yaml: no such file"),
+        ("seed: 3\n", "the key 'task' is missing"),
+        ("", "the key 'task' is missing"),
+        ("task: !!python/object/apply:os.system ['true']\n", "not readable as YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_name(write, text, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(text))
+    assert message in str(error.value)
+    assert ".yaml" in str(error.value)
+
+
+def test_a_missing_or_unreadable_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("task: r\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("render", [Config.to_yaml, describe])
+def test_what_is_printed_is_read_back_as_the_same_configuration(write, render):
+    task = "task={name: mine, text: [a, b], labels: [no, yes], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
+    changes = ["train.lr=5e-5", "reptile.layer_map=[1, [2, 3]]", "compare_with=[kd]", task]
+    config = load_config(CONFIGS / "quickstart.yaml", changes)
+    again = load_config(write(render(config)))
+    assert again == config
+    assert yaml.safe_load(render(config))["train"]["lr"] == 5e-5
+
+
+def test_the_configuration_is_frozen(minimal):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config(minimal).train.lr = 1.0
+
+
+def test_every_field_is_documented():
+    def fields(section, prefix=""):
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields(kind, f"{prefix}{name}.")
+            else:
+                yield prefix + name, field.description
+
+    undocumented = [name for name, text in [*fields(Config), *fields(OwnTaskConfig)] if not text]
+    assert undocumented == []
+
+
+def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
+    with pytest.raises(ConfigError, match="set runs_dir instead of output_dir"):
+        load_config(minimal, ["compare_with=[kd]", "output_dir=here", "student.pretrained=x"])
+
+
+@pytest.mark.parametrize(
+    ("role", "override", "matters"),
+    [
+        ("finetune", "loss.alpha=0.9", False),
+        ("finetune", "reptile.mu=0.1", False),
+        ("finetune", "teacher.train.lr=0.1", False),
+        ("finetune", "train.lr=0.1", True),
+        ("finetune", "data.max_length=64", True),
+        ("finetune", "student.pretrained=other", True),
+        ("kd", "loss.alpha=0.9", True),
+        ("kd", "reptile.mu=0.1", False),
+        ("kd", "teacher.finetuned=other", True),
+        ("reptile", "reptile.mu=0.1", True),
+        ("reptile", "train.micro_batch_size=4", False),
+        ("reptile", "train.log_every=3", False),
+        ("reptile", "runs_dir=elsewhere", False),
+        ("reptile", "seed=1", True),
+        ("teacher", "train.lr=0.1", False),
+        ("teacher", "teacher.train.lr=0.1", True),
+        ("teacher", "teacher.label_names=[a, b]", False),
+        ("teacher", "task=cola", True),
+    ],
+)
+def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
+    before = load_config(CONFIGS / "rte.yaml").decisive_values(role)
+    after = load_config(CONFIGS / "rte.yaml", [override]).decisive_values(role)
+    assert (before != after) == matters
+
+
+def test_a_student_made_of_the_teachers_layers_depends_on_the_pretrained_teacher():
+    changes = ["student.init=teacher_layers", "student.num_layers=3"]
+    before = load_config(CONFIGS / "rte.yaml", changes).decisive_values("finetune")
+    after = load_config(CONFIGS / "rte.yaml", [*changes, "teacher.pretrained=x"]).decisive_values("finetune")
+    assert before != after

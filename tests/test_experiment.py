@@ -1,0 +1,317 @@
+"""From YAML to results on the offline world, with models of a few thousand weights."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from reptile_distil import Experiment
+from reptile_distil.builders import build_batches, build_student, build_task, choose_device
+from reptile_distil.config import load_config
+from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, RunError
+from reptile_distil.models import load_tokenizer
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """An experiment of about a second, in a folder of its own."""
+
+    def tiny(*overrides):
+        return Experiment.from_yaml(TINY, f"runs_dir={tmp_path}/runs", *overrides)
+
+    return tiny
+
+
+def weights_of(experiment):
+    from safetensors.torch import load_file
+
+    return load_file(experiment.folder.model / "model.safetensors")
+
+
+def epochs_of(folder):
+    records = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["event"] == "epoch"]
+
+
+def test_reptile_trains_a_missing_teacher_first_and_writes_a_whole_run_folder(tiny):
+    experiment = tiny()
+    results = experiment.fit()
+    assert {path.name for path in experiment.folder.path.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "model",
+        "results.json",
+    }
+    assert experiment.teacher_folder.results.exists()
+    assert results == json.loads(experiment.folder.results.read_text())
+    assert results["num_parameters"] == sum(tensor.numel() for tensor in weights_of(experiment).values())
+    assert results["teacher"]["num_parameters"] > results["num_parameters"]
+    for key in ("wall_seconds", "train_seconds", "examples_per_second", "peak_memory_bytes", "num_steps"):
+        assert results[key] > 0
+    assert load_config(experiment.folder.path / "config.yaml") == experiment.config
+
+
+def test_every_epoch_shows_what_happens_to_the_teacher(tiny):
+    experiment = tiny("train.epochs=2")
+    results = experiment.fit()
+    epochs = epochs_of(experiment.folder)
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    for record in epochs:
+        assert 0 <= record["teacher_scores"]["dev"]["accuracy"] <= 1
+        assert 0 <= record["agreement"] <= 1
+        assert record["last_gap"] > 0
+        assert record["teacher_drift"] > 0
+    assert results["teacher"]["scores_at_end"] == epochs[-1]["teacher_scores"]
+
+
+def test_a_frozen_teacher_does_not_drift(tiny):
+    experiment = tiny("method=kd", "train.epochs=2")
+    results = experiment.fit()
+    assert results["teacher"]["scores_at_start"] == results["teacher"]["scores_at_end"]
+    assert [record["teacher_drift"] for record in epochs_of(experiment.folder)] == [0.0, 0.0]
+
+
+def test_the_same_seed_gives_the_same_student_bit_for_bit_and_another_seed_another(tiny, tmp_path):
+    students = []
+    for number, seed in enumerate((1, 1, 2)):
+        experiment = tiny(f"seed={seed}", f"runs_dir={tmp_path}/{number}")
+        experiment.fit()
+        students.append(weights_of(experiment))
+    first, again, other = students
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_all_methods_start_from_the_same_student_and_see_the_same_batches(tiny):
+    starts, orders = [], []
+    for method in ("finetune", "kd", "reptile"):
+        config = tiny(f"method={method}").config
+        torch.manual_seed(len(starts))  # what was drawn before must not matter
+        model, tokenizer = build_student(config, build_task(config))
+        starts.append(model.state_dict())
+        batches = build_batches(config, build_task(config), "train", tokenizer, config.train)
+        orders.append([batch["input_ids"] for epoch in (1, 2) for batch in batches.epoch(epoch)])
+    for start, order in zip(starts[1:], orders[1:], strict=True):
+        assert all(torch.equal(start[name], starts[0][name]) for name in starts[0])
+        assert all(torch.equal(a, b) for a, b in zip(order, orders[0], strict=True))
+
+
+def test_a_finished_run_is_not_run_again(tiny):
+    experiment = tiny("method=finetune")
+    first = experiment.fit()
+    stamp = experiment.folder.results.stat().st_mtime_ns
+    assert tiny("method=finetune").fit() == first
+    assert experiment.folder.results.stat().st_mtime_ns == stamp
+
+
+def test_overwrite_runs_again(tiny):
+    experiment = tiny("method=finetune")
+    experiment.fit()
+    stamp = experiment.folder.results.stat().st_mtime_ns
+    experiment.fit(overwrite=True)
+    assert experiment.folder.results.stat().st_mtime_ns > stamp
+
+
+def test_a_finished_run_with_another_setting_is_refused_not_reused(tiny):
+    tiny("method=finetune").fit()
+    with pytest.raises(RunError, match=r"train\.lr = 0\.001, not 0\.5.*--overwrite"):
+        tiny("method=finetune", "train.lr=0.5").fit()
+
+
+def test_a_teacher_trained_otherwise_is_refused_not_reused(tiny):
+    tiny().fit_teacher()
+    with pytest.raises(RunError, match=r"teacher\.train\.lr = 0\.001, not 0\.5"):
+        tiny("teacher.train.lr=0.5").fit()
+
+
+def test_a_killed_run_is_no_finished_run(tiny, monkeypatch):
+    experiment = tiny("method=finetune")
+    monkeypatch.setattr(type(experiment.folder), "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        experiment.fit()
+    monkeypatch.undo()
+    assert not experiment.folder.results.exists()
+    assert tiny("method=finetune").fit()["num_steps"] > 0
+
+
+def test_the_saved_student_scores_what_its_results_say(tiny):
+    for task in ("toy-sentence", "toy-pair", "toy-threeway", "toy-regression"):
+        experiment = tiny(f"task={task}", "method=finetune")
+        results = experiment.fit()
+        for name, score in experiment.evaluate()["dev"].items():
+            saved = results["scores"]["dev"][name]
+            assert math.isclose(score, saved, rel_tol=1e-6), (task, name)
+
+
+def test_a_teacher_fine_tuned_elsewhere_is_used_as_it_is(tiny, tmp_path):
+    folder = tiny().teacher_folder
+    tiny().fit_teacher()
+    results = tiny(f"runs_dir={tmp_path}/other", f"teacher.finetuned={folder.model}", "method=kd").fit()
+    assert not (tmp_path / "other" / "toy-sentence" / "teacher-seed42").exists()
+    assert results["score"] > 0
+
+
+def test_predictions_name_labels_and_their_probabilities_sum_to_1(tiny):
+    experiment = tiny("method=finetune")
+    experiment.fit()
+    predictions = experiment.predict(["a good film", "not good", "the the the"])
+    assert len(predictions) == 3
+    for prediction in predictions:
+        assert set(prediction.probabilities) == {"negative", "positive"}
+        assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.get)
+    assert experiment.predict([]) == []
+
+
+def test_predictions_come_in_the_order_asked_and_do_not_depend_on_their_neighbours(tiny):
+    experiment = tiny("method=finetune", "task=toy-pair", "train.eval_batch_size=2")
+    experiment.fit()
+    pairs = [("a good film", "a bad film and the plot felt awful"), ("the plot", "good"), ("bad", "a b c d e f g")]
+    together = experiment.predict(pairs)
+    for pair, prediction in zip(pairs, together, strict=True):
+        alone = experiment.predict([pair])[0].probabilities
+        assert prediction.probabilities == pytest.approx(alone, abs=1e-5)
+
+
+def test_regression_predicts_numbers(tiny):
+    experiment = tiny("method=finetune", "task=toy-regression")
+    experiment.fit()
+    (prediction,) = experiment.predict([("good", "bad")])
+    assert isinstance(prediction.label, float)
+    assert prediction.probabilities == {}
+
+
+@pytest.mark.parametrize(("task", "texts"), [("toy-pair", ["alone"]), ("toy-sentence", [("one", "two")])])
+def test_texts_of_the_wrong_kind_are_refused(tiny, task, texts):
+    with pytest.raises(DataError, match=r"expected (pairs of texts|single texts)"):
+        tiny(f"task={task}").predict(texts)
+
+
+def test_an_untrained_experiment_says_what_to_run(tiny):
+    with pytest.raises(RunError, match=r"no trained model yet; run fit\(\)"):
+        tiny().evaluate()
+
+
+def test_two_experiments_in_one_process_do_not_touch_each_other(tiny, tmp_path):
+    alone = tiny("method=kd", f"runs_dir={tmp_path}/alone")
+    alone.fit()
+    first = tiny("method=kd", f"runs_dir={tmp_path}/both")
+    second = tiny("task=toy-pair", "seed=7", "student.num_layers=2")
+    second.fit()
+    first.fit()
+    a, b = weights_of(alone), weights_of(first)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_micro_batches_do_not_change_the_scores_beyond_rounding(tiny, tmp_path):
+    """Accumulation inside a whole run: the same batches in parts of 3 rows, the last one ragged."""
+    students = []
+    for number, size in enumerate(("null", "3")):
+        experiment = tiny("method=finetune", f"runs_dir={tmp_path}/{number}", f"train.micro_batch_size={size}")
+        experiment.fit()
+        students.append(weights_of(experiment))
+    for name, weight in students[0].items():
+        if not name.endswith("key.bias"):  # its gradient is 0 but for rounding
+            torch.testing.assert_close(weight, students[1][name], rtol=0, atol=2e-4, msg=name)
+
+
+def test_bf16_trains_and_keeps_float32_weights(tiny):
+    experiment = tiny("precision=bf16")
+    assert experiment.fit()["num_steps"] > 0
+    assert {tensor.dtype for tensor in weights_of(experiment).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["student.num_layers=3"], LayerMapError, "the student may not be deeper"),
+        (["teacher.pretrained=no/such/model"], ModelError, "no/such/model"),
+        (["teacher.pretrained=./nowhere"], ModelError, r"\./nowhere: no such folder"),
+        (["data.max_length=128"], ModelError, "64 positions, but data.max_length is 128"),
+        (["data.max_train_rows=5000"], DataError, "only 2000 rows"),
+        (["task=toy-sentense"], ConfigError, "unknown task 'toy-sentense'"),
+        (["task=ax"], DataError, "no train split"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_run_folder_is_made(tiny, overrides, error, message):
+    with pytest.raises(error, match=message):
+        tiny("method=finetune", *overrides).fit()
+    with pytest.raises(error, match=message):
+        tiny("method=finetune", *overrides).fit()  # and the second time too
+
+
+def test_unequal_widths_are_refused_for_reptile_and_fine_for_kd(tiny, tmp_path):
+    other = tiny(f"runs_dir={tmp_path}/other", "teacher.pretrained=toy-bert-2L-32H")
+    other.fit_teacher()
+    teacher = f"teacher.finetuned={other.teacher_folder.model}"
+    with pytest.raises(LayerMapError, match="equal width; otherwise use method: kd"):
+        tiny(teacher).fit()
+    assert not tiny().folder.path.exists()
+    assert tiny(teacher, "method=kd").fit()["score"] > 0
+
+
+def test_another_tokenizer_is_refused_with_both_names(tiny, tmp_path):
+    tiny().fit_teacher()
+    model = tiny().teacher_folder.model
+    file = model / "tokenizer.json"
+    file.write_text(file.read_text().replace('"good"', '"goood"'))
+    with pytest.raises(ModelError, match=r"teacher .*model and student toy-bert-2L-16H have different vocabularies"):
+        tiny("method=kd", f"teacher.finetuned={model}").fit()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(device):
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if there[device]:
+        pytest.skip("it is there")
+    with pytest.raises(ConfigError, match=f"device = '{device}': PyTorch finds none here"):
+        choose_device(device)
+
+
+def test_traps_10_and_11_several_processes_are_refused_rather_than_left_to_drift_apart(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a run takes one process"):
+        choose_device("auto")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_an_own_task_needs_files_and_yaml_alone(tiny, tmp_path, suffix):
+    rows = [("the film was good", "up"), ("a bad plot", "down"), ("lovely music", "up"), ("dull scene", "down")] * 4
+    render = {
+        "csv": "review,side\n" + "".join(f'"{text}",{label}\n' for text, label in rows),
+        "tsv": "review\tside\n" + "".join(f"{text}\t{label}\n" for text, label in rows),
+        "jsonl": "".join(json.dumps({"review": text, "side": label}) + "\n" for text, label in rows),
+    }[suffix]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.{suffix}").write_text(render)
+    files = f"{{train: train.{suffix}, dev: dev.{suffix}}}"
+    own = f"{{name: mine, text: [review], label: side, labels: [down, up], metrics: [f1], files: {files}}}"
+    experiment = tiny(f"task={own}", f"data.path={tmp_path}", "data.max_train_rows=null")
+    assert "f1" in experiment.fit()["scores"]["dev"]
+    assert experiment.predict(["good"])[0].label in ("up", "down")
+    assert experiment.folder.path.parent.name == "mine"
+
+
+def test_the_saved_model_loads_with_plain_transformers(tiny):
+    from transformers import pipeline
+
+    experiment = tiny("method=finetune")
+    experiment.fit()
+    text = "the film was not good"
+    classify = pipeline("text-classification", model=str(experiment.folder.model), device="cpu")
+    (plain,) = classify([text])
+    (ours,) = experiment.predict([text])
+    assert plain["label"] == ours.label
+    assert plain["score"] == pytest.approx(ours.probabilities[ours.label], abs=1e-5)
+
+
+def test_the_tokenizer_travels_with_the_model(tiny):
+    experiment = tiny("method=finetune")
+    experiment.fit()
+    saved, original = load_tokenizer(str(experiment.folder.model)), load_tokenizer("toy-bert-2L-16H")
+    assert saved("the film was good")["input_ids"] == original("the film was good")["input_ids"]

@@ -1,0 +1,103 @@
+"""The run folder: what counts as finished, and what is never lost or trusted."""
+
+import json
+
+import pytest
+
+from reptile_distil.errors import RunError
+from reptile_distil.runs import RunFolder
+
+CONFIG = "task: rte\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start(CONFIG, "cpu")
+    return folder
+
+
+def test_a_run_is_finished_when_its_results_are_written(folder):
+    assert folder.read_results({"seed": 1}) is None
+    folder.finish({"score": 0.5, "decisive": {"seed": 1}})
+    assert folder.read_results({"seed": 1})["score"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"seed": 2}, r"seed = 1, not 2"),
+        ({"seed": 1, "train.lr": 0.1}, r"train.lr = None, not 0.1"),
+        ({}, r"seed = 1, not None"),
+    ],
+)
+def test_a_finished_run_with_other_values_is_refused_naming_the_key(folder, wanted, message):
+    folder.finish({"decisive": {"seed": 1}})
+    with pytest.raises(RunError, match=message + ".*--overwrite"):
+        folder.read_results(wanted)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"score": 1}', "null"])
+def test_damaged_results_are_refused_not_trusted(folder, content):
+    folder.results.write_text(content)
+    with pytest.raises(RunError, match=r"results\.json: cannot be read"):
+        folder.read_results({})
+
+
+def test_an_undefined_score_is_null_in_every_file(folder):
+    folder.log({"score": float("nan"), "nested": {"x": [float("inf"), 1.0]}})
+    folder.finish({"score": float("nan"), "decisive": {}})
+    (line,) = (folder.path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"score": None, "nested": {"x": [None, 1.0]}}
+    assert json.loads(folder.results.read_text())["score"] is None
+
+
+def test_a_new_start_removes_what_an_earlier_run_left(folder):
+    folder.log({"step": 1})
+    folder.model.mkdir()
+    folder.finish({"decisive": {}})
+    folder.start(CONFIG, "cpu")
+    assert not folder.results.exists()
+    assert not folder.model.exists()
+    assert (folder.path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        RunFolder(tmp_path).start(CONFIG, "cpu")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RunError, match="cannot be written"):
+        RunFolder(tmp_path / "run" / "deeper").start(CONFIG, "cpu")
+
+
+class FakeModel:
+    def __init__(self, text, *, fails=False):
+        self.text, self.fails = text, fails
+
+    def save_pretrained(self, path):
+        path.mkdir(exist_ok=True)
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        (path / f"{self.text}.txt").write_text(self.text)
+
+
+def test_saving_replaces_the_model_as_a_whole(folder):
+    folder.save_model(FakeModel("old"), FakeModel("tokenizer"))
+    folder.save_model(FakeModel("new"), FakeModel("tokenizer"))
+    assert {path.name for path in folder.model.iterdir()} == {"new.txt", "tokenizer.txt"}
+    assert {path.name for path in folder.path.iterdir()} >= {"model", "config.yaml"}
+    assert not (folder.path / "model.old").exists()
+
+
+def test_a_failed_save_leaves_the_model_before_it(folder):
+    folder.save_model(FakeModel("old"), FakeModel("tokenizer"))
+    with pytest.raises(OSError, match="No space"):
+        folder.save_model(FakeModel("new", fails=True), FakeModel("tokenizer"))
+    assert (folder.model / "old.txt").read_text() == "old"
+    folder.save_model(FakeModel("newer"), FakeModel("tokenizer"))
+    assert (folder.model / "newer.txt").exists()

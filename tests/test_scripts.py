@@ -1,0 +1,192 @@
+"""Each script, run as a user runs it: end to end, offline, on a model of a few thousand weights."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reptile_distil import cli
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "tiny.yaml"
+
+
+@pytest.fixture
+def call(tmp_path, capsys):
+    """Runs a script's main in this process: its exit code, stdout and stderr."""
+
+    def call(name, *arguments, config=TINY):
+        options = ["--config", str(config)] if config else []
+        main = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
+        try:
+            code = cli.run(main, [*options, f"runs_dir={tmp_path}/runs", *map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def test_finetune_trains_the_teacher(call, tmp_path):
+    code, out, _ = call("finetune")
+    assert code == 0
+    assert "| teacher |" in out
+    assert (tmp_path / "runs/toy-sentence/teacher-seed42/results.json").exists()
+
+
+def test_finetune_trains_the_student_alone_when_asked(call, tmp_path):
+    code, out, _ = call("finetune", "--model", "student")
+    assert code == 0
+    assert "| finetune |" in out
+    assert not (tmp_path / "runs/toy-sentence/teacher-seed42").exists()
+
+
+def test_distil_ends_in_a_table_of_teacher_and_all_methods(call):
+    code, out, _ = call("distil", "compare_with=[kd, finetune]")
+    assert code == 0
+    header, rule, *rows = out.strip().splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")][:3] == ["run", "dev accuracy", "teacher at end"]
+    assert [row.split("|")[1].strip() for row in rows] == ["teacher", "reptile", "kd", "finetune"]
+    assert len({len(line) for line in (header, rule, *rows)}) == 1
+
+
+def test_evaluate_gives_the_score_that_the_run_gave(call, tmp_path):
+    call("distil", "method=finetune")
+    folder = tmp_path / "runs/toy-sentence/finetune-seed42"
+    code, out, _ = call("evaluate", "--model", folder / "model", config=None)
+    assert code == 0
+    split, metric, score = out.split()
+    saved = json.loads((folder / "results.json").read_text())["scores"]["dev"]["accuracy"]
+    assert (split, metric, float(score)) == ("dev", "accuracy", pytest.approx(saved, abs=1e-6))
+
+
+def test_evaluate_writes_predictions_whose_accuracy_is_the_score(call, tmp_path):
+    call("distil", "method=finetune")
+    model, file = tmp_path / "runs/toy-sentence/finetune-seed42/model", tmp_path / "predictions.tsv"
+    code, out, _ = call("evaluate", "--model", model, "--split", "test", "--predictions", file, config=None)
+    assert code == 0
+    header, *rows = [line.split("\t") for line in file.read_text().splitlines()]
+    assert header == ["index", "prediction", "probability", "label"]
+    assert [int(row[0]) for row in rows] == list(range(500))
+    accuracy = sum(row[1] == row[3] for row in rows) / 500
+    assert f"test\taccuracy\t{accuracy:.6f}" in out
+
+
+def test_evaluate_predicts_a_split_without_labels(call, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\na good film,up\nbad,down\n")
+    (tmp_path / "test.csv").write_text("text\ngood\nthe bad plot\nfilm\n")
+    files = "{train: rows.csv, dev: rows.csv, test: test.csv}"
+    task = f"task={{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {files}}}"
+    options = [task, f"data.path={tmp_path}", "data.max_train_rows=null"]
+    assert call("distil", "method=finetune", *options)[0] == 0
+    model, file = tmp_path / "runs/mine/finetune-seed42/model", tmp_path / "predictions.tsv"
+    code, out, _ = call("evaluate", "--model", model, "--split", "test", "--predictions", file, *options)
+    assert code == 0
+    assert "no labels, so no scores" in out
+    assert len(file.read_text().splitlines()) == 4
+
+
+def test_a_three_way_student_is_evaluated_on_another_task_of_the_same_labels(call, tmp_path):
+    """As MNLI's student is on AX: the labels are the same by name."""
+    call("distil", "method=finetune", "task=toy-threeway")
+    (tmp_path / "AX").mkdir()
+    rows = "".join(f"{index}\tthe film was good\tthe film was bad\n" for index in range(1104))
+    (tmp_path / "AX" / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n" + rows)
+    model, file = tmp_path / "runs/toy-threeway/finetune-seed42/model", tmp_path / "ax.tsv"
+    options = ["--split", "test", "--predictions", file, "task=ax", f"data.path={tmp_path}"]
+    code, _, err = call("evaluate", "--model", model, *options)
+    assert code == 0, err
+    assert len(file.read_text().splitlines()) == 1105
+
+
+def test_print_config_prints_yaml_that_loads_and_trains_nothing(call, tmp_path):
+    code, out, _ = call("distil", "--print-config", "seed=7")
+    assert code == 0
+    (tmp_path / "printed.yaml").write_text(out)
+    code, again, _ = call("distil", "--print-config", config=tmp_path / "printed.yaml")
+    assert again == out
+    assert "seed: 7" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("distil", ["train.lrr=1"], "unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        ("distil", ["train.lr=fast"], "train.lr = 'fast'"),
+        ("distil", ["task=sst3", "data.path=."], "unknown task 'sst3'"),
+        ("distil", ["task=sst2", "data.path=no-such-folder", "method=finetune"], "no-such-folder"),
+        ("distil", ["teacher.pretrained=./none"], "./none: no such folder"),
+        ("finetune", ["student.num_layers=0"], "student.num_layers = 0"),
+        ("finetune", ["device=cuda"], "device = 'cuda'"),
+        ("evaluate", ["--model", "./none"], "./none: no such folder"),
+        ("evaluate", ["--model", "./none", "--split", "train2"], "./none"),
+    ],
+)
+def test_a_users_fault_is_one_sentence_and_exit_code_2(call, script, arguments, message):
+    if "device=cuda" in arguments and __import__("torch").cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    code, _, err = call(script, *arguments)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_missing_configuration_is_one_sentence(call):
+    code, _, err = call("distil", config="nowhere.yaml")
+    assert (code, err) == (2, "error: nowhere.yaml: no such file\n")
+
+
+def test_ctrl_c_says_what_is_left_and_exits_130(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130
+    assert "interrupted; the run is not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "text"), [(28, "No space left on device"), (13, "Permission denied")])
+def test_a_full_disk_or_a_forbidden_folder_is_one_sentence(capsys, number, text):
+    def fails(_):
+        raise OSError(number, text, "runs/x")
+
+    assert cli.run(fails) == 2
+    assert capsys.readouterr().err == f"error: runs/x: {text}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def broken(_):
+        raise FileNotFoundError(2, "No such file", "x")
+
+    with pytest.raises(FileNotFoundError):
+        cli.run(broken)
+
+
+def test_as_a_process_the_evaluate_script_does_not_hide_the_evaluate_package(tmp_path):
+    """`python scripts/evaluate.py` puts scripts/ first on the import path, where evaluate.py waits to be imported."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "--config", str(TINY), "--model", "./none"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ./none: no such folder")
+
+
+def test_importing_the_package_prints_nothing_and_loads_nothing_heavy():
+    code = "import sys, reptile_distil; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_every_public_name_can_be_imported():
+    import reptile_distil
+
+    assert all(getattr(reptile_distil, name) is not None for name in reptile_distil.__all__)
+    assert set(reptile_distil.__all__) <= set(dir(reptile_distil))
+    with pytest.raises(AttributeError, match="no attribute 'Reptile'"):
+        _ = reptile_distil.Reptile
