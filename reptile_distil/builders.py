@@ -95,6 +95,11 @@ def student_source(config: Config) -> str:
     return config.teacher.pretrained
 
 
+def wider_tokenizer(teacher: Any, student: Any) -> Any:
+    """Of two tokenizers with the same ids, the one that gives more inputs: BERT needs segments, DistilBERT has none."""
+    return max(student, teacher, key=lambda tokenizer: len(tokenizer.model_input_names))
+
+
 def build_method(
     config: Config, student: Student, teacher: Teacher | None, settings: TrainConfig, *, teacher_moves: bool
 ) -> BuiltMethod:

@@ -26,10 +26,12 @@ def predict_logits(model: Classifier, batches: Batches) -> NDArray[np.float32]:
     was_training = model.training
     model.eval()
     order, logits = [], []
-    for rows, batch in batches.in_length_order():
-        order.append(rows)
-        logits.append(model(batch).float().cpu())
-    model.train(was_training)
+    try:
+        for rows, batch in batches.in_length_order():
+            order.append(rows)
+            logits.append(model(batch).float().cpu())
+    finally:
+        model.train(was_training)
     in_order = np.empty((batches.num_rows, logits[0].shape[1]), dtype=np.float32)
     in_order[np.concatenate(order)] = torch.cat(logits).numpy()
     return in_order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from reptile_distil.builders import (
     build_task,
     choose_device,
     student_source,
+    wider_tokenizer,
 )
 from reptile_distil.config import Config, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
@@ -110,11 +111,14 @@ class Experiment:
         started = time.perf_counter()
         reset_peak_memory(self.device)
         model, tokenizer = build_student(config, self.task)
-        teacher = None
+        teacher, batch_tokenizer = None, tokenizer
         if teacher_name is not None:
-            check_same_tokenizer(teacher_name, load_tokenizer(teacher_name), student_source(config), tokenizer)
+            teacher_tokenizer = load_tokenizer(teacher_name)
+            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
+            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
-        results = self._train(method, self.folder, config.train, model, tokenizer, teacher)
+        data = self._load_data(batch_tokenizer, config.train)
+        results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
         return self._finish(self.folder, results, decisive, started)
 
     def fit_teacher(self, *, overwrite: bool = False) -> Results:
@@ -125,11 +129,10 @@ class Experiment:
             return results
         started = time.perf_counter()
         reset_peak_memory(self.device)
-        name = self.config.teacher.pretrained
-        model = load_pretrained(name, self.task, seed=self.config.seed)
-        results = self._train(
-            "teacher", self.teacher_folder, self.config.teacher.train, model, load_tokenizer(name), None
-        )
+        name, settings = self.config.teacher.pretrained, self.config.teacher.train
+        model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        data = self._load_data(tokenizer, settings)
+        results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
         return self._finish(self.teacher_folder, results, decisive, started)
 
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
@@ -171,15 +174,18 @@ class Experiment:
         return self._name_predictions(predict_logits(classifier, batches))
 
     def _train(
-        self, role: str, folder: RunFolder, settings: TrainConfig, model: Any, tokenizer: Any, teacher: Teacher | None
+        self,
+        role: str,
+        folder: RunFolder,
+        settings: TrainConfig,
+        model: Any,
+        tokenizer: Any,
+        data: Mapping[str, Batches],
+        teacher: Teacher | None,
     ) -> Results:
         """Trains `model`; the results but for what concerns the whole run."""
-        if "train" not in self.task.splits:
-            raise DataError(f"task {self.task.name} has no train split to train on")
         check_length(role, model, self.config.data.max_length)
-        splits = (self.task.selection_split, *self.task.dev_splits[1:])
-        dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
-        batches = build_batches(self.config, self.task, "train", tokenizer, settings)
+        batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
         student = Student(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
         teacher_moves = role == "reptile"
         method, optimizers = build_method(self.config, student, teacher, settings, teacher_moves=teacher_moves)
@@ -227,6 +233,13 @@ class Experiment:
                 "scores_at_end": examiner.teacher_scores,
             }
         return results
+
+    def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
+        """Batches of the training split and of each dev split."""
+        if "train" not in self.task.splits:
+            raise DataError(f"task {self.task.name} has no train split to train on")
+        splits = ("train", self.task.selection_split, *self.task.dev_splits[1:])
+        return {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
 
     def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
         results |= {

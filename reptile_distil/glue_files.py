@@ -62,7 +62,9 @@ def find_official_file(task: Task, split: str, folder: Path) -> Path | None:
     """The file of `folder` that holds a split of a GLUE task, or None."""
     candidates = [f"{split}.tsv"]
     if task.name == "ax":
-        candidates = ["diagnostic-full.tsv", "diagnostic.tsv"]
+        # Its folder and file have had several names; the labelled file comes first.
+        names = ("diagnostic-full.tsv", "diagnostic.tsv", "AX.tsv")
+        candidates = [*names, *(f"diagnostic/{name}" for name in names)]
     elif task.name == "mrpc" and split == "test":
         candidates = ["test.tsv", _MRPC_TEST]
     elif task.name == "mrpc" and not any((folder / name).is_file() for name in ("train.tsv", "dev.tsv")):

@@ -36,6 +36,8 @@ def resolve_layer_map(
 
     Raises `LayerMapError` where the map makes no sense for these two depths.
     """
+    if num_student_layers < 1:
+        raise LayerMapError("a student needs at least one layer")
     depths = f"{num_teacher_layers} teacher layers and {num_student_layers} student layers"
     if not isinstance(layer_map, str):
         return _check_explicit(layer_map, num_teacher_layers, num_student_layers)
@@ -64,7 +66,7 @@ def resolve_layer_map(
 def _check_explicit(
     layer_map: Sequence[int | Sequence[int]], num_teacher_layers: int, num_student_layers: int
 ) -> LayerMap:
-    resolved = tuple((entry,) if isinstance(entry, int) else tuple(entry) for entry in layer_map)
+    resolved = tuple(tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in layer_map)
     if len(resolved) != num_student_layers:
         raise LayerMapError(
             f"layer map {list(layer_map)}: {len(resolved)} entries, but {num_student_layers} student layers"
@@ -72,6 +74,8 @@ def _check_explicit(
     seen: set[int] = set()
     for k, teacher_layers in enumerate(resolved):
         for j in teacher_layers:
+            if not isinstance(j, int) or isinstance(j, bool):
+                raise LayerMapError(f"layer map {list(layer_map)}: {j!r} is no layer number")
             if not 0 <= j < num_teacher_layers:
                 raise LayerMapError(
                     f"layer map {list(layer_map)}: student layer {k} is matched with teacher layer {j}, "
@@ -140,7 +144,8 @@ def _check_shapes(teacher_name: str, teacher: Tensor, student_name: str, student
     if teacher.shape != student.shape:
         raise LayerMapError(
             f"teacher {teacher_name!r} has shape {tuple(teacher.shape)}, student {student_name!r} has shape "
-            f"{tuple(student.shape)}: Reptile needs a teacher and a student of equal width; otherwise use method: kd"
+            f"{tuple(student.shape)}: Reptile needs teacher and student of equal width, vocabulary and classes; "
+            "otherwise use method: kd"
         )
 
 

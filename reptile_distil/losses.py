@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha = {alpha}: expected a weight from 0 to 1")
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature = {temperature}: expected a number above 0")
         if regression not in ("mse", "none"):
             raise ValueError(f"regression = {regression!r}: expected 'mse' or 'none'")

@@ -38,15 +38,19 @@ def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> floa
     if metric == "f1":
         return float(sk.f1_score(expected, predicted, zero_division=0.0))
     if metric == "matthews_correlation":
-        return float(sk.matthews_corrcoef(expected, predicted))
+        with warnings.catch_warnings():
+            # One class alone on both sides: scikit-learn warns, and says 0.
+            warnings.simplefilter("ignore", UserWarning)
+            return float(sk.matthews_corrcoef(expected, predicted))
     if metric not in ("pearson", "spearmanr"):
         raise ValueError(f"metric {metric!r}: expected accuracy, f1, matthews_correlation, pearson or spearmanr")
     correlation = stats.pearsonr if metric == "pearson" else stats.spearmanr
-    if len(predicted) < 2:
+    if len(predicted) < 2 or not (np.isfinite(predicted).all() and np.isfinite(expected).all()):
         return math.nan
     with warnings.catch_warnings():
         # A constant prediction has no correlation: the NaN says so.
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
         return float(correlation(predicted, expected).statistic)
 
 

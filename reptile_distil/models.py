@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -38,8 +37,12 @@ class Classifier(nn.Module):
 
     @classmethod
     def wrap(cls, model: nn.Module) -> Self:
-        """The model itself where it is wrapped already, else a wrapper around it."""
-        return model if isinstance(model, cls) else cls(model)
+        """The model itself where it is such a wrapper already, else a wrapper around it."""
+        if isinstance(model, cls):
+            return model
+        if isinstance(model, Classifier):
+            return cls(model.model, autocast_dtype=model.autocast_dtype)
+        return cls(model)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, C). Entries of the batch that the model does not take, such as labels, are left out."""
@@ -113,9 +116,9 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
 def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> Any:
     """The classifier `name` (folder or hub name) in float32, its outputs in the task's label order.
 
-    Labels are compared by the names in the model's own `id2label`, or, where that only says LABEL_0, LABEL_1, ...,
-    by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is missing or its
-    labels are not the task's.
+    Labels are compared by the names in the model's own `id2label`, or, where those are not the task's (LABEL_0,
+    LABEL_1, ...), by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is
+    missing or its labels are not the task's.
     """
     model, report = _load(
         transformers.AutoModelForSequenceClassification, name, dtype=torch.float32, output_loading_info=True
@@ -131,9 +134,12 @@ def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> An
 
 def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.Module:
     """A student made of the given teacher layers (counted from 0) and copies of everything outside the layers."""
+    if not layers:
+        raise ModelError("a student needs at least one of the teacher's layers")
     depth = len(encoder_layers(teacher)[1])
     layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
-    student = _new_classifier(_with_depth(teacher.config, len(layers)))
+    with _seeded(0):  # every weight drawn here is overwritten below
+        student = _new_classifier(_with_depth(teacher.config, len(layers)))
     with torch.no_grad():
         for pair in pair_parameters(teacher, student, layer_map):
             pair.student.copy_(pair.teacher)
@@ -147,19 +153,25 @@ def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of the model `name` (folder, hub name or toy)."""
+    """The tokenizer of the model `name` (folder, hub name or toy). Raises `ModelError` where it has no vocabulary."""
     if toy.is_toy_model(name):
         return toy.tokenizer()
-    return _load(transformers.AutoTokenizer, name)
+    tokenizer = _load(transformers.AutoTokenizer, name)
+    # A folder without tokenizer files gives a tokenizer all the same, which knows nothing but its special tokens.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"{name}: has no vocabulary; put the tokenizer's files beside the model's")
+    return tokenizer
 
 
 def check_same_tokenizer(teacher_name: str, teacher: Any, student_name: str, student: Any) -> None:
     """Raises `ModelError` unless both tokenizers turn text into the same ids: one batch feeds both models."""
     probe = "Déjà-vu: ÀÉÎ, don't 中文 STRASSE ß?"
+    normalizers = [str(getattr(tokenizer.backend_tokenizer, "normalizer", None)) for tokenizer in (teacher, student)]
     differences = {
         "vocabularies": teacher.get_vocab() != student.get_vocab(),
         "special tokens": teacher.special_tokens_map != student.special_tokens_map,
-        "ways to cut or lower-case text": teacher(probe)["input_ids"] != student(probe)["input_ids"],
+        "ways to lower-case and clean text": normalizers[0] != normalizers[1],
+        "ways to cut text": teacher(probe)["input_ids"] != student(probe)["input_ids"],
     }
     for what, differ in differences.items():
         if differ:
@@ -210,9 +222,9 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
     if task.is_regression:
         return
     has = [model.config.id2label[i] for i in range(task.num_labels)]
-    if label_names and all(re.fullmatch(r"LABEL_\d+", str(label)) for label in has):
-        has = list(label_names)
     wanted = [_plain(label) for label in task.label_names]
+    if label_names and sorted(map(_plain, has)) != sorted(wanted):
+        has = list(label_names)
     if sorted(map(_plain, has)) != sorted(wanted):
         raise ModelError(
             f"{name}: its labels are {', '.join(map(str, has))}, "
@@ -245,14 +257,19 @@ def _output_layer(model: Any, num_labels: int) -> nn.Linear:
 
 def _load(loader: Any, name: str, **options: Any) -> Any:
     """`loader.from_pretrained(name)`: from a folder or the local cache, and only then over the network."""
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
     with quiet_transformers():
+        # Damaged files fail in many ways, each with an exception of its own.
         try:
             return loader.from_pretrained(name, local_files_only=True, **options)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             local_fault = error
-        if Path(name).exists() or name.startswith((".", "/", "~")):
-            what = "is no folder of a model and tokenizer" if Path(name).exists() else "no such folder"
-            raise ModelError(f"{name}: {what}: {_first_sentence(local_fault)}") from None
+        if Path(name).exists():
+            raise ModelError(
+                f"{name}: no model or tokenizer can be loaded from this folder: {_first_sentence(local_fault)}"
+            ) from None
+        if name.startswith((".", "/")):
+            raise ModelError(f"{name}: no such folder")
         if not hub_is_reachable():
             raise ModelError(
                 f"{name}: neither a folder here nor in the local cache, and the hub cannot be reached; "
@@ -260,7 +277,7 @@ def _load(loader: Any, name: str, **options: Any) -> Any:
             )
         try:
             return loader.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise ModelError(f"{name}: cannot be loaded from the hub: {_first_sentence(error)}") from None
 
 

@@ -1,7 +1,7 @@
 """The offline world: four generated tasks with real signal, a small vocabulary, and small random BERTs.
 
-Nothing is downloaded or read from disk. A task is fixed: its examples never depend on a run's seed. One training
-label in ten is wrong, so that a model that has seen more can teach one that has seen less.
+Nothing is downloaded or read from disk. A task is fixed: its examples never depend on a run's seed. In
+training, one class label in ten is wrong and ratings carry noise, so that a teacher can know better than the labels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import datasets
 import numpy as np
 import transformers
 
-from reptile_distil.errors import DataError
+from reptile_distil.errors import DataError, ModelError
 from reptile_distil.tasks import Task
 
 NUM_ROWS = {"train": 2000, "dev": 500, "test": 500}
 LABEL_NOISE = 0.1  # fraction of training labels replaced; dev and test are clean
+RATING_NOISE = 0.5  # standard deviation, in points of 0 to 5
 
 _POSITIVE = "good great lovely warm clever bright honest gentle funny moving".split()
 _NEGATIVE = "bad awful ugly cold stupid dull false cruel boring clumsy".split()
@@ -103,8 +104,10 @@ def model_config(name: str) -> transformers.BertConfig:
     """The configuration of a toy model; its weights are drawn where the model is made."""
     match = _MODEL_NAME.fullmatch(name)
     if match is None:
-        raise DataError(f"{name!r} is no toy model: expected a name such as toy-bert-4L-64H")
+        raise ModelError(f"{name!r} is no toy model: expected a name such as toy-bert-4L-64H")
     num_layers, width = map(int, match.groups())
+    if num_layers < 1 or width < 4 or width % 4:
+        raise ModelError(f"{name!r}: a toy model needs a layer or more and a width that is a multiple of its 4 heads")
     return transformers.BertConfig(
         vocab_size=len(_SPECIAL) + len(_WORDS),
         hidden_size=width,
@@ -125,7 +128,7 @@ def tokenizer() -> Any:
 
 def _noisy(label: Any, num_labels: int, rng: np.random.Generator) -> Any:
     if num_labels == 1:
-        return float(np.clip(label + rng.normal(scale=0.5), 0, 5))
+        return float(np.clip(label + rng.normal(scale=RATING_NOISE), 0, 5))
     if rng.random() < LABEL_NOISE:
         return int((label + rng.integers(1, num_labels)) % num_labels)
     return label

@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--predictions needs --split: one file holds one split")
     if arguments.config is None:  # the configuration that the model was trained with
         arguments.config = Path(arguments.model).parent / "config.yaml"
+        if not arguments.config.exists():
+            parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
     config = config_of(arguments)
 
     from reptile_distil.experiment import Experiment

@@ -11,7 +11,7 @@ from reptile_distil import Experiment
 from reptile_distil.builders import build_batches, build_student, build_task, choose_device
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, RunError
-from reptile_distil.models import load_tokenizer
+from reptile_distil.models import Teacher, load_tokenizer
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -249,10 +249,32 @@ def test_unequal_widths_are_refused_for_reptile_and_fine_for_kd(tiny, tmp_path):
     other = tiny(f"runs_dir={tmp_path}/other", "teacher.pretrained=toy-bert-2L-32H")
     other.fit_teacher()
     teacher = f"teacher.finetuned={other.teacher_folder.model}"
-    with pytest.raises(LayerMapError, match="equal width; otherwise use method: kd"):
+    with pytest.raises(LayerMapError, match="equal width, vocabulary and classes; otherwise use method: kd"):
         tiny(teacher).fit()
     assert not tiny().folder.path.exists()
     assert tiny(teacher, "method=kd").fit()["score"] > 0
+
+
+def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
+
+    vocabulary = load_tokenizer("toy-bert-2L-16H").get_vocab()
+    shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 64}
+    student = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(vocabulary), **shape))
+    student.save_pretrained(tmp_path / "student")
+    DistilBertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "student")
+    segments = []
+    soft_labels = Teacher.soft_labels
+    monkeypatch.setattr(
+        Teacher, "soft_labels", lambda self, b: segments.append(b["token_type_ids"].max()) or soft_labels(self, b)
+    )
+    start = ["student.init=pretrained", "student.num_layers=null", f"student.pretrained={tmp_path}/student"]
+    experiment = tiny("task=toy-pair", "method=kd", *start)
+    results = experiment.fit()
+    assert segments
+    assert all(segment == 1 for segment in segments)
+    saved = results["scores"]["dev"]["accuracy"]
+    assert experiment.evaluate()["dev"]["accuracy"] == pytest.approx(saved)
 
 
 def test_another_tokenizer_is_refused_with_both_names(tiny, tmp_path):

@@ -85,6 +85,13 @@ def test_trap_02_mnli_labels_are_read_by_name_into_the_hubs_order(tmp_path):
     assert read(tmp_path, "mnli", "train", train=content).labels == [2, 0, 1]
 
 
+@pytest.mark.parametrize("name", ["AX.tsv", "diagnostic/diagnostic.tsv", "diagnostic/diagnostic-full.tsv"])
+def test_the_diagnostic_set_is_found_under_each_of_its_names(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("index\tsentence1\tsentence2\n")
+    assert find_official_file(GLUE["ax"], "test", tmp_path) == tmp_path / name
+
+
 def test_the_labelled_diagnostic_file_is_preferred(tmp_path):
     rows = read(
         tmp_path,

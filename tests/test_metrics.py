@@ -91,7 +91,6 @@ def test_f1_without_any_class_1_is_0_without_a_warning():
     assert score("f1", [0, 0], [0, 0]) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="scikit-learn's UserWarning: a single label was found")
 def test_trap_09_one_class_on_both_sides_scores_0_without_a_warning():
     assert score("matthews_correlation", [0, 0], [0, 0]) == 0
 

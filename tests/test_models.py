@@ -130,7 +130,6 @@ def test_a_wrapped_model_is_not_wrapped_again(wrapper):
     assert wrapper.wrap(wrapped) is wrapped
 
 
-@pytest.mark.xfail(strict=True, reason="wraps the wrapper, whose forward takes no input_ids: KeyError")
 def test_a_student_may_become_a_teacher():
     student = Student(bert(2), autocast_dtype=torch.bfloat16)
     teacher = Teacher.wrap(student)
@@ -376,9 +375,6 @@ def test_trap_02_the_names_of_a_model_that_has_the_tasks_count_more_than_the_giv
     assert torch.equal(logits_of(model), logits_of(saved))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the remedy in the message is ignored unless the names are LABEL_0, LABEL_1, ..."
-)
 def test_trap_02_the_remedy_works_for_other_names_too(tmp_path):
     saved = bert(2)
     folder = save(saved, tmp_path, ["con", "ent", "neu"])
@@ -447,7 +443,9 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path):
         lambda name: load_finetuned(name, MNLI),
         load_tokenizer,
     ):
-        with pytest.raises(ModelError, match=rf"^{tmp_path}: is no folder of a model and tokenizer: [^\n]*$"):
+        with pytest.raises(
+            ModelError, match=rf"^{tmp_path}: no model or tokenizer can be loaded from this folder: [^\n]*$"
+        ):
             load(str(tmp_path))
 
 
@@ -455,11 +453,10 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path):
 def test_a_broken_config_is_one_sentence(tmp_path, text):
     folder = save(bert(2), tmp_path)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=rf"^{folder}: is no folder of a model and tokenizer: [^\n]*$"):
+    with pytest.raises(ModelError, match=rf"^{folder}: no model or tokenizer can be loaded from this folder: [^\n]*$"):
         load_pretrained(folder, MNLI, seed=0)
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors' and transformers' own errors come through")
 @pytest.mark.parametrize(
     "load", [lambda name: load_pretrained(name, MNLI, seed=0), lambda name: load_finetuned(name, MNLI)]
 )
@@ -471,7 +468,6 @@ def test_weights_that_were_cut_off_in_a_download_are_one_sentence(tmp_path, load
         load(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="transformers' own RuntimeError comes through")
 def test_a_fine_tuned_head_of_another_shape_than_the_config_says_is_one_sentence(tmp_path):
     folder = save(bert(2, num_labels=2), tmp_path)
     edit_config(tmp_path, id2label=dict(enumerate(MNLI.label_names)))
@@ -479,7 +475,6 @@ def test_a_fine_tuned_head_of_another_shape_than_the_config_says_is_one_sentence
         load_finetuned(folder, MNLI)
 
 
-@pytest.mark.xfail(strict=True, reason="AutoTokenizer makes an empty vocabulary up: every word would be [UNK]")
 def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path):
     folder = save(bert(2), tmp_path)
     with pytest.raises(ModelError, match=f"^{folder}: "):
@@ -505,11 +500,11 @@ def test_trap_17_the_local_cache_is_asked_before_the_network(monkeypatch):
         asked.append((name, options))
         if "local_files_only" in options:
             raise OSError("not in the cache")
-        return "tokenizer"
+        return toy.tokenizer()
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
     monkeypatch.setattr(models, "hub_is_reachable", lambda: asked.append("reachable?") or True)
-    assert load_tokenizer("some/name") == "tokenizer"
+    assert len(load_tokenizer("some/name")) == len(toy.tokenizer())
     assert asked == [("some/name", {"local_files_only": True}), "reachable?", ("some/name", {})]
 
 
@@ -574,7 +569,6 @@ def test_a_student_keeps_the_teachers_label_names(tmp_path):
         assert student.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
-@pytest.mark.xfail(strict=True, reason="weights that are overwritten at once are drawn from the global random numbers")
 def test_copying_layers_leaves_the_global_random_numbers_alone():
     teacher = bert(4)
     torch.manual_seed(5)
@@ -632,8 +626,8 @@ def test_tokenizers_that_agree_pass():
         (lambda: tokenizer(words=("the", "cat")), "vocabularies"),
         (lambda: tokenizer(words=("don", "the", "déjà", "deja", "STRASSE", "strasse")), "vocabularies"),
         (lambda: tokenizer(unk_token="[OTHER]"), "special tokens"),
-        (lambda: tokenizer(do_lower_case=False), "ways to cut or lower-case text"),
-        (lambda: tokenizer(strip_accents=False), "ways to cut or lower-case text"),
+        (lambda: tokenizer(do_lower_case=False), "ways to lower-case and clean text"),
+        (lambda: tokenizer(strip_accents=False), "ways to lower-case and clean text"),
     ],
 )
 def test_tokenizers_that_give_other_ids_are_refused_with_both_names(other, difference):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reptile_distil import toy
-from reptile_distil.errors import DataError
+from reptile_distil.errors import DataError, ModelError
 from reptile_distil.tasks import get_task
 
 NAMES = ("toy-sentence", "toy-pair", "toy-threeway", "toy-regression")
@@ -254,8 +254,14 @@ def test_only_such_names_are_toy_models(name, is_toy):
     assert toy.is_toy_model(name) == is_toy
 
 
+@pytest.mark.parametrize("name", ["toy-bert-0L-64H", "toy-bert-2L-0H", "toy-bert-2L-30H"])
+def test_a_shape_that_cannot_be_built_is_refused(name):
+    with pytest.raises(ModelError, match="a layer or more and a width that is a multiple of its 4 heads"):
+        toy.model_config(name)
+
+
 def test_another_name_is_refused_with_an_example():
-    with pytest.raises(DataError, match="'bert-base' is no toy model: expected a name such as toy-bert-4L-64H"):
+    with pytest.raises(ModelError, match="'bert-base' is no toy model: expected a name such as toy-bert-4L-64H"):
         toy.model_config("bert-base")
 
 
