@@ -10,14 +10,16 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import transformers
 
 from reptile_distil.errors import DataError, ModelError
 from reptile_distil.tasks import Task
+
+if TYPE_CHECKING:
+    import datasets
 
 NUM_ROWS = {"train": 2000, "dev": 500, "test": 500}
 LABEL_NOISE = 0.1  # fraction of training labels replaced; dev and test are clean
@@ -81,6 +83,8 @@ of positive opinions in both reviews together.
 
 def load_split(task: Task, split: str) -> datasets.Dataset:
     """The rows of a toy task's split: columns `text`, `text_pair` for pairs, and `label`; always the same."""
+    import datasets  # takes a second, and the toy models do without
+
     if split not in NUM_ROWS:
         raise DataError(f"task {task.name}: no split {split!r}; it has {', '.join(NUM_ROWS)}")
     rng = np.random.default_rng(zlib.crc32(f"{task.name}/{split}".encode()))
