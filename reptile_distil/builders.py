@@ -16,12 +16,14 @@ from reptile_distil import toy
 from reptile_distil.config import Config, TrainConfig
 from reptile_distil.data import Batches, draw_rows, tokenize
 from reptile_distil.errors import ConfigError, DataError
-from reptile_distil.layer_map import encoder_layers, resolve_layer_map
+from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import (
     Student,
     Teacher,
+    check_length,
+    check_same_tokenizer,
     load_pretrained,
     load_tokenizer,
     start_from_teacher_layers,
@@ -93,6 +95,18 @@ def student_source(config: Config) -> str:
     if config.student.init == "pretrained" and config.student.pretrained is not None:
         return config.student.pretrained
     return config.teacher.pretrained
+
+
+def check_pair(config: Config, task: Task) -> None:
+    """Raises now what the student's run would raise only after the teacher has been fine-tuned."""
+    name, limit = config.teacher.pretrained, config.data.max_length
+    student, tokenizer = build_student(config, task)
+    check_same_tokenizer(name, load_tokenizer(name), student_source(config), tokenizer)
+    check_length(student_source(config), student, limit)
+    teacher = load_pretrained(name, task, seed=config.seed)
+    check_length(name, teacher, limit)
+    if config.method == "reptile":
+        match_models(teacher, student, config.reptile.layer_map)
 
 
 def wider_tokenizer(teacher: Any, student: Any) -> Any:

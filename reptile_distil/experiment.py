@@ -20,6 +20,7 @@ from reptile_distil.builders import (
     build_schedules,
     build_student,
     build_task,
+    check_pair,
     choose_device,
     student_source,
     wider_tokenizer,
@@ -106,6 +107,9 @@ class Experiment:
         teacher_name = None
         if method != "finetune":
             if config.teacher.finetuned is None:
+                self.folder.check_usable()
+                if not self.teacher_folder.results.exists():
+                    check_pair(config, self.task)
                 self.fit_teacher()
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         started = time.perf_counter()

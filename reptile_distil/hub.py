@@ -7,7 +7,7 @@ files first (`local_files_only=True`), call `require_hub` second, and only then 
 import os
 import threading
 
-from huggingface_hub import get_session
+from huggingface_hub import constants, get_session
 
 from reptile_distil.errors import DataError, ReptileDistilError
 
@@ -52,7 +52,7 @@ def require_hub(what: str, remedy: str, *, error: type[ReptileDistilError] = Dat
 
 def _endpoint() -> str:
     """Address of the hub or of its mirror."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
 def _offline_variable() -> str | None:

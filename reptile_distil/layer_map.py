@@ -105,6 +105,18 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
+def match_models(
+    teacher: nn.Module, student: nn.Module, layer_map: str | Sequence[int | Sequence[int]]
+) -> list[ParameterPair]:
+    """Every matched pair of parameters under a map's name or an explicit list. Raises `LayerMapError`."""
+    resolved = resolve_layer_map(
+        layer_map,
+        num_teacher_layers=len(encoder_layers(teacher)[1]),
+        num_student_layers=len(encoder_layers(student)[1]),
+    )
+    return pair_parameters(teacher, student, resolved)
+
+
 def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap) -> list[ParameterPair]:
     """Every matched (teacher parameter, student parameter), in the student's order.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.gradients import Batch, Logs, accumulate_gradient, student_step
-from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms
 from reptile_distil.models import Student, Teacher
 
@@ -81,12 +81,7 @@ class ReptileDistiller:
         self.inner_eps = inner_eps
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
-        self.layer_map = resolve_layer_map(
-            layer_map,
-            num_teacher_layers=len(encoder_layers(self.teacher.model)[1]),
-            num_student_layers=len(encoder_layers(self.student.model)[1]),
-        )
-        self.pairs = pair_parameters(self.teacher.model, self.student.model, self.layer_map)
+        self.pairs = match_models(self.teacher.model, self.student.model, layer_map)
         self._check_optimizers()
 
     def step(self, batch: Batch) -> Logs:

@@ -62,10 +62,16 @@ class RunFolder:
                 )
         return results
 
-    def start(self, config_yaml: str, device: str) -> None:
-        """An empty folder for a new run: what an earlier run left here is removed. Raises `RunError`."""
+    def check_usable(self) -> None:
+        """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file; give another output_dir")
         if self.path.exists() and any(self.path.iterdir()) and not self._config.exists():
             raise RunError(f"{self.path}: is not empty and holds no run; give another output_dir")
+
+    def start(self, config_yaml: str, device: str) -> None:
+        """An empty folder for a new run: what an earlier run left here is removed. Raises `RunError`."""
+        self.check_usable()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # results.json first: while it exists, the folder counts as a finished run.

@@ -10,7 +10,7 @@ import torch
 from reptile_distil import Experiment
 from reptile_distil.builders import build_batches, build_student, build_task, choose_device
 from reptile_distil.config import load_config
-from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, RunError
+from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher, load_tokenizer
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -275,6 +275,23 @@ def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_no
     assert all(segment == 1 for segment in segments)
     saved = results["scores"]["dev"]["accuracy"]
     assert experiment.evaluate()["dev"]["accuracy"] == pytest.approx(saved)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["student.num_layers=3"],
+        ["reptile.layer_map=[0, 1]"],
+        ["student.init=pretrained", "student.num_layers=null", "student.pretrained=toy-bert-1L-32H"],
+        ["output_dir=."],
+        ["data.max_length=65"],
+    ],
+)
+def test_what_the_students_run_would_refuse_is_refused_before_the_teacher_is_fine_tuned(tiny, overrides):
+    experiment = tiny(*overrides)
+    with pytest.raises(ReptileDistilError):
+        experiment.fit()
+    assert not experiment.teacher_folder.path.exists()
 
 
 def test_another_tokenizer_is_refused_with_both_names(tiny, tmp_path):
