@@ -205,6 +205,8 @@ class Config(_Section):
     """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: cuda, else mps, else cpu."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
     data: DataConfig = DataConfig()

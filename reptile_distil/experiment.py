@@ -84,6 +84,8 @@ class Experiment:
         self.config = config
         self.task = build_task(config)
         self.device = choose_device(config.device)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
         self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
