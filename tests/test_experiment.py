@@ -345,6 +345,31 @@ def test_an_own_task_needs_files_and_yaml_alone(tiny, tmp_path, suffix):
     assert experiment.folder.path.parent.name == "mine"
 
 
+def write_mnli(folder):
+    """MNLI in its official layout, with a handful of rows of toy words; the halves of dev differ in length."""
+    folder.mkdir()
+    head = "index promptID pairID genre s1b s2b s1p s2p sentence1 sentence2".split()
+    labels = ["contradiction", "entailment", "neutral"]
+    for name, count in {"train": 30, "dev_matched": 9, "dev_mismatched": 6}.items():
+        lines = ["\t".join([*head, "label1", "gold_label"])]
+        for row in range(count):
+            cells = [str(row), "p", "q", "g", "", "", "", "", "the film was good", "a bad plot", "x"]
+            lines.append("\t".join([*cells, labels[row % 3]]))
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+
+
+def test_mnli_reports_both_halves_of_dev_and_chooses_by_the_matched_one(tiny, tmp_path):
+    write_mnli(tmp_path / "MNLI")
+    data = [f"data.path={tmp_path}", "data.check_rows=false", "data.max_train_rows=null"]
+    experiment = tiny("task=mnli", "method=kd", *data)
+    results = experiment.fit()
+    assert list(results["scores"]) == ["dev_matched", "dev_mismatched"]
+    assert results["score"] == results["scores"]["dev_matched"]["accuracy"]
+    assert experiment.evaluate("dev_mismatched") == {"dev_mismatched": results["scores"]["dev_mismatched"]}
+    saved = json.loads((experiment.folder.model / "config.json").read_text())
+    assert list(saved["id2label"].values()) == ["entailment", "neutral", "contradiction"]
+
+
 def test_the_saved_model_loads_with_plain_transformers(tiny):
     from transformers import pipeline
 

@@ -10,7 +10,7 @@ from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner
 from reptile_distil.reptile import ReptileDistiller
 from tests.literal import literal_step
-from tests.models import batch, bert, changed, weights
+from tests.models import batch, bert, changed, classifier, weights
 
 # The gradient of BERT's key biases is 0 but for rounding, and an AdamW with eps 1e-8 blows rounding up to whole steps.
 # With eps = 1e-4 every weight is well-conditioned; `test_the_default_eps_...` compares the rest at 1e-8.
@@ -251,6 +251,16 @@ def test_trap_08_micro_batches_equal_one_big_batch_also_a_ragged_last_one(micro_
     for whole, parts in zip(*models, strict=True):
         for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "mpnet"])
+def test_every_architecture_moves_its_matched_layers_and_no_other(kind):
+    teacher, student = classifier(kind, 4, seed=1), classifier(kind, 2, seed=2)
+    before = weights(teacher)
+    distiller(teacher, student, update="interpolate").step(batch())
+    layers = {name.split(".layer.")[1][0] for name in changed(before, teacher) if ".layer." in name}
+    assert layers == {"1", "3"}
+    assert any(name.startswith("classifier") for name in changed(before, teacher))
 
 
 def test_the_gap_is_the_norm_before_the_teacher_moves():
