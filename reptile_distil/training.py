@@ -89,7 +89,8 @@ def train(
                 if step % log_every == 0 or step == num_steps:
                     values = _read(logs, step, rates)
                     log({"event": "step", "epoch": epoch, "step": step, **values, **rates})
-                    bar.set_postfix({"epoch": epoch, "loss": f"{values['loss']:.4f}", **_brief(rates)}, refresh=False)
+                    bar.set_description(f"epoch {epoch}/{num_epochs}", refresh=False)
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{next(iter(rates.values())):.1e}", refresh=False)
                 bar.update(len(batch["labels"]))
                 if step == num_steps:
                     break
@@ -141,11 +142,7 @@ def _progress_bar(batches: Batches, num_steps: int) -> Any:
     """Counts examples, so that it shows examples per second and the time left; silent where there is no terminal."""
     epochs, steps = divmod(num_steps, batches.num_batches)
     total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
-    return tqdm(total=total, unit=" examples", disable=None, dynamic_ncols=True, leave=False)
-
-
-def _brief(rates: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{rate:.1e}" for name, rate in rates.items()}
+    return tqdm(total=total, unit="ex", disable=None, dynamic_ncols=True, leave=False)
 
 
 class _Means:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
-from reptile_distil import Experiment
+from reptile_distil import Experiment, toy
 from reptile_distil.builders import build_batches, build_student, build_task, choose_device
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
@@ -85,6 +86,21 @@ def test_the_same_seed_gives_the_same_student_bit_for_bit_and_another_seed_anoth
     first, again, other = students
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_the_seed_decides_the_dropout_masks_whatever_was_drawn_before(tiny, tmp_path):
+    config = toy.model_config("toy-bert-1L-16H")
+    config.hidden_dropout_prob = 0.3
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "student")
+    toy.tokenizer().save_pretrained(tmp_path / "student")
+    start = ["student.init=pretrained", "student.num_layers=null", f"student.pretrained={tmp_path}/student"]
+    students = []
+    for number in range(2):
+        torch.manual_seed(number)
+        experiment = tiny("method=finetune", f"runs_dir={tmp_path}/{number}", *start)
+        experiment.fit()
+        students.append(weights_of(experiment))
+    assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
 
 
 def test_all_methods_start_from_the_same_student_and_see_the_same_batches(tiny):

@@ -90,8 +90,8 @@ def test_saving_replaces_the_model_as_a_whole(folder):
     folder.save_model(FakeModel("old"), FakeModel("tokenizer"))
     folder.save_model(FakeModel("new"), FakeModel("tokenizer"))
     assert {path.name for path in folder.model.iterdir()} == {"new.txt", "tokenizer.txt"}
-    assert {path.name for path in folder.path.iterdir()} >= {"model", "config.yaml"}
-    assert not (folder.path / "model.old").exists()
+    left = {path.name for path in folder.path.iterdir()}
+    assert left == {"model", "config.yaml", "environment.json", "metrics.jsonl"}
 
 
 def test_a_failed_save_leaves_the_model_before_it(folder):
