@@ -83,7 +83,7 @@ def test_a_teacher_that_falls_below_four_fifths_of_its_start_is_warned_of(dev, l
     teacher.table = Oracle(wrong_on(labels, mistakes), dev).table
     with caplog.at_level(logging.WARNING):
         examiner.examine()
-    assert ("has fallen from 1.0000 to 0.7800" in caplog.text) == warned
+    assert ("has fallen from 1.0000 to" in caplog.text) == warned
 
 
 def test_agreement_in_regression_is_a_correlation():

@@ -117,6 +117,16 @@ def test_all_methods_start_from_the_same_student_and_see_the_same_batches(tiny):
         assert all(torch.equal(a, b) for a, b in zip(order, orders[0], strict=True))
 
 
+def test_another_seed_gives_another_order_of_the_same_rows(tiny):
+    orders = []
+    for seed in (1, 2):
+        config = tiny(f"seed={seed}").config
+        batches = build_batches(config, build_task(config), "train", toy.tokenizer(), config.train)
+        orders.append([row for batch in batches.epoch(1) for row in batch["input_ids"][:, 1:3].tolist()])
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
 def test_a_finished_run_is_not_run_again(tiny):
     experiment = tiny("method=finetune")
     first = experiment.fit()
