@@ -59,21 +59,22 @@ def build_task(config: Config) -> Task:
     )
 
 
-def build_batches(config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig) -> Batches:
-    """The tokenised rows of a split, in batches for training (`train`) or evaluation."""
+def build_batches(
+    config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig, *, for_training: bool = False
+) -> Batches:
+    """The tokenised rows of a split: all of them for evaluation, or `data.max_train_rows` of them for training."""
     data = config.data
     if task.name in toy.TASKS:
         rows = toy.load_split(task, split)
     else:
         path = None if data.path is None else Path(data.path)
         rows = load_split(task, split, path, check_rows=data.check_rows)
-    is_train = split == "train"
     if not len(rows):
         raise DataError(f"task {task.name}: split {split} has no rows")
     return Batches(
-        tokenize(draw_rows(rows, data.max_train_rows) if is_train else rows, tokenizer, data.max_length),
+        tokenize(draw_rows(rows, data.max_train_rows) if for_training else rows, tokenizer, data.max_length),
         tokenizer,
-        batch_size=settings.batch_size if is_train else settings.eval_batch_size,
+        batch_size=settings.batch_size if for_training else settings.eval_batch_size,
         seed=config.seed,
         device=choose_device(config.device),
     )

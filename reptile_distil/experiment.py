@@ -245,7 +245,10 @@ class Experiment:
         if "train" not in self.task.splits:
             raise DataError(f"task {self.task.name} has no train split to train on")
         splits = ("train", self.task.selection_split, *self.task.dev_splits[1:])
-        return {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
+        return {
+            split: build_batches(self.config, self.task, split, tokenizer, settings, for_training=split == "train")
+            for split in splits
+        }
 
     def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
         results |= {

@@ -271,8 +271,10 @@ def _load(loader: Any, name: str, **options: Any) -> Any:
         if name.startswith((".", "/")):
             raise ModelError(f"{name}: no such folder")
         if not hub_is_reachable():
+            # OSError says that it is not in the cache; anything else is a fault of what is.
+            reason = "" if isinstance(local_fault, OSError) else f" ({_first_sentence(local_fault)})"
             raise ModelError(
-                f"{name}: neither a folder here nor in the local cache, and the hub cannot be reached; "
+                f"{name}: neither a folder here nor usable in the local cache{reason}, and the hub cannot be reached; "
                 "give the folder of a downloaded model instead"
             )
         try:

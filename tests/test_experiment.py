@@ -110,7 +110,7 @@ def test_all_methods_start_from_the_same_student_and_see_the_same_batches(tiny):
         torch.manual_seed(len(starts))  # what was drawn before must not matter
         model, tokenizer = build_student(config, build_task(config))
         starts.append(model.state_dict())
-        batches = build_batches(config, build_task(config), "train", tokenizer, config.train)
+        batches = build_batches(config, build_task(config), "train", tokenizer, config.train, for_training=True)
         orders.append([batch["input_ids"] for epoch in (1, 2) for batch in batches.epoch(epoch)])
     for start, order in zip(starts[1:], orders[1:], strict=True):
         assert all(torch.equal(start[name], starts[0][name]) for name in starts[0])
@@ -121,7 +121,7 @@ def test_another_seed_gives_another_order_of_the_same_rows(tiny):
     orders = []
     for seed in (1, 2):
         config = tiny(f"seed={seed}").config
-        batches = build_batches(config, build_task(config), "train", toy.tokenizer(), config.train)
+        batches = build_batches(config, build_task(config), "train", toy.tokenizer(), config.train, for_training=True)
         orders.append([row for batch in batches.epoch(1) for row in batch["input_ids"][:, 1:3].tolist()])
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
@@ -180,6 +180,12 @@ def test_a_teacher_fine_tuned_elsewhere_is_used_as_it_is(tiny, tmp_path):
     results = tiny(f"runs_dir={tmp_path}/other", f"teacher.finetuned={folder.model}", "method=kd").fit()
     assert not (tmp_path / "other" / "toy-sentence" / "teacher-seed42").exists()
     assert results["score"] > 0
+
+
+def test_an_examination_covers_every_row_of_the_training_split_though_training_saw_some(tiny):
+    experiment = tiny("method=finetune")
+    assert experiment.fit()["num_train_rows"] == 70
+    assert len(experiment.examine("train").predictions) == 2000
 
 
 def test_predictions_name_labels_and_their_probabilities_sum_to_1(tiny):
