@@ -26,3 +26,7 @@ class LayerMapError(ModelError):
 
 class RunError(ReptileDistilError):
     """A run folder that cannot be used, or a run that cannot go on."""
+
+
+class RunInUseError(RunError):
+    """A run folder in which another process is running."""

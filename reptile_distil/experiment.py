@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -25,7 +25,7 @@ from reptile_distil.builders import (
     student_source,
     wider_tokenizer,
 )
-from reptile_distil.config import Config, TrainConfig, load_config
+from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import DataError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
@@ -99,47 +99,17 @@ class Experiment:
         """Trains the student with the configured method; returns the results of its run folder.
 
         A finished run is not run again unless `overwrite`. Where a teacher is needed and missing, it is fine-tuned
-        first, into a run folder of its own that all methods share.
+        first, into a run folder of its own that all methods share; where another process is at that already, this
+        one waits. Raises `RunInUseError` where another process is running in the student's own folder.
         """
-        method, config = self.config.method, self.config
-        decisive = config.decisive_values(method)
-        if not overwrite and (results := self.folder.read_results(decisive)):
-            logger.info("%s is finished: nothing to run", self.folder.path)
-            return results
-        teacher_name = None
-        if method != "finetune":
-            if config.teacher.finetuned is None:
-                self.folder.check_usable()
-                if not self.teacher_folder.results.exists():
-                    check_pair(config, self.task)
-                self.fit_teacher()
-            teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
-        started = time.perf_counter()
-        reset_peak_memory(self.device)
-        model, tokenizer = build_student(config, self.task)
-        teacher, batch_tokenizer = None, tokenizer
-        if teacher_name is not None:
-            teacher_tokenizer = load_tokenizer(teacher_name)
-            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
-            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name)
-        data = self._load_data(batch_tokenizer, config.train)
-        results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
-        return self._finish(self.folder, results, decisive, started)
+        return self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
 
-    def fit_teacher(self, *, overwrite: bool = False) -> Results:
-        """Fine-tunes `teacher.pretrained`; returns the results of its run folder. A finished run is not run again."""
-        decisive = self.config.decisive_values("teacher")
-        if not overwrite and (results := self.teacher_folder.read_results(decisive)):
-            logger.info("%s is finished: nothing to run", self.teacher_folder.path)
-            return results
-        started = time.perf_counter()
-        reset_peak_memory(self.device)
-        name, settings = self.config.teacher.pretrained, self.config.teacher.train
-        model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
-        data = self._load_data(tokenizer, settings)
-        results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
-        return self._finish(self.teacher_folder, results, decisive, started)
+    def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
+        """Fine-tunes `teacher.pretrained`; returns the results of its run folder. A finished run is not run again.
+
+        Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
+        """
+        return self._run_once(self.teacher_folder, "teacher", self._fit_teacher, overwrite=overwrite, wait=wait)
 
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
@@ -178,6 +148,58 @@ class Experiment:
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
         return self._name_predictions(predict_logits(classifier, batches))
+
+    def _run_once(
+        self,
+        folder: RunFolder,
+        role: MethodName | Literal["teacher"],
+        run: Callable[[dict[str, Any]], Results],
+        *,
+        overwrite: bool,
+        wait: bool = False,
+    ) -> Results:
+        """The results of a finished run, or else those of `run`, with the folder kept from other processes."""
+        decisive = self.config.decisive_values(role)
+        results = None if overwrite else folder.read_results(decisive)
+        if not results:
+            with folder.claimed(wait=wait):
+                # Another process may have finished it since.
+                results = None if overwrite else folder.read_results(decisive)
+                if not results:
+                    return run(decisive)
+        logger.info("%s is finished: nothing to run", folder.path)
+        return results
+
+    def _fit_student(self, decisive: dict[str, Any]) -> Results:
+        method, config = self.config.method, self.config
+        teacher_name = None
+        if method != "finetune":
+            if config.teacher.finetuned is None:
+                if not self.teacher_folder.results.exists():
+                    check_pair(config, self.task)
+                self.fit_teacher(wait=True)
+            teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
+        started = time.perf_counter()
+        reset_peak_memory(self.device)
+        model, tokenizer = build_student(config, self.task)
+        teacher, batch_tokenizer = None, tokenizer
+        if teacher_name is not None:
+            teacher_tokenizer = load_tokenizer(teacher_name)
+            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
+            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
+            teacher = self._load_teacher(teacher_name)
+        data = self._load_data(batch_tokenizer, config.train)
+        results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
+        return self._finish(self.folder, results, decisive, started)
+
+    def _fit_teacher(self, decisive: dict[str, Any]) -> Results:
+        started = time.perf_counter()
+        reset_peak_memory(self.device)
+        name, settings = self.config.teacher.pretrained, self.config.teacher.train
+        model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        data = self._load_data(tokenizer, settings)
+        results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
+        return self._finish(self.teacher_folder, results, decisive, started)
 
     def _train(
         self,

@@ -5,26 +5,34 @@ environment.json   versions, device, command line
 metrics.jsonl      one line every few steps and one an epoch, written as the run goes
 model/             the best student so far; loads with AutoModelForSequenceClassification.from_pretrained
 results.json       written last: the run is finished
+
+Beside the folder lies .NAME.lock, held by the process that runs in it; the system frees it when that process ends,
+however it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import transformers
 import yaml
 
-from reptile_distil.errors import RunError
+from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.models import quiet_transformers
+
+logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
 
@@ -38,6 +46,31 @@ class RunFolder:
         self.results = self.path / "results.json"
         self._config = self.path / "config.yaml"
         self._metrics = self.path / "metrics.jsonl"
+        self._lock = self.path.absolute().parent / f".{self.path.absolute().name}.lock"
+
+    @contextlib.contextmanager
+    def claimed(self, *, wait: bool = False) -> Iterator[None]:
+        """Keeps other processes, on this or another machine, from running in the folder.
+
+        Raises `RunInUseError` where another process has it, unless `wait`; `RunError` where the folder's parent cannot
+        be written or its file system knows no locks.
+        """
+        lock = filelock.FileLock(self._lock)
+        try:
+            self.check_usable()
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            if not wait:
+                raise RunInUseError(f"{self.path}: another process is running in this folder") from None
+            logger.info("waiting for the process that is running in %s", self.path)
+            lock.acquire(poll_interval=1.0)
+        except (OSError, NotImplementedError) as error:
+            raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read_results(self, decisive: Mapping[str, Any]) -> Results | None:
         """The results of a finished run; None where there is none.

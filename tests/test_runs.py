@@ -1,10 +1,13 @@
 """The run folder: what counts as finished, and what is never lost or trusted."""
 
 import json
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from reptile_distil.errors import RunError
+from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.runs import RunFolder
 
 CONFIG = "task: rte\n"
@@ -101,3 +104,55 @@ def test_a_failed_save_leaves_the_model_before_it(folder):
     assert (folder.model / "old.txt").read_text() == "old"
     folder.save_model(FakeModel("newer"), FakeModel("tokenizer"))
     assert (folder.model / "newer.txt").exists()
+
+
+HOLD = """
+import sys
+from reptile_distil.runs import RunFolder
+with RunFolder(sys.argv[1]).claimed():
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has claimed tmp_path/run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_in_use_is_refused_by_name(tmp_path, holder):
+    with pytest.raises(RunInUseError, match="run: another process is running"), RunFolder(tmp_path / "run").claimed():
+        pass
+
+
+def test_the_claim_of_a_killed_process_is_free(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    with RunFolder(tmp_path / "run").claimed():
+        pass
+
+
+def test_a_claim_can_wait_for_the_process_that_has_it(tmp_path, holder, caplog):
+    caplog.set_level("INFO")
+    threading.Timer(0.5, holder.stdin.close).start()  # lets the other process end
+    with RunFolder(tmp_path / "run").claimed(wait=True):
+        assert holder.wait() == 0
+    assert "waiting for the process that is running in" in caplog.text
+
+
+def test_a_claim_alone_leaves_no_folder(tmp_path):
+    with RunFolder(tmp_path / "run").claimed():
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_strangers_files_is_not_claimed(tmp_path):
+    (tmp_path / "letters.txt").touch()
+    with pytest.raises(RunError, match="is not empty and holds no run"), RunFolder(tmp_path).claimed():
+        pass
