@@ -179,6 +179,11 @@ def autocast_dtype(config: Config) -> torch.dtype | None:
     return torch.bfloat16 if config.precision == "bf16" else None
 
 
+def forward_options(config: Config) -> dict[str, Any]:
+    """How `Classifier` computes."""
+    return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
+
+
 def choose_device(wanted: str) -> str:
     """The device to compute on. Raises `ConfigError` where it is not there."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
