@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import datasets
 import torch
 import transformers
 from torch import nn
@@ -15,7 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from reptile_distil import toy
 from reptile_distil.config import Config, TrainConfig
 from reptile_distil.data import Batches, draw_rows, tokenize
-from reptile_distil.errors import ConfigError, DataError
+from reptile_distil.errors import ConfigError
+from reptile_distil.feature_cache import default_folder, load_features
+from reptile_distil.features import Features
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
@@ -31,7 +34,7 @@ from reptile_distil.models import (
 )
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
-from reptile_distil.sources import load_split
+from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
 
@@ -64,15 +67,21 @@ def build_batches(
 ) -> Batches:
     """The tokenised rows of a split: all of them for evaluation, or `data.max_train_rows` of them for training."""
     data = config.data
+    max_rows = data.max_train_rows if for_training else None
+    features: datasets.Dataset | Features
     if task.name in toy.TASKS:
-        rows = toy.load_split(task, split)
+        features = tokenize(draw_rows(toy.load_split(task, split), max_rows), tokenizer, data.max_length)
     else:
-        path = None if data.path is None else Path(data.path)
-        rows = load_split(task, split, path, check_rows=data.check_rows)
-    if not len(rows):
-        raise DataError(f"task {task.name}: split {split} has no rows")
+        features = load_features(
+            open_split(task, split, None if data.path is None else Path(data.path)),
+            tokenizer,
+            max_length=data.max_length,
+            max_rows=max_rows,
+            check_rows=data.check_rows,
+            cache=_cache_folder(data.cache_dir),
+        )
     return Batches(
-        tokenize(draw_rows(rows, data.max_train_rows) if for_training else rows, tokenizer, data.max_length),
+        features,
         tokenizer,
         batch_size=settings.batch_size if for_training else settings.eval_batch_size,
         seed=config.seed,
@@ -171,6 +180,11 @@ def autocast_dtype(config: Config) -> torch.dtype | None:
     return torch.bfloat16 if config.precision == "bf16" else None
 
 
+def forward_options(config: Config) -> dict[str, Any]:
+    """How `Classifier` computes."""
+    return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
+
+
 def choose_device(wanted: str) -> str:
     """The device to compute on. Raises `ConfigError` where it is not there."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -181,6 +195,12 @@ def choose_device(wanted: str) -> str:
     if not there[wanted]:
         raise ConfigError(f"device = {wanted!r}: PyTorch finds none here; use device=auto or device=cpu")
     return wanted
+
+
+def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
+    if cache_dir is False:
+        return None
+    return default_folder() if cache_dir is None else Path(cache_dir).expanduser()
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:

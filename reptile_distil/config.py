@@ -75,6 +75,10 @@ class DataConfig(_Section):
     """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
     check_rows: bool = True
     """Refuse official splits whose number of rows is not the published one."""
+    packing: bool = False
+    """Compute on real tokens alone, no padding (BERT, RoBERTa, ELECTRA); pays where batches hold much padding."""
+    cache_dir: str | Literal[False] | None = None
+    """Folder that keeps tokenised data for the next run; null: reptile_distil in HF_HOME or ~/.cache; false: none."""
 
 
 class TrainConfig(_Section):
@@ -254,7 +258,7 @@ class Config(_Section):
 
 
 # Keys that change how a run is computed or shown, not what it computes.
-_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every")
+_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-import transformers
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from reptile_distil.errors import DataError
+from reptile_distil.features import Features, Indices, Padding, pad_rows
 
-Indices = NDArray[np.int64]
+Rows = TypeVar("Rows", datasets.Dataset, Features)
 
 
 def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> datasets.Dataset:
@@ -35,7 +35,7 @@ def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> dataset
         return rows.map(encode, batched=True, remove_columns=texts)
 
 
-def draw_rows(rows: datasets.Dataset, num_rows: int | None) -> datasets.Dataset:
+def draw_rows(rows: Rows, num_rows: int | None) -> Rows:
     """`num_rows` rows drawn without replacement, always the same ones, in their old order; all rows for None.
 
     Raises `DataError` where there are fewer.
@@ -70,8 +70,9 @@ class Batches:
     """Batches of a tokenised data set, on a device.
 
     Args:
-        features: the tokenised rows; a `label` column becomes the batch's `labels`.
-        tokenizer: pads.
+        features: the tokenised rows; a `label` column becomes the batch's `labels`. What `tokenize` returns is
+            taken out of its lists once.
+        tokenizer: says how to pad.
         batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
@@ -79,19 +80,23 @@ class Batches:
 
     def __init__(
         self,
-        features: datasets.Dataset,
+        features: Features | datasets.Dataset,
         tokenizer: Any,
         *,
         batch_size: int,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        self.features = features
+        self.features = features if isinstance(features, Features) else Features.from_dataset(features)
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
-        self.lengths: Indices = np.array([len(ids) for ids in features["input_ids"]], dtype=np.int64)
-        self._collate = transformers.DataCollatorWithPadding(tokenizer)
+        self._padding = Padding.of(tokenizer)
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) tokens of each row."""
+        return self.features.lengths
 
     @property
     def num_rows(self) -> int:
@@ -117,9 +122,10 @@ class Batches:
 
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them."""
-        columns = self.features[rows]
-        features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        batch: dict[str, Tensor] = self._collate(features).data
+        batch = pad_rows(self.features, rows, self._padding)
+        if torch.device(self.device).type == "cuda":
+            # From pinned memory the copy runs beside the computation, and nothing waits for it here.
+            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 

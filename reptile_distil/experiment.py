@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from reptile_distil.builders import (
-    autocast_dtype,
     build_batches,
     build_method,
     build_schedules,
@@ -22,6 +21,7 @@ from reptile_distil.builders import (
     build_task,
     check_pair,
     choose_device,
+    forward_options,
     student_source,
     wider_tokenizer,
 )
@@ -214,7 +214,7 @@ class Experiment:
         """Trains `model`; the results but for what concerns the whole run."""
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
-        student = Student(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
+        student = Student(model.to(self.device), **forward_options(self.config))
         teacher_moves = role == "reptile"
         method, optimizers = build_method(self.config, student, teacher, settings, teacher_moves=teacher_moves)
         folder.start(self.config.to_yaml(), self.device)
@@ -285,14 +285,14 @@ class Experiment:
     def _load_teacher(self, name: str) -> Teacher:
         model = load_finetuned(name, self.task, self.config.teacher.label_names)
         check_length(name, model, self.config.data.max_length)
-        return Teacher(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
+        return Teacher(model.to(self.device), **forward_options(self.config))
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
         name = str(model or self.folder.model)
         classifier = load_finetuned(name, self.task, self.config.teacher.label_names).to(self.device)
-        return Classifier(classifier, autocast_dtype=autocast_dtype(self.config)), load_tokenizer(name)
+        return Classifier(classifier, **forward_options(self.config)), load_tokenizer(name)
 
     def _name_predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:
         if self.task.is_regression:

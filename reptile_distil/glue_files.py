@@ -56,6 +56,7 @@ _AX_LABELLED = _Columns(("Premise", "Hypothesis"), "Label", labels_are_names=Tru
 _COLA_HEADER = ("source", "label", "star", "sentence")  # what the header of CoLA's train and dev would say
 _MRPC_IDS = ("#1 ID", "#2 ID")
 _MRPC_TRAIN, _MRPC_TEST = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"
+_MRPC_DEV_IDS = "dev_ids.tsv"
 
 
 def find_official_file(task: Task, split: str, folder: Path) -> Path | None:
@@ -71,6 +72,11 @@ def find_official_file(task: Task, split: str, folder: Path) -> Path | None:
         # Never beside one of the two: a dev split made here could hold rows of that train.tsv.
         candidates = [_MRPC_TRAIN]
     return next((folder / name for name in candidates if (folder / name).is_file()), None)
+
+
+def files_read_with(file: Path) -> tuple[Path, ...]:
+    """The files that `read_official_file` reads for one file, itself included, whether or not they are there."""
+    return (file, file.with_name(_MRPC_DEV_IDS)) if file.name == _MRPC_TRAIN else (file,)
 
 
 def read_official_file(task: Task, split: str, file: Path) -> Rows:
@@ -231,7 +237,7 @@ def _divide_mrpc(file: Path, split: str, records: list[Record]) -> Iterator[Reco
     `dev_ids.tsv` says which rows are dev. Without it they are the tenth of the rows (408 of 4076) whose ids
     have the smallest hashes.
     """
-    ids_file = file.with_name("dev_ids.tsv")
+    ids_file = file.with_name(_MRPC_DEV_IDS)
     if ids_file.is_file():
         dev_ids = {tuple(fields[:2]) for _, fields in split_fields(ids_file)}
     else:

@@ -18,6 +18,7 @@ from reptile_distil.errors import ModelError
 from reptile_distil.gradients import Batch
 from reptile_distil.hub import hub_is_reachable
 from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.packing import packed_logits, use_packing
 from reptile_distil.tasks import Task
 
 
@@ -27,12 +28,19 @@ class Classifier(nn.Module):
     Args:
         model: a transformers sequence classifier.
         autocast_dtype: run the forward pass under autocast to this dtype; None: in the weights' own.
+        packed: compute on the batch's real tokens alone (see `packing`); the logits are the same up to rounding.
+
+    Raises:
+        ModelError: the model cannot be packed.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
+        if packed:
+            use_packing(model)
         self.model = model
         self.autocast_dtype = autocast_dtype
+        self.packed = packed
         self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
 
     @classmethod
@@ -41,7 +49,7 @@ class Classifier(nn.Module):
         if isinstance(model, cls):
             return model
         if isinstance(model, Classifier):
-            return cls(model.model, autocast_dtype=model.autocast_dtype)
+            return cls(model.model, autocast_dtype=model.autocast_dtype, packed=model.packed)
         return cls(model)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -53,6 +61,8 @@ class Classifier(nn.Module):
             dtype=self.autocast_dtype,
             enabled=self.autocast_dtype is not None,
         ):
+            if self.packed and "attention_mask" in inputs:
+                return packed_logits(self.model, inputs)
             logits: Tensor = self.model(**inputs).logits
         return logits
 
@@ -64,8 +74,8 @@ class Student(Classifier):
 class Teacher(Classifier):
     """The classifier that gives soft labels: always in eval mode, never in the student's graph, yet trainable."""
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> None:
-        super().__init__(model, autocast_dtype=autocast_dtype)
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
+        super().__init__(model, autocast_dtype=autocast_dtype, packed=packed)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

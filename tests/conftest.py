@@ -1,8 +1,14 @@
-"""Every test runs offline: a connection to another machine is a failure."""
+"""Every test runs offline (a connection to another machine is a failure) and with a cache of its own."""
 
 import socket
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """No test reads or writes the user's cache of tokenised data."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(autouse=True)

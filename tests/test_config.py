@@ -211,6 +211,8 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         ("finetune", "reptile.mu=0.1", False),
         ("finetune", "teacher.train.lr=0.1", False),
         ("finetune", "train.lr=0.1", True),
+        ("finetune", "data.cache_dir=x", False),
+        ("reptile", "data.packing=true", False),
         ("finetune", "data.max_length=64", True),
         ("finetune", "student.pretrained=other", True),
         ("kd", "loss.alpha=0.9", True),
