@@ -33,6 +33,7 @@ from reptile_distil.models import (
     start_random,
 )
 from reptile_distil.optim import adamw
+from reptile_distil.packing import check_packable
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
@@ -115,6 +116,8 @@ def check_pair(config: Config, task: Task) -> None:
     check_length(student_source(config), student, limit)
     teacher = load_pretrained(name, task, seed=config.seed)
     check_length(name, teacher, limit)
+    for model in (teacher, student) if config.data.packing else ():
+        check_packable(model)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
 

@@ -62,15 +62,17 @@ class Layout:
 
 
 def use_packing(model: Any) -> None:
-    """Makes the model fit for `packed_logits`; a padded forward pass stays as it was.
+    """Makes the model fit for `packed_logits`; a padded forward pass stays as it was. Raises as `check_packable`."""
+    check_packable(model)
+    model.set_attn_implementation(NAME)
 
-    Raises `ModelError` for an architecture that cannot be packed.
-    """
+
+def check_packable(model: Any) -> None:
+    """Raises `ModelError` for an architecture that cannot be packed."""
     kind = type(model).__name__
     if kind not in (*_POOLED, *_UNPOOLED):
         known = ", ".join(kind.removesuffix("ForSequenceClassification") for kind in (*_POOLED, *_UNPOOLED))
         raise ModelError(f"a {kind} cannot be packed, only {known} classifiers can: set data.packing=false")
-    model.set_attn_implementation(NAME)
 
 
 def packed_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:

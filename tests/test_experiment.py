@@ -8,11 +8,12 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, toy
+from reptile_distil import Experiment, models, toy
 from reptile_distil.builders import build_batches, build_student, build_task, choose_device
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher, load_tokenizer
+from reptile_distil.packing import packed_logits
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -287,14 +288,19 @@ def test_unequal_widths_are_refused_for_reptile_and_fine_for_kd(tiny, tmp_path):
     assert tiny(teacher, "method=kd").fit()["score"] > 0
 
 
-def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
+def save_distilbert(folder):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 
     vocabulary = load_tokenizer("toy-bert-2L-16H").get_vocab()
     shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 64}
-    student = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(vocabulary), **shape))
-    student.save_pretrained(tmp_path / "student")
-    DistilBertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "student")
+    model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(vocabulary), **shape))
+    model.save_pretrained(folder)
+    DistilBertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
+    save_distilbert(tmp_path / "student")
     segments = []
     soft_labels = Teacher.soft_labels
     monkeypatch.setattr(
@@ -317,10 +323,12 @@ def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_no
         ["student.init=pretrained", "student.num_layers=null", "student.pretrained=toy-bert-1L-32H"],
         ["output_dir=."],
         ["data.max_length=65"],
+        ["data.packing=true", "method=kd", "student.init=pretrained", "student.num_layers=null", "{distilbert}"],
     ],
 )
-def test_what_the_students_run_would_refuse_is_refused_before_the_teacher_is_fine_tuned(tiny, overrides):
-    experiment = tiny(*overrides)
+def test_what_the_students_run_would_refuse_is_refused_before_the_teacher_is_fine_tuned(tiny, tmp_path, overrides):
+    distilbert = f"student.pretrained={save_distilbert(tmp_path / 'student')}"
+    experiment = tiny(*(override.format(distilbert=distilbert) for override in overrides))
     with pytest.raises(ReptileDistilError):
         experiment.fit()
     assert not experiment.teacher_folder.path.exists()
@@ -400,6 +408,19 @@ def test_mnli_reports_both_halves_of_dev_and_chooses_by_the_matched_one(tiny, tm
     assert experiment.evaluate("dev_mismatched") == {"dev_mismatched": results["scores"]["dev_mismatched"]}
     saved = json.loads((experiment.folder.model / "config.json").read_text())
     assert list(saved["id2label"].values()) == ["entailment", "neutral", "contradiction"]
+
+
+def test_a_packed_run_is_the_padded_run(tiny, monkeypatch):
+    """The toy models have no dropout."""
+    packed = []
+    monkeypatch.setattr(models, "packed_logits", lambda *inputs: packed.append(1) or packed_logits(*inputs))
+    runs = []
+    for packing in ("false", "true"):
+        experiment = tiny(f"data.packing={packing}", f"output_dir={tiny().folder.path}-{packing}")
+        experiment.fit(overwrite=True)
+        assert bool(packed) == (packing == "true")
+        runs.append([record["train"]["loss"] for record in epochs_of(experiment.folder)])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-3)
 
 
 def test_the_saved_model_loads_with_plain_transformers(tiny):
