@@ -22,6 +22,7 @@ from reptile_distil.gradients import Batch, Logs, accumulate_gradient, student_s
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms
 from reptile_distil.models import Student, Teacher
+from reptile_distil.processes import ALONE, Processes, whole
 
 
 class ReptileDistiller:
@@ -46,6 +47,8 @@ class ReptileDistiller:
             eps / sqrt(1 - beta2).
         max_grad_norm: the student's gradient is clipped to this norm in equations 1 and 3.
         micro_batch_size: rows per forward pass; None takes the whole batch at once.
+        processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
+            gradient is summed over them like equation 3's, so that every process's teacher moves alike.
 
     Raises:
         LayerMapError: the two models cannot be matched.
@@ -67,6 +70,7 @@ class ReptileDistiller:
         inner_eps: float = 1e-8,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd"))
@@ -81,6 +85,7 @@ class ReptileDistiller:
         self.inner_eps = inner_eps
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.processes = processes
         self.pairs = match_models(self.teacher.model, self.student.model, layer_map)
         self._check_optimizers()
 
@@ -100,7 +105,13 @@ class ReptileDistiller:
     def inner_update(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Equation 1: theta_s' by student parameter name, and the loss at theta_s. The student does not change."""
         self.student.zero_grad(set_to_none=True)
-        terms = accumulate_gradient(self._compute_loss, batch, self.micro_batch_size)
+        terms = accumulate_gradient(
+            self._compute_loss,
+            batch,
+            self.micro_batch_size,
+            parameters=self.student.parameters(),
+            processes=self.processes,
+        )
         nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
         # theta_s' = theta_s - lambda * direction
         theta_s = {pair.student_name: pair.student for pair in self.pairs}
@@ -122,7 +133,7 @@ class ReptileDistiller:
             nn.utils.clip_grads_with_norm_(theta_t, self.max_grad_norm, gap)
         self.teacher_optimizer.step()
         self.teacher.zero_grad(set_to_none=True)
-        return gap
+        return whole(gap)
 
     def distil(self, batch: Batch) -> Logs:
         """Equation 3: one step of the student towards the teacher as it is now."""
@@ -133,6 +144,7 @@ class ReptileDistiller:
             optimizer=self.student_optimizer,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
