@@ -259,7 +259,7 @@ class Experiment:
         examiner = Examiner(
             student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
         )
-        torch.manual_seed(self.config.seed + self.processes.rank)  # other dropout masks for other rows
+        self.processes.seed_dropout(self.config.seed)
         outcome = train(
             method,
             batches,

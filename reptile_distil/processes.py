@@ -77,6 +77,10 @@ class Processes:
             raise outcome[1]
         return outcome[0]  # type: ignore[return-value]  # what decide() returned
 
+    def seed_dropout(self, seed: int) -> None:
+        """Starts this process's random numbers: its own, since it masks other rows; a lone process's are `seed`'s."""
+        torch.manual_seed(seed + self.rank)
+
     def share_weights(self, model: nn.Module, device: str) -> None:
         """Gives each process the main process's weights and buffers, over `device`; before the model is sharded."""
         if self.count == 1:
