@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -17,6 +18,11 @@ Logs = dict[str, Tensor]
 """Scalars by name, on the device: nothing waits for the device until one is read."""
 
 
+def is_split(batch: Batch, micro_batch_size: int | None, processes: Processes = ALONE) -> bool:
+    """Whether a process's rows of the batch are more than one micro-batch takes."""
+    return micro_batch_size is not None and micro_batch_size < _most_rows(batch, processes)
+
+
 def split_batch(
     batch: Batch, micro_batch_size: int | None, processes: Processes = ALONE
 ) -> Iterator[tuple[Batch, float]]:
@@ -27,7 +33,7 @@ def split_batch(
     row left gets the batch's first row with the share 0, because it must take part in every exchange.
     """
     num_rows = len(batch["labels"])
-    most_rows = -(-num_rows // processes.count)  # those of the main process; others may have one fewer
+    most_rows = _most_rows(batch, processes)
     size = min(micro_batch_size or most_rows, most_rows)
     if processes.count == 1 and size == num_rows:
         yield batch, 1.0
@@ -47,23 +53,40 @@ def accumulate_gradient(
     batch: Batch,
     micro_batch_size: int | None = None,
     *,
+    retain_graph: bool = False,
     parameters: Iterable[nn.Parameter] = (),
     processes: Processes = ALONE,
 ) -> LossTerms:
     """Adds the gradient of the batch's mean loss to the parameters' `.grad`; returns the detached loss terms.
 
-    Each of several processes computes its rows' part; the terms, and the gradients of `parameters`, which must have
-    none before, are then summed over all of them.
+    `retain_graph` keeps what `compute_loss` was computed from, for another backward pass through it. Each of several
+    processes computes its rows' part; the terms, and the gradients of `parameters`, which must have none before, are
+    then summed over all of them.
     """
     sums: list[Tensor] = []
     for part, share in split_batch(batch, micro_batch_size, processes):
         terms = compute_loss(part)
-        (terms.total * share).backward()  # type: ignore[no-untyped-call]
+        (terms.total * share).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         weighted = [term.detach() * share for term in terms]
         sums = weighted if not sums else [total + term for total, term in zip(sums, weighted, strict=True)]
     processes.sum_gradients(parameters)
     processes.sum_(sums)
     return LossTerms(*sums)
+
+
+def _most_rows(batch: Batch, processes: Processes) -> int:
+    """Rows of the main process; the others have as many, or one fewer."""
+    return -(-len(batch["labels"]) // processes.count)
+
+
+@contextlib.contextmanager
+def random_numbers_repeated(device: torch.device) -> Iterator[None]:
+    """The random numbers drawn inside (dropout masks) are drawn once more, the same ones, behind it."""
+    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    if on_mps is not None:
+        torch.mps.set_rng_state(on_mps)
 
 
 def student_step(
