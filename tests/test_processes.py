@@ -1,20 +1,25 @@
 """Two processes are one run: the same weights, the same scores, one set of files, one message."""
 
+import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reptile_distil import cli, processes
 from reptile_distil.builders import choose_device
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.gradients import split_batch
 from reptile_distil.processes import ALONE, Processes, start_processes
+from reptile_distil.runs import RunFolder
 from tests import two_processes
 from tests.models import bert
 
@@ -292,5 +297,109 @@ def torchrun():
 
 
 def accelerate_launch():
-    module = "accelerate.commands.launch"
-    return [sys.executable, "-m", module, "--cpu", "--num_processes=2", f"--main_process_port={free_port()}"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2"]
+    # --cpu would start one process, whatever --num_processes says.
+    return [*command, "--multi_gpu", f"--main_process_port={free_port()}"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Options of a small run, its eps as in two_processes, and its folder. The toy models have no dropout."""
+    folder = tmp_path_factory.mktemp("plain")
+    eps = ["train.adam_eps=1e-4", "teacher.train.adam_eps=1e-4", "reptile.inner_eps=1e-4"]
+    options = ["--config", TINY, "device=cpu", "train.epochs=3", "data.max_train_rows=71", *eps]
+    main = runpy.run_path(str(ROOT / "scripts" / "distil.py"))["main"]
+    assert cli.run(main, [*map(str, options), f"runs_dir={folder}/runs"]) == 0
+    return options, folder / "runs" / "toy-sentence"
+
+
+def assert_same_run(folder, expected):
+    for run in ("teacher-seed42", "reptile-seed42"):
+        weights, expected_weights = (
+            load_file(path / run / "model" / "model.safetensors") for path in (folder, expected)
+        )
+        assert weights.keys() == expected_weights.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-5, msg=name)
+        lines, expected_lines = (
+            [json.loads(line) for line in (path / run / "metrics.jsonl").read_text().splitlines()]
+            for path in (folder, expected)
+        )
+        assert [(line["event"], line["step"]) for line in lines] == [
+            (line["event"], line["step"]) for line in expected_lines
+        ]
+        for line, expected_line in zip(lines, expected_lines, strict=True):
+            assert line.get("scores") == expected_line.get("scores")
+            assert line.get("teacher_scores") == expected_line.get("teacher_scores")
+            assert line.get("loss") == pytest.approx(expected_line.get("loss"), abs=1e-5)
+            assert line.get("gap") == pytest.approx(expected_line.get("gap"), abs=1e-4)
+            assert line.get("teacher_drift") == pytest.approx(expected_line.get("teacher_drift"), abs=1e-4)
+        results, expected_results = (
+            json.loads((path / run / "results.json").read_text()) for path in (folder, expected)
+        )
+        assert results["scores"] == expected_results["scores"]
+        assert (results["num_processes"], expected_results["num_processes"]) == (2, 1)
+
+
+def check_script(launcher, plain, tmp_path, *more):
+    options, expected = plain
+    code, out, err = launch(launcher, "scripts/distil.py", *options, f"runs_dir={tmp_path}", *more)
+    assert code == 0, err
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")] == [
+        "run",
+        "teacher",
+        "reptile",
+    ]
+    assert err.count("reptile on toy-sentence:") == 1
+    assert_same_run(tmp_path / "toy-sentence", expected)
+
+
+def test_under_torchrun_the_script_leaves_the_run_that_one_process_leaves(plain, tmp_path):
+    check_script(torchrun(), plain, tmp_path)
+
+
+@pytest.mark.slow
+def test_under_accelerate_launch_the_script_leaves_the_run_that_one_process_leaves(plain, tmp_path):
+    check_script(accelerate_launch(), plain, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sharded_script_leaves_the_run_that_one_process_leaves(plain, tmp_path):
+    check_script(torchrun(), plain, tmp_path, "distributed.shard=true")
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_ends_all_processes_with_one_sentence(tmp_path):
+    folder = tmp_path / "toy-sentence" / "finetune-seed42"
+    with RunFolder(folder).claimed():
+        code, out, err = launch(
+            torchrun(), "scripts/distil.py", "--config", TINY, "method=finetune", f"runs_dir={tmp_path}", timeout=120
+        )
+    assert (code, out) == (1, "")
+    said = [line for line in err.splitlines() if "error: " in line]
+    assert said == [f"error: {folder}: another process is running in this folder"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_when_one_process_is_killed_the_run_ends_within_seconds(tmp_path, rank):
+    options = ["--config", str(TINY), "device=cpu", "method=finetune", "train.epochs=100000", f"runs_dir={tmp_path}"]
+    job = subprocess.Popen(
+        [*torchrun(), "scripts/distil.py", *options], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "toy-sentence" / "finetune-seed42" / "metrics.jsonl"
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            if metrics.exists() and metrics.stat().st_size:
+                break
+        (victim,) = [child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == rank]
+        killed = time.monotonic()
+        victim.kill()
+        _, err = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert time.monotonic() - killed < 20
+    assert job.returncode != 0
+    assert "exitcode  : -9" in err
+    assert not (metrics.parent / "results.json").exists()
