@@ -34,6 +34,7 @@ from reptile_distil.models import (
 )
 from reptile_distil.optim import adamw
 from reptile_distil.packing import check_packable
+from reptile_distil.processes import ALONE, Processes
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
@@ -128,7 +129,13 @@ def wider_tokenizer(teacher: Any, student: Any) -> Any:
 
 
 def build_method(
-    config: Config, student: Student, teacher: Teacher | None, settings: TrainConfig, *, teacher_moves: bool
+    config: Config,
+    student: Student,
+    teacher: Teacher | None,
+    settings: TrainConfig,
+    *,
+    teacher_moves: bool,
+    processes: Processes = ALONE,
 ) -> BuiltMethod:
     """Fine-tuning where there is no teacher, distillation from a frozen one, or Reptile where it moves."""
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
@@ -136,6 +143,7 @@ def build_method(
         "student_optimizer": optimizer,
         "max_grad_norm": settings.max_grad_norm,
         "micro_batch_size": settings.micro_batch_size,
+        "processes": processes,
     }
     if teacher is None:
         return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
@@ -190,9 +198,9 @@ def forward_options(config: Config) -> dict[str, Any]:
 
 def choose_device(wanted: str) -> str:
     """The device to compute on. Raises `ConfigError` where it is not there."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("started as one of several processes, but a run takes one process: start it with python")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return "cpu"  # accelerate launch --cpu
     if wanted == "auto":
         return next(device for device in there if there[device])
     if not there[wanted]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
+from reptile_distil.processes import is_lost_process, launched_rank, stop_processes
 
 EXIT_FAULT = 2  # a fault that the user can mend
 EXIT_INTERRUPTED = 130  # as shells do for Ctrl-C
+SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 
 
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -43,7 +48,9 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     _log_to_stderr()
     _hide_script_folder()
     try:
-        main(arguments)
+        with _only_the_main_process_prints():
+            main(arguments)
+        stop_processes()
     except ReptileDistilError as error:
         return _fail(str(error))
     except torch.OutOfMemoryError:
@@ -52,15 +59,34 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         return _fail(f"{error.filename or 'the run folder'}: {error.strerror}")
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        return _fail(f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:200]})")
     except KeyboardInterrupt:
-        print("interrupted; the run is not finished, and starts anew the next time", file=sys.stderr)
+        if launched_rank() == 0:
+            print("interrupted; the run is not finished, and starts anew the next time", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
 
 def _fail(sentence: str) -> int:
+    if rank := launched_rank():
+        # The main process has mostly met the same fault; it says so, and its launcher then ends this process.
+        time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+        sentence = f"process {rank}: {sentence}"
     print(f"error: {sentence}", file=sys.stderr)
     return EXIT_FAULT
+
+
+@contextlib.contextmanager
+def _only_the_main_process_prints() -> Iterator[None]:
+    """What the other processes of a run print to stdout would be the same."""
+    if launched_rank() == 0:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _hide_script_folder() -> None:
@@ -70,6 +96,7 @@ def _hide_script_folder() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Our own lines from INFO on, others' from WARNING on; a second call adds nothing."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("reptile_distil").setLevel(logging.INFO)
+    """Our own lines from INFO on, others' from WARNING on, the main process's alone; a second call adds nothing."""
+    is_main = launched_rank() == 0
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)

@@ -89,7 +89,7 @@ class TrainConfig(_Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop (and end the learning rate schedule) after this many steps, even in mid-epoch; null: `epochs` decides."""
     batch_size: int = Field(32, ge=1)
-    """Examples per step."""
+    """Examples per step; several processes share them."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Examples per forward pass; lower it when memory runs out: the gradient stays the batch's. null: batch_size."""
     eval_batch_size: int = Field(128, ge=1)
@@ -187,6 +187,13 @@ class ReptileConfig(_Section):
     """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
 
 
+class DistributedConfig(_Section):
+    """Several processes, started by torchrun or accelerate launch. How many they are is the launcher's to say."""
+
+    shard: bool = False
+    """Cut every weight of teacher and student over the processes (FSDP2), for models too large for one device."""
+
+
 def _task_kind(value: Any) -> str:
     return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
 
@@ -215,6 +222,7 @@ class Config(_Section):
     """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
+    distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")

@@ -113,12 +113,17 @@ class Batches:
         for rows in length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch):
             yield self.batch(rows)
 
-    def in_length_order(self) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
-        """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once."""
+    def in_length_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
+        """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once.
+
+        Only each `step`-th batch from number `first` on, one for each of several processes: every process gets equally
+        many, one of them perhaps the last batch a second time, under no indices.
+        """
         order = np.argsort(-self.lengths, kind="stable")
-        for start in range(0, len(order), self.batch_size):
+        for turn in range(0, self.num_batches, step):
+            start = min(turn + first, self.num_batches - 1) * self.batch_size
             rows = order[start : start + self.batch_size]
-            yield rows, self.batch(rows)
+            yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
 
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +29,7 @@ from reptile_distil.builders import (
 )
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
-from reptile_distil.errors import DataError, RunError
+from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
 from reptile_distil.memory import peak_memory, reset_peak_memory
 from reptile_distil.metrics import Scores, predictions_from_logits
@@ -42,7 +44,9 @@ from reptile_distil.models import (
     load_pretrained,
     load_tokenizer,
 )
+from reptile_distil.processes import start_processes
 from reptile_distil.runs import Results, RunFolder
+from reptile_distil.sharding import shard_model, whole_copy
 from reptile_distil.training import count_steps, train
 
 logger = logging.getLogger(__name__)
@@ -84,6 +88,12 @@ class Experiment:
         self.config = config
         self.task = build_task(config)
         self.device = choose_device(config.device)
+        self.processes = start_processes(self.device)
+        if config.distributed.shard and self.processes.count == 1:
+            raise ConfigError(
+                "distributed.shard = True: takes several processes to cut the models over; "
+                "start them with torchrun or accelerate launch"
+            )
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
@@ -128,7 +138,7 @@ class Experiment:
         """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
-        logits = predict_logits(classifier, batches)
+        logits = predict_logits(classifier, batches, self.processes)
         labels = scores = None
         if "label" in batches.features.column_names:
             labels = [self._name_label(label) for label in batches.features["label"]]
@@ -147,7 +157,7 @@ class Experiment:
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
-        return self._name_predictions(predict_logits(classifier, batches))
+        return self._name_predictions(predict_logits(classifier, batches, self.processes))
 
     def _run_once(
         self,
@@ -160,22 +170,39 @@ class Experiment:
     ) -> Results:
         """The results of a finished run, or else those of `run`, with the folder kept from other processes."""
         decisive = self.config.decisive_values(role)
-        results = None if overwrite else folder.read_results(decisive)
+        finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
+        results = finished()
         if not results:
-            with folder.claimed(wait=wait):
-                # Another process may have finished it since.
-                results = None if overwrite else folder.read_results(decisive)
+            with self._claimed(folder, wait=wait):
+                # Another run may have finished it since.
+                results = finished()
                 if not results:
                     return run(decisive)
         logger.info("%s is finished: nothing to run", folder.path)
         return results
+
+    @contextlib.contextmanager
+    def _claimed(self, folder: RunFolder, *, wait: bool) -> Iterator[None]:
+        """`folder.claimed` by the main process for all of this run's."""
+        with contextlib.ExitStack() as held:
+            if self.processes.count == 1:
+                held.enter_context(folder.claimed(wait=wait))
+            while self.processes.count > 1:
+                try:
+                    self.processes.on_main(lambda: held.enter_context(folder.claimed()))
+                    break
+                except RunInUseError:
+                    if not wait:
+                        raise
+                    time.sleep(1.0)  # the others ask again with it: none may wait longer than processes.TIMEOUT
+            yield
 
     def _fit_student(self, decisive: dict[str, Any]) -> Results:
         method, config = self.config.method, self.config
         teacher_name = None
         if method != "finetune":
             if config.teacher.finetuned is None:
-                if not self.teacher_folder.results.exists():
+                if not self.processes.on_main(self.teacher_folder.results.exists):
                     check_pair(config, self.task)
                 self.fit_teacher(wait=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
@@ -214,10 +241,12 @@ class Experiment:
         """Trains `model`; the results but for what concerns the whole run."""
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
-        student = Student(model.to(self.device), **forward_options(self.config))
+        student = Student(self._placed(model), **forward_options(self.config))
         teacher_moves = role == "reptile"
-        method, optimizers = build_method(self.config, student, teacher, settings, teacher_moves=teacher_moves)
-        folder.start(self.config.to_yaml(), self.device)
+        method, optimizers = build_method(
+            self.config, student, teacher, settings, teacher_moves=teacher_moves, processes=self.processes
+        )
+        self.processes.on_main(lambda: folder.start(self.config.to_yaml(), self.device))
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if role == "teacher" else role,
@@ -227,8 +256,10 @@ class Experiment:
             count_steps(batches, settings.epochs, settings.max_steps),
             folder.path,
         )
-        examiner = Examiner(student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves)
-        torch.manual_seed(self.config.seed)
+        examiner = Examiner(
+            student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
+        )
+        self.processes.seed_dropout(self.config.seed)
         outcome = train(
             method,
             batches,
@@ -236,10 +267,11 @@ class Experiment:
             max_steps=settings.max_steps,
             schedules=build_schedules(optimizers, batches, settings),
             evaluate=examiner.examine,
-            keep_best=lambda: folder.save_model(model, tokenizer),
-            log=folder.log,
+            keep_best=lambda: self._save_model(folder, model, tokenizer),
+            log=lambda record: folder.log(record) if self.processes.is_main else None,
             patience=settings.patience,
             log_every=settings.log_every,
+            show_progress=self.processes.is_main,
         )
         results: Results = {
             "task": self.task.name,
@@ -253,6 +285,7 @@ class Experiment:
             "num_parameters": count_parameters(model),
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
+            "num_processes": self.processes.count,
         }
         if teacher is not None:
             results["teacher"] = {
@@ -279,19 +312,35 @@ class Experiment:
             "device": self.device,
             "decisive": decisive,
         }
-        folder.finish(results)
-        return results
+
+        def finish() -> Results:
+            folder.finish(results)
+            return results
+
+        return self.processes.on_main(finish)  # the others' seconds differ
+
+    def _placed(self, model: Any) -> Any:
+        """The model on the device, the same on every process, or this process's part of it."""
+        self.processes.share_weights(model, self.device)
+        if self.config.distributed.shard:
+            shard_model(model, self.device)
+            return model
+        return model.to(self.device)
+
+    def _save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
+        whole = whole_copy(model) if self.config.distributed.shard else model
+        self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
 
     def _load_teacher(self, name: str) -> Teacher:
         model = load_finetuned(name, self.task, self.config.teacher.label_names)
         check_length(name, model, self.config.data.max_length)
-        return Teacher(model.to(self.device), **forward_options(self.config))
+        return Teacher(self._placed(model), **forward_options(self.config))
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
         name = str(model or self.folder.model)
-        classifier = load_finetuned(name, self.task, self.config.teacher.label_names).to(self.device)
+        classifier = self._placed(load_finetuned(name, self.task, self.config.teacher.label_names))
         return Classifier(classifier, **forward_options(self.config)), load_tokenizer(name)
 
     def _name_predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:

@@ -27,14 +27,16 @@ from reptile_distil.gradients import (
     accumulate_gradient,
     is_split,
     random_numbers_repeated,
+    split_batch,
     student_step,
 )
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms
 from reptile_distil.models import Student, Teacher
+from reptile_distil.processes import ALONE, Processes, local_part, whole
 
 Forward = Callable[[Batch], Tensor]
-"""From a batch, or a micro-batch, to the student's logits (B, C)."""
+"""From a micro-batch to the student's logits (B, C)."""
 
 MAX_SCRATCH_ELEMENTS = 2**22
 """Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
@@ -66,6 +68,8 @@ class ReptileDistiller:
             goes through the student once, and backwards through that graph twice. A batch cut into micro-batches goes
             through it twice all the same, with repeated masks: keeping every micro-batch's graph would undo what
             they save. False draws new masks for equation 3, as the released code does.
+        processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
+            gradient is summed over them like equation 3's, so that every process's teacher moves alike.
 
     Raises:
         LayerMapError: the two models cannot be matched.
@@ -88,6 +92,7 @@ class ReptileDistiller:
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
         share_forward: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd"))
@@ -102,6 +107,7 @@ class ReptileDistiller:
         self.inner_eps = inner_eps
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.processes = processes
         self.share_forward = share_forward
         self.pairs = match_models(self.teacher.model, self.student.model, layer_map)
         self._check_optimizers()
@@ -125,10 +131,17 @@ class ReptileDistiller:
         self.student.zero_grad(set_to_none=True)
         is_shared = student is not self.student
         with self._masks_for_both_equations(batch):
-            terms = accumulate_gradient(self._loss_with(student), batch, self.micro_batch_size, retain_graph=is_shared)
+            terms = accumulate_gradient(
+                self._loss_with(student),
+                batch,
+                self.micro_batch_size,
+                retain_graph=is_shared,
+                parameters=self.student.parameters(),
+                processes=self.processes,
+            )
         nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
         # theta_s - theta_s' = lambda * direction
-        gradients = [theta.grad for theta in self.student.parameters() if theta.grad is not None]
+        gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
         for chunk in _in_chunks(gradients):
             if self.inner_optimizer == "adamw":
                 _divide_by_magnitude(chunk, self.inner_eps)
@@ -145,8 +158,10 @@ class ReptileDistiller:
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
         difference = self._take_inner_steps()
         with torch.no_grad():
-            torch._foreach_add_(difference, theta_t)
-            torch._foreach_sub_(difference, theta_s)
+            # Paired weights are sharded alike, if at all: each process subtracts its parts.
+            parts = [local_part(gradient) for gradient in difference]
+            torch._foreach_add_(parts, [local_part(theta) for theta in theta_t])
+            torch._foreach_sub_(parts, [local_part(theta) for theta in theta_s])
         self.teacher.zero_grad(set_to_none=True)
         for theta, gradient in zip(theta_t, difference, strict=True):
             theta.grad = gradient
@@ -155,7 +170,7 @@ class ReptileDistiller:
             nn.utils.clip_grads_with_norm_(theta_t, self.max_grad_norm, gap)
         self.teacher_optimizer.step()
         self.teacher.zero_grad(set_to_none=True)
-        return gap
+        return whole(gap)
 
     def distil(self, batch: Batch, student: Forward) -> Logs:
         """Equation 3: one step of the student towards the teacher as it is now."""
@@ -166,19 +181,24 @@ class ReptileDistiller:
             optimizer=self.student_optimizer,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
 
     def _student_forward(self, batch: Batch) -> Forward:
         """The student, or its logits of the batch, computed once for equations 1 and 3."""
-        if not self.share_forward or is_split(batch, self.micro_batch_size):
+        if not self.share_forward or self._is_split(batch):
             return self.student
+        ((own_rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
         # A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
         with compiled_autograd_config.patch(donated_buffer=False):
-            logits: Tensor = self.student(batch)
+            logits: Tensor = self.student(own_rows)
         return lambda _: logits
 
+    def _is_split(self, batch: Batch) -> bool:
+        return is_split(batch, self.micro_batch_size, self.processes)
+
     def _masks_for_both_equations(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
-        if self.share_forward and is_split(batch, self.micro_batch_size):
+        if self.share_forward and self._is_split(batch):
             return random_numbers_repeated(batch["input_ids"].device)
         return contextlib.nullcontext()
 

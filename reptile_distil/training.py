@@ -62,6 +62,7 @@ def train(
     log: Callable[[Record], None],
     patience: int | None = None,
     log_every: int = 50,
+    show_progress: bool = True,
 ) -> Outcome:
     """Trains for `num_epochs`, or `max_steps` steps if that is less.
 
@@ -74,7 +75,7 @@ def train(
     step = num_examples = 0
     train_seconds = 0.0
     best: Record | None = None
-    with logging_redirect_tqdm(), _progress_bar(batches, num_steps) as bar:
+    with logging_redirect_tqdm(), _progress_bar(batches, num_steps, show_progress) as bar:
         for epoch in range(1, num_epochs + 1):
             started = time.perf_counter()
             means = _Means()
@@ -138,11 +139,11 @@ def _rank(record: Record) -> float:
     return -math.inf if math.isnan(score) else score
 
 
-def _progress_bar(batches: Batches, num_steps: int) -> Any:
+def _progress_bar(batches: Batches, num_steps: int, show: bool) -> Any:
     """Counts examples, so that it shows examples per second and the time left; silent where there is no terminal."""
     epochs, steps = divmod(num_steps, batches.num_batches)
     total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
-    return tqdm(total=total, unit="ex", disable=None, dynamic_ncols=True, leave=False)
+    return tqdm(total=total, unit="ex", disable=None if show else True, dynamic_ncols=True, leave=False)
 
 
 class _Means:

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config_of(arguments)
 
     from reptile_distil.experiment import Experiment
+    from reptile_distil.processes import launched_rank
 
     experiment = Experiment(config)
     for split in [arguments.split] if arguments.split else experiment.task.dev_splits:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{split}\t{name}\t{score:.6f}")
         if examination.scores is None:
             print(f"{split}\tno labels, so no scores")
-        if arguments.predictions:
+        if arguments.predictions and launched_rank() == 0:
             arguments.predictions.write_text(examination.to_tsv(), encoding="utf-8")
             print(f"{split}\tpredictions written to {arguments.predictions}")
 

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and (arguments.fill_missing or arguments.overrides):
         parser.error("--check takes a zip and nothing else")
 
+    from reptile_distil.processes import launched_rank
     from reptile_distil.submission import check_submission, find_runs, predict_files, write_submission
 
     if arguments.check:
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.output.is_dir():
         raise DataError(f"--output {arguments.output}: is a folder, expected the name of a zip")
     contents = predict_files(runs, fill_missing=arguments.fill_missing)
-    write_submission(arguments.output, {name: content.predictions for name, content in contents.items()})
+    if launched_rank() == 0:
+        write_submission(arguments.output, {name: content.predictions for name, content in contents.items()})
     for name, content in contents.items():
         print(f"{name}\t{len(content.predictions)} rows\t{content.origin}")
     print(f"{arguments.output}: written")

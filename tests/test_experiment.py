@@ -361,12 +361,6 @@ def test_a_device_that_is_not_there_is_refused(device):
         choose_device(device)
 
 
-def test_traps_10_and_11_several_processes_are_refused_rather_than_left_to_drift_apart(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="a run takes one process"):
-        choose_device("auto")
-
-
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_an_own_task_needs_files_and_yaml_alone(tiny, tmp_path, suffix):
     rows = [("the film was good", "up"), ("a bad plot", "down"), ("lovely music", "up"), ("dull scene", "down")] * 4
