@@ -29,6 +29,7 @@ from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import DataError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
+from reptile_distil.latency import compare_latency
 from reptile_distil.memory import peak_memory, reset_peak_memory
 from reptile_distil.metrics import Scores, predictions_from_logits
 from reptile_distil.models import (
@@ -228,6 +229,12 @@ class Experiment:
             folder.path,
         )
         examiner = Examiner(student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves)
+
+        def keep_best() -> None:
+            folder.save_model(model, tokenizer)
+            for split, predictions in examiner.predictions.items():
+                folder.save_predictions(split, predictions, dev[split].features["label"])
+
         torch.manual_seed(self.config.seed)
         outcome = train(
             method,
@@ -236,7 +243,7 @@ class Experiment:
             max_steps=settings.max_steps,
             schedules=build_schedules(optimizers, batches, settings),
             evaluate=examiner.examine,
-            keep_best=lambda: folder.save_model(model, tokenizer),
+            keep_best=keep_best,
             log=folder.log,
             patience=settings.patience,
             log_every=settings.log_every,
@@ -253,6 +260,7 @@ class Experiment:
             "num_parameters": count_parameters(model),
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
+            "peak_memory_bytes": peak_memory(self.device),
         }
         if teacher is not None:
             results["teacher"] = {
@@ -260,6 +268,8 @@ class Experiment:
                 "scores_at_start": examiner.teacher_start,
                 "scores_at_end": examiner.teacher_scores,
             }
+            length = self.config.data.max_length
+            results["latency"] = compare_latency(teacher, student, length=length, device=self.device)
         return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
@@ -275,7 +285,6 @@ class Experiment:
     def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
         results |= {
             "wall_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory(self.device),
             "device": self.device,
             "decisive": decisive,
         }
