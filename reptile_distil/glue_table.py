@@ -71,7 +71,7 @@ def notes(data: TableData) -> list[str]:
     devices = {run["latency"]["device"] for run in data.runs.values() if run.get("latency")}
     paragraphs = [
         "Scores on the dev sets in percent, each of the best epoch on that very set: mean ± sample standard deviation "
-        f"over n seeds, of {_listed(set(data.seeds))}. Bold: the best student. "
+        f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student. "
         "The mean over tasks takes the mean of a task's scores, over the seeds that were run on every task.",
     ]
     if lengths:
@@ -139,7 +139,7 @@ def describe_comparison(comparison: Comparison | None) -> str:
     if not math.isnan(comparison.low):
         parts.append(f"[{comparison.low:z.1f}, {comparison.high:z.1f}]")
     if not math.isnan(comparison.p_value):
-        parts.append(f"p={comparison.p_value:.3f}" if comparison.p_value >= 0.001 else "p<0.001")
+        parts.append(f"p={comparison.p_value:.3g}" if comparison.p_value >= 0.001 else "p<0.001")
     sizes = {"seeds": f"n={comparison.n}", "cells": f"n={comparison.n}", "": "n=1, no test"}
     return " ".join([*parts, sizes.get(comparison.test, f"({comparison.test}, {comparison.n} rows)")])
 
@@ -158,14 +158,8 @@ def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, C
             rivals = [other[index].mean for name, other in entries.items() if name in data.students]
             pieces += [" / "] * (index > 0)
             pieces.append(_number(entry, best=row in data.students and _is_best(entry.mean, rivals)))
-        cells[row] = (*pieces, f" ({_count(of_row, _planned(data, row))})")
+        cells[row] = (*pieces, f" ({_count(of_row, data.planned(row))})")
     return cells
-
-
-def _planned(data: TableData, row: str) -> int:
-    """Seeds that a full cell has: one for a teacher that was fine-tuned elsewhere."""
-    elsewhere = row == TEACHER and any("seed" not in run for run in data.of_row(row).values())
-    return 1 if elsewhere else len(data.seeds)
 
 
 def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
@@ -205,7 +199,7 @@ def _published(row: PublishedRow, tasks: Sequence[Task]) -> list[Cell]:
     average = row.average if average_name(tasks) == "GLUE" else "-"
     if all(len(of_task) == len(columns_of(task)) for of_task, task in zip(scores, tasks, strict=True)):
         average = f"{glue_average({task.name: row.scores[task.name] for task in tasks}):.1f}"
-    return [(text,) for text in (f"published: {row.name}", *cells, average, row.parameters, "-", "-")]
+    return [(text,) for text in (f"{row.name} (published, dev)", *cells, average, row.parameters, "-", "-")]
 
 
 def _listed(values: set[Any]) -> str:

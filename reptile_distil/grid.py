@@ -53,7 +53,8 @@ class Grid:
         """How many cells were run and how many were there, then a line for each that failed."""
         counts = ", ".join(f"{self._counts[how]} {how}" for how in ("run", "already finished", "failed"))
         lines = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
-        return "\n".join([f"{len(self._cells)} cells: {counts}", *lines])
+        num_cells = len(self._cells)
+        return "\n".join([f"{num_cells} cell{'s' * (num_cells != 1)}: {counts}", *lines])
 
     def _settle(self, cell: Cell) -> bool:
         """Runs the cell, or finds it finished or failed; False where it has to wait for another worker."""

@@ -38,8 +38,8 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         parameters="66",
     ),
     PublishedRow(
-        "BERT-base (teacher)",
-        "MoEBERT, table 1",
+        "BERT-base teacher",
+        "MoEBERT table 1",
         {
             "cola": (54.7,),
             "sst2": (92.9,),
@@ -51,8 +51,8 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         },
     ),
     PublishedRow(
-        "TinyBERT-6 general, fine-tuned",
-        "MoEBERT, table 1; STS-B: SuperShaper",
+        "TinyBERT-6 fine-tuned",
+        "MoEBERT table 1, STS-B from SuperShaper",
         {
             "cola": (42.8,),
             "sst2": (91.6,),
@@ -65,7 +65,7 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         },
     ),
     PublishedRow(
-        "fine-tuned 6 layers",
+        "fine-tuned, 6 layers",
         "PKD repository",
         {"sst2": (89.7,), "mrpc": (82.2,), "qqp": (90.1,), "mnli": (80.2, 80.3), "qnli": (87.4,), "rte": (66.1,)},
     ),
@@ -88,8 +88,8 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         {"sst2": (91.1,), "mrpc": (83.5,), "qqp": (90.8,), "mnli": (82.2, 82.3), "qnli": (89.7,), "rte": (68.2,)},
     ),
     PublishedRow(
-        "TinyBERT-6, data augmentation",
-        "TinyBERT, table 5",
+        "TinyBERT-6 with augmentation",
+        "TinyBERT table 5",
         {
             "cola": (54.0,),
             "sst2": (93.0,),
@@ -103,7 +103,7 @@ PUBLISHED: tuple[PublishedRow, ...] = (
     ),
     PublishedRow(
         "DistilBERT-6",
-        "TinyBERT, table 5",
+        "TinyBERT table 5",
         {
             "cola": (51.3,),
             "sst2": (91.3,),
@@ -130,8 +130,8 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         },
     ),
     PublishedRow(
-        "MetaDistil, third-party rerun",
-        "MetaDistil repository, issue 5",
+        "MetaDistil, rerun by others",
+        "MetaDistil repository issue 5",
         {
             "sst2": (91.3,),
             "mrpc": (89.4, 84.3),

@@ -62,11 +62,17 @@ class TableData:
     folders: dict[tuple[str, str, int], Path] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Cells that are not there, each with the reason."""
+    one_teacher: bool = False
+    """Whether the teacher was fine-tuned elsewhere: one and the same for all seeds, known from its students' runs."""
 
     @property
     def students(self) -> list[str]:
         """The rows but the teacher."""
         return [row for row in self.rows if row != TEACHER]
+
+    def planned(self, row: str) -> int:
+        """The number of runs per task that a row has when nothing is missing."""
+        return 1 if row == TEACHER and self.one_teacher else len(self.seeds)
 
     def of_row(self, row: str, task: Task | None = None) -> dict[tuple[str, int], Results]:
         """The runs of a row, on one task or on all, by task and seed."""
@@ -111,7 +117,8 @@ class TableData:
 
 def collect(table: TableConfig) -> TableData:
     """The finished runs of a table; what is not there, or was made with other settings, is among the `problems`."""
-    data = TableData(table.tasks, table.rows, table.seeds, {})
+    one_teacher = TEACHER in table.rows and not any(cell.row == TEACHER for cell in table.cells)
+    data = TableData(table.tasks, table.rows, table.seeds, {}, one_teacher=one_teacher)
     for cell in table.cells:
         key = (cell.task.name, cell.row, cell.seed)
         try:
@@ -123,11 +130,10 @@ def collect(table: TableConfig) -> TableData:
             data.problems.append(f"{cell.name}: not finished")
             continue
         data.runs[key], data.folders[key] = results, cell.folder
-        # A teacher that was fine-tuned elsewhere is one and the same for all seeds, and known from its students.
-        if cell.config.teacher.finetuned is not None and "teacher" in results and not data.of_row(TEACHER, cell.task):
+        if data.one_teacher and "teacher" in results and not data.of_row(TEACHER, cell.task):
             teacher = results["teacher"]
             scores = {"scores": teacher["scores_at_start"], "num_parameters": teacher["num_parameters"]}
-            data.runs[cell.task.name, TEACHER, cell.seed] = scores
+            data.runs[cell.task.name, TEACHER, table.seeds[0]] = scores
     return data
 
 

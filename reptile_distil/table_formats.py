@@ -119,7 +119,7 @@ def _baselines(data: TableData, row: str) -> list[str]:
 
 def _line(data: TableData, row: str, scores: BySeed, compared: Mapping[str, Comparison | None]) -> dict[str, Any]:
     entry = summarise_scores(scores)
-    line = {"method": row, "source": "run", "n": entry.n, "planned": len(data.seeds)}
+    line = {"method": row, "source": "run", "n": entry.n, "planned": data.planned(row)}
     line |= {"undefined": entry.num_undefined, "mean": entry.mean, "std": entry.std}
     for baseline, comparison in compared.items():
         if comparison is not None:
