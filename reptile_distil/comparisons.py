@@ -40,6 +40,14 @@ def compare(data: TableData, row: str, baseline: str, *, task: Task, columns: Se
     models are compared over the rows of the dev set: by `statistics.mcnemar` for accuracy, by
     `statistics.paired_bootstrap` for the rest. None where there is no common seed, or a score is undefined.
     """
+    key = (row, baseline, task.name, *columns)
+    if key not in data.compared:
+        data.compared[key] = _compare(data, row, baseline, task, columns)
+    found: Comparison | None = data.compared[key]
+    return found
+
+
+def _compare(data: TableData, row: str, baseline: str, task: Task, columns: Sequence[Column]) -> Comparison | None:
     first, second = data.scores(row, task, columns), data.scores(baseline, task, columns)
     seeds = [seed for seed in first if seed in second]
     pairs = _defined_pairs([(first[seed], second[seed]) for seed in seeds])

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reptile_distil.errors import RunError
 from reptile_distil.runs import Results, RunFolder
@@ -62,6 +62,8 @@ class TableData:
     folders: dict[tuple[str, str, int], Path] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Cells that are not there, each with the reason."""
+    compared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    """Comparisons made so far: a bootstrap takes seconds, and several files want it."""
     one_teacher: bool = False
     """Whether the teacher was fine-tuned elsewhere: one and the same for all seeds, known from its students' runs."""
 
