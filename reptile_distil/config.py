@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,9 @@ from reptile_distil.yaml_files import merge_layer, parse_yaml, read_layers
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
+
+COMMAND_LINE = "command line"
+"""Where an override comes from, in messages."""
 
 
 def _frozen(value: Any) -> Any:
@@ -287,6 +290,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
     """
     values, origins = read_layers(Path(path))
+    merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
+    return check_config(values, origins, str(path))
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of `key=value` overrides as one tree, the last one of a key. Raises `ConfigError`."""
+    values: dict[str, Any] = {}
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -294,27 +304,40 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree: Any = parse_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             tree = {part: tree}
-        merge_layer(values, tree, origins, "command line")
+        merge_layer(values, tree, {}, COMMAND_LINE)
+    return values
+
+
+def check_config(
+    values: Mapping[str, Any], origins: Mapping[str, str], path: str, also_known: Sequence[str] = ()
+) -> Config:
+    """The configuration with these values; raises `ConfigError` for those that are not allowed.
+
+    `origins` and `path` say where values, by dotted key, come from; `also_known` are keys that stand beside those of a
+    run in the same file, for the hint at what an unknown key may mean.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origins, str(path))) from None
+        raise ConfigError(explain(error, origins, path, also_known)) from None
 
 
-def describe(config: Config) -> str:
-    """The configuration as YAML with each field's description as a comment above it."""
-    return "\n".join(_described_lines(config, indent=0)) + "\n"
+def describe(config: BaseModel, without: Collection[str] = ()) -> str:
+    """The configuration as YAML with each field's description as a comment above it, `without` some top-level keys."""
+    return "\n".join(_described_lines(config, without)) + "\n"
 
 
-def _described_lines(section: BaseModel, indent: int) -> Iterator[str]:
+def _described_lines(section: BaseModel, without: Collection[str] = (), indent: int = 0) -> Iterator[str]:
     pad = " " * indent
     for name, field in type(section).model_fields.items():
+        if name in without:
+            continue
         value = getattr(section, name)
         if field.description:
             yield f"{pad}# {' '.join(field.description.split())}"
         if isinstance(value, BaseModel):
             yield f"{pad}{name}:"
-            yield from _described_lines(value, indent + 2)
+            yield from _described_lines(value, indent=indent + 2)
         else:
             plain = section.model_dump(mode="json", include={name})
             # One line per key: a mapping in flow style, without its braces.
@@ -322,7 +345,7 @@ def _described_lines(section: BaseModel, indent: int) -> Iterator[str]:
             yield pad + line.strip()[1:-1]
 
 
-def _explain(error: ValidationError, origins: Mapping[str, str], path: str) -> str:
+def explain(error: ValidationError, origins: Mapping[str, str], path: str, also_known: Sequence[str] = ()) -> str:
     """One sentence for the first fault: file, dotted key, value, and what is allowed."""
     faults = error.errors()
     fault = faults[0]
@@ -333,7 +356,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str], path: str) -> s
         known = known.rpartition(".")[0]
     where = origins.get(known, path)
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_did_you_mean(location)}"
+        return f"{where}: unknown key {key!r}{_did_you_mean(location, also_known)}"
     if fault["type"] == "missing":
         return f"{path}: the key {key!r} is missing"
     if fault["type"] == "value_error":
@@ -363,12 +386,12 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _did_you_mean(location: Sequence[str]) -> str:
+def _did_you_mean(location: Sequence[str], also_known: Sequence[str]) -> str:
     section: Any = Config
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = OwnTaskConfig if part == "task" else annotation
-    names = list(section.model_fields)
+    names = [*section.model_fields, *(also_known if section is Config else ())]
     close = difflib.get_close_matches(location[-1], names, n=1)
     prefix = "".join(f"{part}." for part in location[:-1])
     return f"; did you mean {prefix + close[0]!r}?" if close else f"; known here: {', '.join(names)}"

@@ -86,6 +86,8 @@ class Examiner:
         self.teacher = teacher
         self.teacher_moves = teacher_moves
         self.processes = processes
+        self.predictions: dict[str, NDArray[Any]] = {}
+        """By split, what the student said of each row (N,) when it was last examined."""
         self._teacher_logits: dict[str, NDArray[np.float32]] = {}
         self._weights_at_start: list[torch.Tensor] = []
         if teacher is not None:
@@ -102,6 +104,7 @@ class Examiner:
         `teacher_drift`, the distance that the teacher's weights have moved (L2 norm).
         """
         logits = self._predict(self.student)
+        self.predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
         scores = self._score(logits)
         first = next(iter(self.dev))
         record: dict[str, Any] = {"scores": scores, "score": selection_score(scores[first])}

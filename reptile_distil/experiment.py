@@ -31,6 +31,7 @@ from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
+from reptile_distil.latency import compare_latency
 from reptile_distil.memory import peak_memory, reset_peak_memory
 from reptile_distil.metrics import Scores, predictions_from_logits
 from reptile_distil.models import (
@@ -260,6 +261,15 @@ class Experiment:
             student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
         )
         self.processes.seed_dropout(self.config.seed)
+
+        def save_predictions() -> None:
+            for split, predictions in examiner.predictions.items():
+                folder.save_predictions(split, predictions, dev[split].features["label"])
+
+        def keep_best() -> None:
+            self._save_model(folder, model, tokenizer)
+            self.processes.on_main(save_predictions)
+
         outcome = train(
             method,
             batches,
@@ -267,7 +277,7 @@ class Experiment:
             max_steps=settings.max_steps,
             schedules=build_schedules(optimizers, batches, settings),
             evaluate=examiner.examine,
-            keep_best=lambda: self._save_model(folder, model, tokenizer),
+            keep_best=keep_best,
             log=lambda record: folder.log(record) if self.processes.is_main else None,
             patience=settings.patience,
             log_every=settings.log_every,
@@ -286,6 +296,7 @@ class Experiment:
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
             "num_processes": self.processes.count,
+            "peak_memory_bytes": peak_memory(self.device),
         }
         if teacher is not None:
             results["teacher"] = {
@@ -293,6 +304,9 @@ class Experiment:
                 "scores_at_start": examiner.teacher_start,
                 "scores_at_end": examiner.teacher_scores,
             }
+            if not self.config.distributed.shard:  # a process cannot time what it has only a part of
+                length = self.config.data.max_length
+                results["latency"] = compare_latency(teacher, student, length=length, device=self.device)
         return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
@@ -308,7 +322,6 @@ class Experiment:
     def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
         results |= {
             "wall_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory(self.device),
             "device": self.device,
             "decisive": decisive,
         }

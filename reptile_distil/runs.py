@@ -4,6 +4,7 @@ config.yaml        the whole configuration
 environment.json   versions, device, command line
 metrics.jsonl      one line every few steps and one an epoch, written as the run goes
 model/             the best student so far; loads with AutoModelForSequenceClassification.from_pretrained
+predictions_*.json what that student says of each row of a dev split, beside the labels
 results.json       written last: the run is finished
 
 Beside the folder lies .NAME.lock, held by the process that runs in it; the system frees it when that process ends,
@@ -25,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
 import transformers
 import yaml
+from numpy.typing import ArrayLike, NDArray
 
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.models import quiet_transformers
@@ -108,7 +111,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # results.json first: while it exists, the folder counts as a finished run.
-            for file in (self.results, self._metrics):
+            for file in (self.results, self._metrics, *self.path.glob("predictions_*.json")):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self.model, ignore_errors=True)
             _write(self._config, config_yaml)
@@ -134,6 +137,25 @@ class RunFolder:
             self.model.rename(old)
         new.rename(self.model)
         shutil.rmtree(old, ignore_errors=True)
+
+    def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
+        """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers."""
+        values = {"predictions": np.asarray(predictions).tolist(), "labels": np.asarray(labels).tolist()}
+        _write(self._predictions(split), json.dumps(_without_nan(values)) + "\n")
+
+    def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
+        file = self._predictions(split)
+        if not file.exists():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return np.asarray(values["predictions"]), np.asarray(values["labels"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(f"{file}: cannot be read ({error}); run again with --overwrite") from None
+
+    def _predictions(self, split: str) -> Path:
+        return self.path / f"predictions_{split}.json"
 
     def finish(self, results: Results) -> None:
         """Writes results.json: from now on the run is finished."""

@@ -11,7 +11,7 @@ from reptile_distil.cli import config_of, make_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the scores of every dev split, or of one split."""
+    """Prints the scores of every dev split (AX has its test split alone), or of one split."""
     parser = make_parser("Evaluate a saved model on any task and split.", config_required=False)
     parser.add_argument("--model", required=True, help="folder or hub name of a fine-tuned classifier")
     parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.processes import launched_rank
 
     experiment = Experiment(config)
-    for split in [arguments.split] if arguments.split else experiment.task.dev_splits:
+    for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:
         examination = experiment.examine(split, model=arguments.model)
         for name, score in (examination.scores or {}).items():
             print(f"{split}\t{name}\t{score:.6f}")

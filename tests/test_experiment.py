@@ -47,6 +47,7 @@ def test_reptile_trains_a_missing_teacher_first_and_writes_a_whole_run_folder(ti
         "environment.json",
         "metrics.jsonl",
         "model",
+        "predictions_dev.json",
         "results.json",
     }
     assert experiment.teacher_folder.results.exists()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +12,6 @@ from reptile_distil import cli
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
-
-
-@pytest.fixture
-def call(tmp_path, capsys):
-    """Runs a script's main in this process: its exit code, stdout and stderr."""
-
-    def call(name, *arguments, config=TINY):
-        options = ["--config", str(config)] if config else []
-        main = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
-        try:
-            code = cli.run(main, [*options, f"runs_dir={tmp_path}/runs", *map(str, arguments)])
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
 
 
 def test_finetune_trains_the_teacher(call, tmp_path):
@@ -102,6 +84,62 @@ def test_a_three_way_student_is_evaluated_on_another_task_of_the_same_labels(cal
     code, _, err = call("evaluate", "--model", model, *options)
     assert code == 0, err
     assert len(file.read_text().splitlines()) == 1105
+
+
+def write_mnli(folder):
+    """The three splits of MNLI that a run needs, in the official format: 12 rows each."""
+    columns = (
+        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
+    )
+    columns = [*columns.split(), "sentence1", "sentence2", "label1", "gold_label"]
+    labels = ["contradiction", "entailment", "neutral"]
+    folder.mkdir()
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        rows = [
+            ["x"] * 8 + [f"the film was {'not ' * (row % 2)}good", "it was bad", "x", labels[row % 3]]
+            for row in range(12)
+        ]
+        (folder / f"{name}.tsv").write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
+
+
+AX_COLUMNS = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge", "Domain")
+
+
+def test_mnlis_student_has_both_halves_in_one_results_json_and_is_scored_on_ax(call, tmp_path):
+    write_mnli(tmp_path / "MNLI")
+    (tmp_path / "AX").mkdir()
+    data = [f"data.path={tmp_path}", "data.check_rows=false"]
+    code, _, err = call("distil", "method=finetune", "task=mnli", "data.max_train_rows=null", *data)
+    assert code == 0, err
+    run = tmp_path / "runs/mnli/finetune-seed42"
+    scores = json.loads((run / "results.json").read_text())["scores"]
+    assert list(scores) == ["dev_matched", "dev_mismatched"]
+    code, out, _ = call("evaluate", "--model", run / "model", *data, config=None)
+    assert out.splitlines() == [f"{split}\taccuracy\t{of_split['accuracy']:.6f}" for split, of_split in scores.items()]
+
+    rows = [
+        ("the film was good", "it was bad"),
+        ("it was bad", "the film was good"),
+        ("good", "bad"),
+        ("bad", "not good"),
+    ]
+    lines = ["index\tsentence1\tsentence2", *(f"{i}\t{a}\t{b}" for i, (a, b) in enumerate(rows))]
+    (tmp_path / "AX" / "diagnostic.tsv").write_text("\n".join(lines) + "\n")
+    evaluate = ["evaluate", "--model", run / "model", "task=ax", *data]
+    code, out, _ = call(*evaluate, config=None)
+    assert (code, out) == (0, "test\tno labels, so no scores\n")
+
+    code, _, _ = call(*evaluate, "--split", "test", "--predictions", tmp_path / "ax.tsv", config=None)
+    said = [line.split("\t")[1] for line in (tmp_path / "ax.tsv").read_text().splitlines()[1:]]
+    others = ["neutral" if label == "entailment" else "entailment" for label in said]
+    for labels, mcc in ((said, 1.0 if len(set(said)) > 1 else 0.0), (others, None)):
+        lines = ["\t".join([*AX_COLUMNS, "Premise", "Hypothesis", "Label"])]
+        lines += ["\t".join(["x"] * 5 + [*row, label]) for row, label in zip(rows, labels, strict=True)]
+        (tmp_path / "AX" / "diagnostic-full.tsv").write_text("\n".join(lines) + "\n")
+        code, out, _ = call(*evaluate, config=None)
+        split, metric, score = out.split()
+        assert (code, split, metric) == (0, "test", "matthews_correlation")
+        assert float(score) == mcc if mcc is not None else float(score) <= 0
 
 
 def test_print_config_prints_yaml_that_loads_and_trains_nothing(call, tmp_path):
