@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reptile_distil import grid
-from reptile_distil.errors import ModelError, RunInUseError
+from reptile_distil.errors import ConfigError, ModelError, RunInUseError
 from reptile_distil.experiment import Experiment
 from reptile_distil.grid import Grid
 from reptile_distil.runs import RunFolder
@@ -247,3 +247,9 @@ def test_a_cells_scores_do_not_depend_on_the_cells_before_it(table, tmp_path):
     assert RunFolder(in_the_grid).read_results(alone.decisive)["scores"] == results["scores"]
     for name in ("model/model.safetensors", "predictions_dev.json"):
         assert (in_the_grid / name).read_bytes() == (alone.folder / name).read_bytes()
+
+
+def test_one_of_several_processes_is_no_worker(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start scripts/table.py with python"):
+        Grid([])
