@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
 from reptile_distil.config import Config, TrainConfig
-from reptile_distil.data import Batches, draw_rows, tokenize
+from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import ConfigError, DataError
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.losses import DistillationLoss
@@ -71,12 +71,14 @@ def build_batches(
         rows = load_split(task, split, path, check_rows=data.check_rows)
     if not len(rows):
         raise DataError(f"task {task.name}: split {split} has no rows")
+    num_rows = data.max_train_rows if for_training else None
     return Batches(
-        tokenize(draw_rows(rows, data.max_train_rows) if for_training else rows, tokenizer, data.max_length),
+        tokenize(draw_rows(rows, num_rows), tokenizer, data.max_length),
         tokenizer,
         batch_size=settings.batch_size if for_training else settings.eval_batch_size,
         seed=config.seed,
         device=choose_device(config.device),
+        row_ids=draw_row_ids(len(rows), num_rows),
     )
 
 

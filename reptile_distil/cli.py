@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
+from reptile_distil.interrupts import Interrupted
+from reptile_distil.memory import is_out_of_memory
 
 EXIT_FAULT = 2  # a fault that the user can mend
-EXIT_INTERRUPTED = 130  # as shells do for Ctrl-C
+EXIT_STOPPED = 130  # as shells do for Ctrl-C
 
 
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -46,15 +46,20 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         main(arguments)
     except ReptileDistilError as error:
         return _fail(str(error))
-    except torch.OutOfMemoryError:
-        return _fail("out of memory on the device: lower train.micro_batch_size, data.max_length or eval_batch_size")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail("out of memory: lower train.micro_batch_size, train.eval_batch_size or data.max_length")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         return _fail(f"{error.filename or 'the run folder'}: {error.strerror}")
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the run is not finished, and starts anew the next time", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        print("stopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return EXIT_STOPPED
     return 0
 
 

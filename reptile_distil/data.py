@@ -7,11 +7,14 @@ a run that is taken up again sees those it would have seen.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.compute
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,12 +43,16 @@ def draw_rows(rows: datasets.Dataset, num_rows: int | None) -> datasets.Dataset:
 
     Raises `DataError` where there are fewer.
     """
+    return rows if num_rows is None else rows.select(draw_row_ids(len(rows), num_rows))
+
+
+def draw_row_ids(total: int, num_rows: int | None) -> Indices:
+    """Which of `total` rows `draw_rows` draws, in ascending order."""
     if num_rows is None:
-        return rows
-    if num_rows > len(rows):
-        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {len(rows)} rows")
-    chosen = np.random.default_rng(0).choice(len(rows), size=num_rows, replace=False)
-    return rows.select(np.sort(chosen))
+        return np.arange(total)
+    if num_rows > total:
+        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {total} rows")
+    return np.sort(np.random.default_rng(0).choice(total, size=num_rows, replace=False))
 
 
 def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -75,6 +82,7 @@ class Batches:
         batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
+        row_ids: what to call each row in a message; None: 0, 1, 2, ...
     """
 
     def __init__(
@@ -85,12 +93,14 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         device: str = "cpu",
+        row_ids: Indices | None = None,
     ) -> None:
         self.features = features
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
         self.lengths: Indices = np.array([len(ids) for ids in features["input_ids"]], dtype=np.int64)
+        self._row_ids: Indices = np.arange(self.num_rows) if row_ids is None else row_ids
         self._collate = transformers.DataCollatorWithPadding(tokenizer)
 
     @property
@@ -103,10 +113,31 @@ class Batches:
         """Batches in one epoch, the last, smaller one included."""
         return -(-self.num_rows // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch in training order: (B, L) ids and mask, (B,) labels."""
-        for rows in length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch):
+    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels."""
+        for rows in self._order(epoch)[skip:]:
             yield self.batch(rows)
+
+    def row_ids(self, epoch: int, batch: int) -> list[int]:
+        """Which rows are in a batch (counted from 0) of an epoch."""
+        ids: list[int] = self._row_ids[self._order(epoch)[batch]].tolist()
+        return ids
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Number of rows, and a SHA-256 of their token ids and labels in order."""
+        table = self.features.with_format("arrow")[:]
+        digest = hashlib.sha256()
+        for name in sorted(table.column_names):
+            column = table[name]
+            digest.update(name.encode())
+            if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+                digest.update(pyarrow.compute.list_value_length(column).to_numpy().astype(np.int64).tobytes())
+                column = pyarrow.compute.list_flatten(column)
+            digest.update(column.to_numpy().astype(np.float64).tobytes())
+        return {"num_rows": self.num_rows, "sha256": digest.hexdigest()}
+
+    def _order(self, epoch: int) -> list[Indices]:
+        return length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
 
     def in_length_order(self) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
         """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once."""

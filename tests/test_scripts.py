@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from reptile_distil import cli
+from reptile_distil.interrupts import Interrupted
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -143,12 +145,21 @@ def test_a_missing_configuration_is_one_sentence(call):
     assert (code, err) == (2, "error: nowhere.yaml: no such file\n")
 
 
-def test_ctrl_c_says_what_is_left_and_exits_130(capsys):
+def test_ctrl_c_pressed_twice_says_what_is_left_and_exits_130(capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
     assert cli.run(interrupted) == 130
-    assert "interrupted; the run is not finished" in capsys.readouterr().err
+    assert "stopped at once; the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_is_one_sentence_and_the_exit_code_that_shells_give(capsys, number, code):
+    def interrupted(_):
+        raise Interrupted(number)
+
+    assert cli.run(interrupted) == code
+    assert capsys.readouterr().err.startswith(f"interrupted by {number.name}")
 
 
 @pytest.mark.parametrize(("number", "text"), [(28, "No space left on device"), (13, "Permission denied")])

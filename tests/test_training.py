@@ -18,10 +18,13 @@ class FakeBatches:
     def __init__(self):
         self.epochs = []
 
-    def epoch(self, epoch):
+    def epoch(self, epoch, *, skip=0):
         self.epochs.append(epoch)
-        for size in (4, 4, 2):
+        for size in (4, 4, 2)[skip:]:
             yield {"labels": torch.zeros(size)}
+
+    def row_ids(self, epoch, batch):
+        return [100 * epoch + batch]
 
 
 class FakeMethod:
@@ -118,7 +121,7 @@ def test_the_epochs_losses_are_means_over_its_steps():
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rate(loss):
-    with pytest.raises(RunError, match=r"step 2: loss is (nan|inf) \(learning rates: lr 9.90e-01\)"):
+    with pytest.raises(RunError, match=r"step 2: loss is (nan|inf) \(learning rates: lr 9.90e-01; .*: 101\)"):
         run([0.1], losses=[1.0, loss])
 
 
