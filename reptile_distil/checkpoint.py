@@ -158,9 +158,9 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         """Removes a folder; where that is cut short, what is left no longer looks like a checkpoint."""
+        hidden = path.with_name(f".old-{path.name.removeprefix('.')}")
+        _remove_any(hidden)
         if os.path.lexists(path):
-            hidden = path.with_name(f".old-{path.name.removeprefix('.')}")
-            _remove_any(hidden)
             path.rename(hidden)
             _remove_any(hidden)
 

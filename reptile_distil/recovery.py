@@ -68,6 +68,8 @@ class _State(_Strict):
     decisive: dict[str, Any]
     fingerprints: Fingerprints
     position: _Position
+    sums: list[str]
+    """Names of the sums of the epoch under way, in the order in which they are logged."""
     optimizers: dict[str, list[dict[str, Any]]]
     schedules: dict[str, dict[str, Any]]
     metrics_size: NonNegativeInt
@@ -169,13 +171,15 @@ class Recovery:
         for name, schedule in schedules.items():
             schedule.load_state_dict(state.schedules[name])
         load_random(tensors.take("random"), self._device)
-        progress = Progress(
-            **state.position.model_dump(),
-            sums={name: tensor.to(self._device) for name, tensor in tensors.take("sums").items()},
-            last_gap=next((tensor.to(self._device) for tensor in tensors.take("last").values()), None),
-        )
+        sums, gap = tensors.take("sums"), tensors.take("last").get("gap")
+        if sums.keys() != set(state.sums):
+            raise RunError(f"{checkpoint.path}: its sums are not those that it names")
         tensors.check_empty(checkpoint.path)
-        return progress
+        return Progress(
+            **state.position.model_dump(),
+            sums={name: sums[name].to(self._device) for name in state.sums},
+            last_gap=None if gap is None else gap.to(self._device),
+        )
 
     def is_due(self, progress: Progress) -> bool:
         """Whether so many steps, or minutes, have passed."""
@@ -264,6 +268,7 @@ class Recovery:
             decisive=self.decisive,
             fingerprints=self._fingerprints,
             position=_Position(**{name: values[name] for name in _Position.model_fields}),
+            sums=list(progress.sums),
             optimizers={name: optimizer_values(optimizer) for name, optimizer in self._optimizers.items()},
             schedules={name: schedule.state_dict() for name, schedule in self._schedules.items()},
             metrics_size=size,

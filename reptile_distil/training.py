@@ -139,12 +139,12 @@ def train(
 ) -> Outcome:
     """Trains for `num_epochs`, or `max_steps` steps if that is less, from the start or from where `progress` stands.
 
-    After each epoch, `evaluate()` gives a record with a `score` (NaN counts as minus infinity); `keep_best()` is
-    called when it is the highest so far, and always for the first. Training stops early after `patience` epochs
-    without a higher one. `log` gets a record every `log_every` steps and one an epoch. `schedules` are stepped after
-    each step; their learning rates are logged under their names. `checkpoints` are written when they are due, at the
-    end of each epoch, and where a signal ends the run (`Interrupted`); never with weights that are not finite. Raises
-    `RunError` when a loss is not finite; `title` is what that message calls the run.
+    `progress` is kept up to date in place. After each epoch, `evaluate()` gives a record with a `score` (NaN counts as
+    minus infinity); `keep_best()` is called when it is the highest so far, and always for the first. Training stops
+    early after `patience` epochs without a higher one. `log` gets a record every `log_every` steps and one an epoch.
+    `schedules` are stepped after each step; their learning rates are logged under their names. `checkpoints` are
+    written when they are due, at the end of each epoch, and where a signal ends the run (`Interrupted`); never with
+    weights that are not finite. Raises `RunError` when a loss is not finite; `title` is what it calls the run.
     """
     progress = progress or Progress()
     interrupts = interrupts or Interrupts()

@@ -3,8 +3,8 @@
     python -m tests.crash < runs.json
 
 where runs.json is a list of {"overrides": [...], "kill_at": n or null, "kill_after": seconds or null}. `kill_at` counts
-moments: before and within each write, flush, link, rename and removal, and before each optimizer step. Prints one line of
-JSON for each run: its exit `status` (-9: killed), the `moments` it saw, the `seconds` it took.
+moments: before and within each write, flush, link, rename and removal, and before each optimizer step. Writes one line
+of JSON for each run: its exit `status` (-9: killed), the `moments` it saw, the `seconds` it took.
 
 The library is imported once and the children are forked, so that a run costs a second and not ten.
 """
@@ -91,7 +91,7 @@ def run_child(overrides, kill_at=None, kill_after=None):
             Experiment.from_yaml(TINY, *overrides).fit()
             code = 0
         except Exception as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
         os.write(writer, str(moments.count).encode())
         os._exit(code)
     os.close(writer)
@@ -106,4 +106,5 @@ def run_child(overrides, kill_at=None, kill_after=None):
 
 if __name__ == "__main__":
     for run in json.load(sys.stdin):
-        print(json.dumps(run_child(**run)), flush=True)
+        sys.stdout.write(json.dumps(run_child(**run)) + "\n")
+        sys.stdout.flush()
