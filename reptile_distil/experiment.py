@@ -42,9 +42,10 @@ from reptile_distil.models import (
     load_pretrained,
     load_tokenizer,
 )
-from reptile_distil.recovery import Recovery, weights_fingerprint
+from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.training import count_steps, train
+from reptile_distil.training_state import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,8 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,6 +20,7 @@ from reptile_distil.memory import peak_memory, reset_peak_memory
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.training import Progress
 from reptile_distil.training_state import (
+    TensorGroups,
     Tensors,
     check_same_kind,
     load_module,
@@ -161,7 +160,7 @@ class Recovery:
         checkpoint, state = self._found
         self._started -= state.wall_seconds
         self._saved_name = checkpoint.path.name
-        tensors = _Groups(checkpoint.read_tensors())
+        tensors = TensorGroups(checkpoint.read_tensors())
         check_same_kind(state.optimizers, {name: optimizer_values(o) for name, o in optimizers.items()}, "optimizers")
         check_same_kind(state.schedules, {name: s.state_dict() for name, s in schedules.items()}, "schedules")
         for name, module in modules.items():
@@ -174,7 +173,7 @@ class Recovery:
         sums, gap = tensors.take("sums"), tensors.take("last").get("gap")
         if sums.keys() != set(state.sums):
             raise RunError(f"{checkpoint.path}: its sums are not those that it names")
-        tensors.check_empty(checkpoint.path)
+        tensors.check_empty(str(checkpoint.path))
         return Progress(
             **state.position.model_dump(),
             sums={name: sums[name].to(self._device) for name in state.sums},
@@ -285,28 +284,3 @@ class Recovery:
         except OSError:
             return ""
         return hashlib.sha256(content).hexdigest() if len(content) == size else ""
-
-
-class _Groups:
-    """Tensors named `<group>/<name>`, taken out group by group."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self._left = tensors
-
-    def take(self, group: str) -> Tensors:
-        prefix = f"{group}/"
-        names = [name for name in self._left if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self._left.pop(name) for name in names}
-
-    def check_empty(self, path: Path) -> None:
-        if self._left:
-            raise RunError(f"{path}: holds {next(iter(self._left))!r}, which this run does not have")
-
-
-def weights_fingerprint(module: nn.Module) -> dict[str, Any]:
-    """A SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in module_tensors(module).items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"sha256": digest.hexdigest()}

@@ -146,10 +146,15 @@ def train(
     written when they are due, at the end of each epoch, and where a signal ends the run (`Interrupted`); never with
     weights that are not finite. Raises `RunError` when a loss is not finite; `title` is what it calls the run.
     """
-    progress = progress or Progress()
-    interrupts = interrupts or Interrupts()
+    progress, interrupts = progress or Progress(), interrupts or Interrupts()
     num_steps = count_steps(batches, num_epochs, max_steps)
     watch = _Watch(batches, title)
+
+    def save() -> None:
+        watch.check(progress)
+        if checkpoints is not None:
+            checkpoints.save(progress)
+
     with logging_redirect_tqdm(), _progress_bar(batches, num_steps, progress.num_examples) as bar:
         while not progress.is_over(num_epochs, num_steps, patience):
             epoch = progress.epochs_done + 1
@@ -158,23 +163,17 @@ def train(
                 todo = batches.epoch(epoch, skip=progress.batches_done)
                 for batch in itertools.islice(todo, num_steps - progress.step):
                     with interrupts.held():
-                        rates = {name: float(schedule.get_last_lr()[0]) for name, schedule in schedules.items()}
-                        logs = method.step(batch)
-                        for schedule in schedules.values():
-                            schedule.step()
+                        logs, rates = _take_step(method, batch, schedules)
                         progress.add_step(logs, len(batch["labels"]))
                         watch.look(progress, logs, rates)
                         if progress.step % log_every == 0 or progress.step == num_steps:
                             watch.check(progress)
                             values = _read(logs)
                             log({"event": "step", "epoch": epoch, "step": progress.step, **values, **rates})
-                            bar.set_description(f"epoch {epoch}/{num_epochs}", refresh=False)
-                            rate = next(iter(rates.values()))
-                            bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.1e}", refresh=False)
+                            _show(bar, f"epoch {epoch}/{num_epochs}", values["loss"], rates)
                         progress.train_seconds += clock.lap()
                         if checkpoints is not None and checkpoints.is_due(progress):
-                            watch.check(progress)
-                            checkpoints.save(progress)
+                            save()
                             clock.lap()
                     bar.update(len(batch["labels"]))
                 watch.check(progress)
@@ -196,17 +195,23 @@ def train(
                         keep_best()
                         progress.best = record
                     progress.close_epoch(record)
-                    if checkpoints is not None:
-                        checkpoints.save(progress)
+                    save()
             except Interrupted as interrupted:
-                watch.check(progress)
-                if checkpoints is not None:
-                    checkpoints.save(progress)
-                    interrupted.saved_step = progress.step
+                save()
+                interrupted.saved_step = None if checkpoints is None else progress.step
                 raise
     if progress.best is None or progress.last is None:
         raise RunError("the training set has no batch to train on")
     return Outcome(progress.best, progress.last, progress.step, progress.num_examples, progress.train_seconds)
+
+
+def _take_step(method: Method, batch: Batch, schedules: Mapping[str, LRScheduler]) -> tuple[Logs, dict[str, float]]:
+    """One step of the method, then of the schedules; the logs, and the learning rates that the step used."""
+    rates = {name: float(schedule.get_last_lr()[0]) for name, schedule in schedules.items()}
+    logs = method.step(batch)
+    for schedule in schedules.values():
+        schedule.step()
+    return logs, rates
 
 
 def describe_epoch(record: Record, num_epochs: int) -> str:
@@ -235,6 +240,11 @@ def _progress_bar(batches: Batches, num_steps: int, num_examples: int) -> Any:
     epochs, steps = divmod(num_steps, batches.num_batches)
     total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
     return tqdm(total=total, initial=num_examples, unit="ex", disable=None, dynamic_ncols=True, leave=False)
+
+
+def _show(bar: Any, description: str, loss: float, rates: Mapping[str, float]) -> None:
+    bar.set_description(description, refresh=False)
+    bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.1e}", refresh=False)
 
 
 def _read(logs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -6,6 +6,7 @@ what differs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,33 @@ def check_same_kind(saved: Any, live: Any, owner: str) -> None:
         raise RunError(f"{owner} in the checkpoint: {saved!r} is not of the kind of {live!r}")
     for part, live_part in pairs:
         check_same_kind(part, live_part, owner)
+
+
+def weights_fingerprint(module: nn.Module) -> dict[str, Any]:
+    """A SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in module_tensors(module).items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"sha256": digest.hexdigest()}
+
+
+class TensorGroups:
+    """Tensors named `<group>/<name>`, taken out group by group."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._left = tensors
+
+    def take(self, group: str) -> Tensors:
+        """The tensors of a group, by name."""
+        prefix = f"{group}/"
+        names = [name for name in self._left if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self._left.pop(name) for name in names}
+
+    def check_empty(self, owner: str) -> None:
+        """Raises `RunError` where there are tensors that nobody took."""
+        if self._left:
+            raise RunError(f"{owner}: holds {next(iter(self._left))!r}, which this run does not have")
 
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
