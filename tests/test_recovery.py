@@ -142,13 +142,13 @@ def experiment(settings, runs):
     return experiment
 
 
-def die_after_step_8(experiment):
-    """Runs it until it has written the checkpoint of step 8; the one before is of step 6."""
+def die_after(experiment, step):
+    """Runs it until it has written the checkpoint of that step; there is one every 2 steps."""
     save = Recovery.save
 
     def dying(self, progress):
         save(self, progress)
-        if progress.step == 8:
+        if progress.step == step:
             raise Died
 
     with pytest.MonkeyPatch.context() as patch:
@@ -161,20 +161,20 @@ def die_after_step_8(experiment):
 def stopped_runs(settings, tmp_path_factory):
     """A run of `finetune` that has died; to be copied."""
     folder = tmp_path_factory.mktemp("stopped")
-    die_after_step_8(Experiment.from_yaml(TINY, *settings, f"runs_dir={folder}", "method=finetune"))
+    die_after(Experiment.from_yaml(TINY, *settings, f"runs_dir={folder}", "method=finetune"), 8)
     return folder
 
 
 @pytest.fixture
 def stop(experiment, stopped_runs, runs):
-    """The folder of a run that has died after step 8."""
+    """The folder of a run that has died after step 8, or another."""
 
-    def stop(*overrides):
+    def stop(*overrides, step=8):
         stopped = experiment(*overrides)
-        if overrides == ("method=finetune",):
+        if overrides == ("method=finetune",) and step == 8:
             shutil.copytree(stopped_runs, runs)
         else:
-            die_after_step_8(stopped)
+            die_after(stopped, step)
         return stopped.folder
 
     return stop
@@ -189,6 +189,16 @@ def damage(file, how):
     else:
         middle = len(content) // 2
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_there(
+    stop, experiment, uninterrupted, runs, caplog
+):
+    stop("method=finetune", step=10)
+    caplog.set_level("INFO")
+    experiment("method=finetune").fit()
+    assert "going on from the checkpoint of step 10" in caplog.text
+    assert contents(runs, "finetune") == uninterrupted["finetune"][0]
 
 
 def test_a_run_leaves_checkpoints_only_while_it_is_not_finished(stop, experiment):
