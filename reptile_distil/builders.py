@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import datasets
 import torch
 import transformers
 from torch import nn
@@ -15,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
 from reptile_distil.config import Config, TrainConfig
-from reptile_distil.data import Batches, draw_rows, tokenize
+from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import ConfigError
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.features import Features
@@ -70,9 +69,10 @@ def build_batches(
     """The tokenised rows of a split: all of them for evaluation, or `data.max_train_rows` of them for training."""
     data = config.data
     max_rows = data.max_train_rows if for_training else None
-    features: datasets.Dataset | Features
     if task.name in toy.TASKS:
-        features = tokenize(draw_rows(toy.load_split(task, split), max_rows), tokenizer, data.max_length)
+        rows = toy.load_split(task, split)
+        drawn = draw_row_ids(len(rows), max_rows)
+        features = Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, data.max_length), drawn)
     else:
         features = load_features(
             open_split(task, split, None if data.path is None else Path(data.path)),

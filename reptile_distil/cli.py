@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
+from reptile_distil.interrupts import Interrupted
+from reptile_distil.memory import is_out_of_memory
 from reptile_distil.processes import is_lost_process, launched_rank, stop_processes
 
 EXIT_FAULT = 2  # a fault that the user can mend
-EXIT_INTERRUPTED = 130  # as shells do for Ctrl-C
+EXIT_STOPPED = 130  # as shells do for Ctrl-C
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 
 
@@ -53,20 +53,28 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         stop_processes()
     except ReptileDistilError as error:
         return _fail(str(error))
-    except torch.OutOfMemoryError:
-        return _fail("out of memory on the device: lower train.micro_batch_size, data.max_length or eval_batch_size")
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and is_lost_process(error):
+            return _fail(
+                f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:200]})"
+            )
+        if not is_out_of_memory(error):
+            raise
+        return _fail("out of memory: lower train.micro_batch_size, train.eval_batch_size or data.max_length")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         return _fail(f"{error.filename or 'the run folder'}: {error.strerror}")
-    except RuntimeError as error:
-        if not is_lost_process(error):
-            raise
-        return _fail(f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:200]})")
+    except Interrupted as error:
+        if launched_rank() == 0:
+            print(error, file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         if launched_rank() == 0:
-            print("interrupted; the run is not finished, and starts anew the next time", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            print(
+                "stopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr
+            )
+        return EXIT_STOPPED
     return 0
 
 

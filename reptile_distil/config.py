@@ -197,6 +197,19 @@ class DistributedConfig(_Section):
     """Cut every weight of teacher and student over the processes (FSDP2), for models too large for one device."""
 
 
+class CheckpointConfig(_Section):
+    """When an unfinished run saves where it stands; at the end of each epoch it does in any case."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between two checkpoints; null: only the clock decides."""
+    every_minutes: float | None = Field(10.0, gt=0)
+    """Minutes between two checkpoints; null: only the steps decide."""
+    keep: int = Field(2, ge=1)
+    """How many checkpoints to keep: the newest ones."""
+    keep_when_finished: bool = False
+    """Keep them when the run is finished, and needs them no more."""
+
+
 def _task_kind(value: Any) -> str:
     return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
 
@@ -232,6 +245,7 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     reptile: ReptileConfig = ReptileConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _one_folder_per_method(self) -> Config:

@@ -40,12 +40,16 @@ def draw_rows(rows: Rows, num_rows: int | None) -> Rows:
 
     Raises `DataError` where there are fewer.
     """
+    return rows if num_rows is None else rows.select(draw_row_ids(len(rows), num_rows))
+
+
+def draw_row_ids(total: int, num_rows: int | None) -> Indices:
+    """Which of `total` rows `draw_rows` draws, in ascending order."""
     if num_rows is None:
-        return rows
-    if num_rows > len(rows):
-        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {len(rows)} rows")
-    chosen = np.random.default_rng(0).choice(len(rows), size=num_rows, replace=False)
-    return rows.select(np.sort(chosen))
+        return np.arange(total)
+    if num_rows > total:
+        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {total} rows")
+    return np.sort(np.random.default_rng(0).choice(total, size=num_rows, replace=False))
 
 
 def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -76,6 +80,7 @@ class Batches:
         batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
+        row_ids: what to call each row in a message; None: 0, 1, 2, ...
     """
 
     def __init__(
@@ -108,10 +113,18 @@ class Batches:
         """Batches in one epoch, the last, smaller one included."""
         return -(-self.num_rows // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch in training order: (B, L) ids and mask, (B,) labels."""
-        for rows in length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch):
+    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels."""
+        for rows in self._order(epoch)[skip:]:
             yield self.batch(rows)
+
+    def row_ids(self, epoch: int, batch: int) -> list[int]:
+        """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""
+        ids: list[int] = self.features.row_ids[self._order(epoch)[batch]].tolist()
+        return ids
+
+    def _order(self, epoch: int) -> list[Indices]:
+        return length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
 
     def in_length_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
         """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once.

@@ -30,3 +30,11 @@ class RunError(ReptileDistilError):
 
 class RunInUseError(RunError):
     """A run folder in which another process is running."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is damaged, or that somebody else has put there."""
+
+
+class OutOfMemoryError(ReptileDistilError):
+    """Memory ran out, on the CPU or on a device."""

@@ -31,8 +31,9 @@ from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
+from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
-from reptile_distil.memory import peak_memory, reset_peak_memory
+from reptile_distil.memory import explain_out_of_memory
 from reptile_distil.metrics import Scores, predictions_from_logits
 from reptile_distil.models import (
     Classifier,
@@ -46,9 +47,11 @@ from reptile_distil.models import (
     load_tokenizer,
 )
 from reptile_distil.processes import start_processes
+from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sharding import shard_model, whole_copy
 from reptile_distil.training import count_steps, train
+from reptile_distil.training_state import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -109,14 +112,16 @@ class Experiment:
     def fit(self, *, overwrite: bool = False) -> Results:
         """Trains the student with the configured method; returns the results of its run folder.
 
-        A finished run is not run again unless `overwrite`. Where a teacher is needed and missing, it is fine-tuned
-        first, into a run folder of its own that all methods share; where another process is at that already, this
-        one waits. Raises `RunInUseError` where another process is running in the student's own folder.
+        A finished run is not run again unless `overwrite`; an unfinished one goes on from its newest valid checkpoint.
+        A signal (SIGTERM, Ctrl-C, SIGUSR1) writes a checkpoint and raises `Interrupted`. Where a teacher is needed and
+        missing, it is fine-tuned first, into a run folder of its own that all methods share; where another process is
+        at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
+        folder.
         """
         return self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
 
     def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
-        """Fine-tunes `teacher.pretrained`; returns the results of its run folder. A finished run is not run again.
+        """Fine-tunes `teacher.pretrained`; returns the results of its run folder, as `fit` does.
 
         Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
         """
@@ -164,7 +169,7 @@ class Experiment:
         self,
         folder: RunFolder,
         role: MethodName | Literal["teacher"],
-        run: Callable[[dict[str, Any]], Results],
+        run: Callable[[Recovery, Interrupts], Results],
         *,
         overwrite: bool,
         wait: bool = False,
@@ -174,11 +179,13 @@ class Experiment:
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
         if not results:
-            with self._claimed(folder, wait=wait):
+            with Interrupts() as interrupts, self._claimed(folder, wait=wait):
                 # Another run may have finished it since.
                 results = finished()
                 if not results:
-                    return run(decisive)
+                    options = self.config.checkpoint.model_dump()
+                    recovery = Recovery(folder, decisive, device=self.device, afresh=overwrite, **options)
+                    return run(recovery, interrupts)
         logger.info("%s is finished: nothing to run", folder.path)
         return results
 
@@ -198,7 +205,7 @@ class Experiment:
                     time.sleep(1.0)  # the others ask again with it: none may wait longer than processes.TIMEOUT
             yield
 
-    def _fit_student(self, decisive: dict[str, Any]) -> Results:
+    def _fit_student(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         method, config = self.config.method, self.config
         teacher_name = None
         if method != "finetune":
@@ -207,8 +214,7 @@ class Experiment:
                     check_pair(config, self.task)
                 self.fit_teacher(wait=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
-        started = time.perf_counter()
-        reset_peak_memory(self.device)
+        recovery.start_clock()
         model, tokenizer = build_student(config, self.task)
         teacher, batch_tokenizer = None, tokenizer
         if teacher_name is not None:
@@ -217,29 +223,28 @@ class Experiment:
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
         data = self._load_data(batch_tokenizer, config.train)
-        results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
-        return self._finish(self.folder, results, decisive, started)
+        return self._train(method, recovery, interrupts, config.train, model, tokenizer, data, teacher)
 
-    def _fit_teacher(self, decisive: dict[str, Any]) -> Results:
-        started = time.perf_counter()
-        reset_peak_memory(self.device)
+    def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
+        recovery.start_clock()
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
         data = self._load_data(tokenizer, settings)
-        results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
-        return self._finish(self.teacher_folder, results, decisive, started)
+        return self._train("teacher", recovery, interrupts, settings, model, tokenizer, data, None)
 
     def _train(
         self,
         role: str,
-        folder: RunFolder,
+        recovery: Recovery,
+        interrupts: Interrupts,
         settings: TrainConfig,
         model: Any,
         tokenizer: Any,
         data: Mapping[str, Batches],
         teacher: Teacher | None,
     ) -> Results:
-        """Trains `model`; the results but for what concerns the whole run."""
+        """Trains `model`, from its start or from a checkpoint, and finishes the run folder."""
+        folder, settings_key = recovery.folder, "teacher.train" if role == "teacher" else "train"
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
         student = Student(self._placed(model), **forward_options(self.config))
@@ -247,7 +252,10 @@ class Experiment:
         method, optimizers = build_method(
             self.config, student, teacher, settings, teacher_moves=teacher_moves, processes=self.processes
         )
-        self.processes.on_main(lambda: folder.start(self.config.to_yaml(), self.device))
+        fingerprints = {f"{split} split": data[split].features.fingerprint() for split in data}
+        if teacher is not None:
+            fingerprints["teacher"] = weights_fingerprint(teacher)
+        recovery.start(self.config.to_yaml(), fingerprints)
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if role == "teacher" else role,
@@ -257,10 +265,14 @@ class Experiment:
             count_steps(batches, settings.epochs, settings.max_steps),
             folder.path,
         )
+        # The teacher is examined as it was at the start, before a checkpoint moves it.
         examiner = Examiner(
             student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
         )
         self.processes.seed_dropout(self.config.seed)
+        schedules = build_schedules(optimizers, batches, settings)
+        modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
+        progress = recovery.restore(modules, optimizers, schedules)
 
         def save_predictions() -> None:
             for split, predictions in examiner.predictions.items():
@@ -270,19 +282,24 @@ class Experiment:
             self._save_model(folder, model, tokenizer)
             self.processes.on_main(save_predictions)
 
-        outcome = train(
-            method,
-            batches,
-            num_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            schedules=build_schedules(optimizers, batches, settings),
-            evaluate=examiner.examine,
-            keep_best=keep_best,
-            log=lambda record: folder.log(record) if self.processes.is_main else None,
-            patience=settings.patience,
-            log_every=settings.log_every,
-            show_progress=self.processes.is_main,
-        )
+        with explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length"):
+            outcome = train(
+                method,
+                batches,
+                num_epochs=settings.epochs,
+                max_steps=settings.max_steps,
+                schedules=schedules,
+                evaluate=explain_out_of_memory(f"{settings_key}.eval_batch_size")(examiner.examine),
+                keep_best=keep_best,
+                log=lambda record: folder.log(record) if self.processes.is_main else None,
+                patience=settings.patience,
+                log_every=settings.log_every,
+                show_progress=self.processes.is_main,
+                title=f"{role} on {self.task.name}",
+                progress=progress,
+                checkpoints=recovery,
+                interrupts=interrupts,
+            )
         results: Results = {
             "task": self.task.name,
             "method": role,
@@ -296,18 +313,17 @@ class Experiment:
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
             "num_processes": self.processes.count,
-            "peak_memory_bytes": peak_memory(self.device),
         }
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": examiner.teacher_start,
-                "scores_at_end": examiner.teacher_scores,
+                "scores_at_end": outcome.last["teacher_scores"],
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
                 length = self.config.data.max_length
                 results["latency"] = compare_latency(teacher, student, length=length, device=self.device)
-        return results
+        return recovery.finish(results)
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
@@ -318,19 +334,6 @@ class Experiment:
             split: build_batches(self.config, self.task, split, tokenizer, settings, for_training=split == "train")
             for split in splits
         }
-
-    def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
-        results |= {
-            "wall_seconds": time.perf_counter() - started,
-            "device": self.device,
-            "decisive": decisive,
-        }
-
-        def finish() -> Results:
-            folder.finish(results)
-            return results
-
-        return self.processes.on_main(finish)  # the others' seconds differ
 
     def _placed(self, model: Any) -> Any:
         """The model on the device, the same on every process, or this process's part of it."""

@@ -23,7 +23,7 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from reptile_distil.data import draw_rows, tokenize
+from reptile_distil.data import draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import DataError
 from reptile_distil.features import TOKEN_COLUMNS, Features
 from reptile_distil.sources import Source
@@ -78,7 +78,8 @@ def _tokenize(
     rows = source.load(check_rows=check_rows)
     if not len(rows):
         raise DataError(f"task {source.task.name}: split {source.split} has no rows")
-    return Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, max_length))
+    drawn = draw_row_ids(len(rows), max_rows)
+    return Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, max_length), drawn)
 
 
 def _key(source: Source, tokenizer: Any, max_length: int) -> str | None:

@@ -5,6 +5,7 @@ The arrays may be memory-mapped files. A batch is what the tokenizer's `pad` wou
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,6 +23,8 @@ Indices = NDArray[np.int64]
 TOKEN_COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
 """What a tokenizer may say of each token."""
 
+_ROWS_AT_ONCE = 10_000
+
 
 @dataclass(frozen=True)
 class Features:
@@ -35,19 +38,27 @@ class Features:
     """(N,) tokens of each row."""
     labels: NDArray[Any] | None
     """(N,) int64 classes or float64 scores; None for unlabelled rows."""
+    row_ids: Indices
+    """(N,) number of each row in its split, counted from 0."""
 
     @classmethod
-    def end_to_end(cls, columns: Mapping[str, NDArray[Any]], lengths: NDArray[Any], labels: Any) -> Self:
-        """Rows that follow each other without a gap. Raises `DataError` where a column has not the sum of `lengths`."""
+    def end_to_end(
+        cls, columns: Mapping[str, NDArray[Any]], lengths: NDArray[Any], labels: Any, row_ids: Indices | None = None
+    ) -> Self:
+        """Rows that follow each other without a gap; all those of a split, where `row_ids` does not say which.
+
+        Raises `DataError` where a column has not the sum of `lengths`.
+        """
         lengths = lengths.astype(np.int64)
         for name, values in columns.items():
             if len(values) != lengths.sum():
                 raise DataError(f"column {name!r} has {len(values)} values for {lengths.sum()} tokens")
-        return cls(columns, np.cumsum(lengths) - lengths, lengths, labels)
+        row_ids = np.arange(len(lengths)) if row_ids is None else row_ids
+        return cls(columns, np.cumsum(lengths) - lengths, lengths, labels, row_ids)
 
     @classmethod
-    def from_dataset(cls, rows: datasets.Dataset) -> Self:
-        """The lists of token ids, token types and masks and the `label` of a `datasets.Dataset`.
+    def from_dataset(cls, rows: datasets.Dataset, row_ids: Indices | None = None) -> Self:
+        """The lists of token ids, token types and masks and the `label` of a `datasets.Dataset`; see `end_to_end`.
 
         Raises `DataError` for any other column, and where there is no `input_ids`.
         """
@@ -62,6 +73,7 @@ class Features:
             {name: _narrow([chunk.flatten().to_numpy() for chunk in chunks]) for name, chunks in lists.items()},
             np.concatenate([chunk.value_lengths().to_numpy() for chunk in lists["input_ids"]]),
             _wide(table["label"].to_numpy()) if "label" in table.column_names else None,
+            row_ids,
         )
 
     def __len__(self) -> int:
@@ -85,7 +97,20 @@ class Features:
         """The rows of these indices, in this order; nothing is copied but where they are."""
         chosen = np.asarray(rows, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Features(self.columns, self.starts[chosen], self.lengths[chosen], labels)
+        return Features(self.columns, self.starts[chosen], self.lengths[chosen], labels, self.row_ids[chosen])
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Number of rows, and a SHA-256 of their token ids and labels in order."""
+        digest = hashlib.sha256(self.lengths.tobytes())
+        for name in sorted(self.columns):
+            digest.update(name.encode())
+            for start in range(0, len(self), _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                tokens = _positions(self.starts[rows], self.lengths[rows])
+                digest.update(self.columns[name][tokens].astype(np.int64).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return {"num_rows": len(self), "sha256": digest.hexdigest()}
 
 
 @dataclass(frozen=True)
@@ -114,12 +139,11 @@ class Padding:
 def pad_rows(features: Features, rows: Indices, padding: Padding) -> dict[str, Tensor]:
     """The given rows, padded to the longest of them: each column (B, L) int64; `labels` (B,) int64 or float32."""
     lengths = features.lengths[rows]
-    width, ends = int(lengths.max()), np.cumsum(lengths)
+    width = int(lengths.max())
     gaps = (width - lengths)[:, None] if padding.on_the_left else 0
     columns_of_rows = np.arange(width) - gaps
     is_token = (columns_of_rows >= 0) & (columns_of_rows < lengths[:, None])  # (B, L)
-    # Where each token lies in the flat columns, row after row: its number in the batch, moved to its own row's start.
-    tokens = np.arange(ends[-1]) + np.repeat(features.starts[rows] - (ends - lengths), lengths)
+    tokens = _positions(features.starts[rows], lengths)
     batch = {}
     for name, values in features.columns.items():
         padded = np.full(is_token.shape, padding.values[name], dtype=np.int64)
@@ -131,6 +155,14 @@ def pad_rows(features: Features, rows: Indices, padding: Padding) -> dict[str, T
         labels = features.labels[rows]
         batch["labels"] = torch.from_numpy(labels.astype(np.float32) if labels.dtype.kind == "f" else labels)
     return batch
+
+
+def _positions(starts: Indices, lengths: Indices) -> Indices:
+    """Where the tokens of rows (N,) lie in the flat columns, row after row."""
+    ends = np.cumsum(lengths)
+    # A token's number among all of them, moved to its own row's start.
+    positions: Indices = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+    return positions
 
 
 def _narrow(parts: list[NDArray[Any]]) -> NDArray[Any]:

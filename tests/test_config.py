@@ -228,6 +228,7 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         ("reptile", "train.log_every=3", False),
         ("reptile", "distributed.shard=true", False),
         ("reptile", "runs_dir=elsewhere", False),
+        ("reptile", "checkpoint.every_steps=7", False),
         ("reptile", "seed=1", True),
         ("teacher", "train.lr=0.1", False),
         ("teacher", "teacher.train.lr=0.1", True),

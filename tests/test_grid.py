@@ -251,5 +251,5 @@ def test_a_cells_scores_do_not_depend_on_the_cells_before_it(table, tmp_path):
 
 def test_one_of_several_processes_is_no_worker(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="start scripts/table.py with python"):
+    with pytest.raises(ConfigError, match="start scripts/table\\.py with python"):
         Grid([])

@@ -99,7 +99,7 @@ def test_saving_replaces_the_model_as_a_whole(folder):
 
 def test_a_failed_save_leaves_the_model_before_it(folder):
     folder.save_model(FakeModel("old"), FakeModel("tokenizer"))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="model: cannot be written: No space left on device"):
         folder.save_model(FakeModel("new", fails=True), FakeModel("tokenizer"))
     assert (folder.model / "old.txt").read_text() == "old"
     folder.save_model(FakeModel("newer"), FakeModel("tokenizer"))

@@ -2,13 +2,19 @@
 
 import json
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from reptile_distil import cli
+from reptile_distil.interrupts import Interrupted
+from reptile_distil.recovery import Recovery
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -181,12 +187,94 @@ def test_a_missing_configuration_is_one_sentence(call):
     assert (code, err) == (2, "error: nowhere.yaml: no such file\n")
 
 
-def test_ctrl_c_says_what_is_left_and_exits_130(capsys):
+def test_ctrl_c_pressed_twice_says_what_is_left_and_exits_130(capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
     assert cli.run(interrupted) == 130
-    assert "interrupted; the run is not finished" in capsys.readouterr().err
+    assert "stopped at once; the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_is_one_sentence_and_the_exit_code_that_shells_give(capsys, number, code):
+    def interrupted(_):
+        raise Interrupted(number)
+
+    assert cli.run(interrupted) == code
+    assert capsys.readouterr().err.startswith(f"interrupted by {number.name}")
+
+
+def masked(folder):
+    """What a finished run leaves, without its seconds and peak memory."""
+    wall_clock = re.compile(rb'"(train_seconds|examples_per_second|wall_seconds|peak_memory_bytes)": [^,\n}]+')
+    files = [folder / "metrics.jsonl", folder / "results.json", folder / "model" / "model.safetensors"]
+    return [wall_clock.sub(b"", file.read_bytes()) for file in files]
+
+
+LONG = ["method=finetune", "train.epochs=12"]
+
+
+def wait_for(file, text, process):
+    while not (file.exists() and text in file.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_as_a_process_a_signal_ends_the_run_within_seconds_and_the_same_command_goes_on(call, tmp_path, number, code):
+    command = [sys.executable, str(ROOT / "scripts" / "distil.py"), "--config", str(TINY), *LONG]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "runs/toy-sentence/finetune-seed42"
+    with subprocess.Popen(
+        [*command, f"runs_dir={tmp_path}/runs"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background jobs
+    ) as process:
+        wait_for(folder / "metrics.jsonl", '"epoch": 2', process)
+        process.send_signal(number)
+        sent = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30  # well under a second where nothing else runs
+    assert (process.returncode, out) == (code, "")
+    last = err.splitlines()[-1]
+    assert re.fullmatch(rf"interrupted by {number.name}; a checkpoint of step \d+ was written, and the same .*", last)
+    assert "Traceback" not in err
+    assert call("distil", *LONG)[0] == 0
+    assert call("distil", *LONG, f"runs_dir={tmp_path}/other")[0] == 0
+    assert masked(folder) == masked(tmp_path / "other/toy-sentence/finetune-seed42")
+
+
+def test_a_full_disk_in_the_middle_of_a_run_is_one_sentence_and_the_run_goes_on_later(call, tmp_path, monkeypatch):
+    """The disk takes no file larger than 20 kB from step 6 on; a checkpoint has 60 kB or more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    is_due = Recovery.is_due
+
+    def fill(self, progress):
+        if progress.step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        return is_due(self, progress)
+
+    command = ["distil", "method=finetune", "train.epochs=3", "checkpoint.every_steps=2"]
+    folder = tmp_path / "runs/toy-sentence/finetune-seed42"
+    with monkeypatch.context() as patch:
+        patch.setattr(Recovery, "is_due", fill)
+        try:
+            code, _, err = call(*command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        f"error: {folder}/checkpoints/step-00000006: the checkpoint cannot be written: File too large; "
+        "step-00000005-evaluated is intact: mend that, and the same command goes on"
+    ]
+    assert "Traceback" not in err
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-00000004", "step-00000005-evaluated"}
+    assert call(*command)[0] == 0
+    assert call(*command, f"runs_dir={tmp_path}/other")[0] == 0
+    assert masked(folder) == masked(tmp_path / "other/toy-sentence/finetune-seed42")
 
 
 @pytest.mark.parametrize(("number", "text"), [(28, "No space left on device"), (13, "Permission denied")])
