@@ -37,6 +37,7 @@ from reptile_distil.models import (
     Teacher,
     check_length,
     check_same_tokenizer,
+    check_vocabulary,
     count_parameters,
     load_finetuned,
     load_pretrained,
@@ -188,6 +189,7 @@ class Experiment:
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
+            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
         data = self._load_data(batch_tokenizer, config.train)
         results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
         return self._finish(self.folder, results, decisive, started)
@@ -197,6 +199,7 @@ class Experiment:
         reset_peak_memory(self.device)
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        check_vocabulary(name, model, tokenizer)
         data = self._load_data(tokenizer, settings)
         results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
         return self._finish(self.teacher_folder, results, decisive, started)
@@ -292,7 +295,9 @@ class Experiment:
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
         name = str(model or self.folder.model)
         classifier = load_finetuned(name, self.task, self.config.teacher.label_names).to(self.device)
-        return Classifier(classifier, autocast_dtype=autocast_dtype(self.config)), load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
+        check_vocabulary(name, classifier, tokenizer)
+        return Classifier(classifier, autocast_dtype=autocast_dtype(self.config)), tokenizer
 
     def _name_predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:
         if self.task.is_regression:

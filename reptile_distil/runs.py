@@ -30,7 +30,7 @@ import transformers
 import yaml
 
 from reptile_distil.errors import RunError, RunInUseError
-from reptile_distil.models import quiet_transformers
+from reptile_distil.loading import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
