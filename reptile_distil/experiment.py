@@ -168,6 +168,7 @@ class Experiment:
                 results = None if overwrite else folder.read_results(decisive)
                 if not results:
                     return run(decisive)
+        folder.check_complete(results)
         logger.info("%s is finished: nothing to run", folder.path)
         return results
 
