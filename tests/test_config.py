@@ -146,6 +146,27 @@ def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, me
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("{pretrained: null}", "init: pretrained needs student.pretrained, a hub name or a folder"),
+        (
+            "{init: random, num_layers: 1, teacher_layers: [0]}",
+            "teacher_layers belongs to init: teacher_layers, but init is random",
+        ),
+        (
+            "{init: teacher_layers, num_layers: 3, teacher_layers: [0, 1]}",
+            "num_layers is 3 but teacher_layers names 2 layers",
+        ),
+        ("{init: teacher_layers}", "init: teacher_layers needs student.num_layers"),
+    ],
+)
+def test_a_students_start_that_contradicts_itself_is_refused(write, student, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(f"task: rte\nstudent: {student}\n"))
+    assert str(error.value).endswith(f"run.yaml: student: {message}")
+
+
 def test_a_fault_in_a_base_file_names_that_file(write):
     write("task: rte\ntrain:\n  lr: quick\n", "base.yaml")
     with pytest.raises(ConfigError, match=r"base\.yaml: train\.lr = 'quick'"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import loading, toy
+from reptile_distil import loading, models, toy
 from reptile_distil.errors import LayerMapError, ModelError
 from reptile_distil.models import (
     Classifier,
@@ -755,3 +755,50 @@ def test_parameters_are_counted_as_published(depth, published):
 def test_shared_weights_are_counted_once():
     layer = torch.nn.Linear(3, 2)
     assert count_parameters(torch.nn.ModuleList([layer, layer])) == 8
+
+
+def test_no_layers_make_no_student():
+    with pytest.raises(ModelError, match=r"^a student needs at least one of the teacher's layers$"):
+        start_from_teacher_layers(bert(2), [])
+
+
+def test_a_tokenizer_that_knows_only_its_special_tokens_is_refused(tmp_path):
+    transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(
+        ModelError, match=f"^{tmp_path}: has no vocabulary; put the tokenizer's files beside the model's$"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_download_that_fails_is_one_sentence(monkeypatch):
+    def from_pretrained(name, **options):
+        raise OSError("not\nthere")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: True)
+    with pytest.raises(ModelError, match=r"^some/name: cannot be loaded from the hub: OSError: not there$"):
+        load_tokenizer("some/name")
+
+
+def test_a_damaged_model_in_the_cache_is_told_from_a_missing_one(monkeypatch):
+    def from_pretrained(name, **options):
+        raise KeyError("weight")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    message = (
+        r"^some/name: neither a folder here nor usable in the local cache \(KeyError: 'weight'\), and the hub cannot"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_tokenizer("some/name")
+
+
+@KINDS
+def test_a_fine_tuned_model_whose_outputs_cannot_be_found_is_not_permuted(tmp_path, monkeypatch, kind):
+    folder = save(classifier(kind), tmp_path, ["contradiction", "entailment", "neutral"])
+    monkeypatch.setattr(models, "nn", SimpleNamespace(Linear=torch.nn.Conv1d))
+    with pytest.raises(
+        ModelError, match=r"ForSequenceClassification: no linear layer with 3 outputs found at its end$"
+    ):
+        load_finetuned(folder, MNLI)

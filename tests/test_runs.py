@@ -176,3 +176,19 @@ def test_a_folder_with_strangers_files_is_not_claimed(tmp_path):
     (tmp_path / "letters.txt").touch()
     with pytest.raises(RunError, match="is not empty and holds no run"), RunFolder(tmp_path).claimed():
         pass
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_claimed(tmp_path):
+    (tmp_path / "run").touch()
+    with (
+        pytest.raises(RunError, match=r"run: is a file; give another output_dir"),
+        RunFolder(tmp_path / "run").claimed(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300 + "/run"])
+def test_a_folder_that_cannot_be_made_is_not_claimed(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="/run: cannot be claimed for this run: "), RunFolder(tmp_path / name).claimed():
+        pass

@@ -125,3 +125,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rate(loss):
 def test_a_loss_that_is_not_finite_between_two_log_lines_is_noticed_by_the_epochs_end():
     with pytest.raises(RunError, match="loss is nan"):
         run([0.1], losses=[math.nan, 1.0, 1.0], log_every=100)
+
+
+def test_a_run_without_a_batch_is_refused():
+    with pytest.raises(RunError, match=r"^the training set has no batch to train on$"):
+        run([], num_epochs=0)
