@@ -26,6 +26,7 @@ from reptile_distil.models import (
     Teacher,
     check_length,
     check_same_tokenizer,
+    check_vocabulary,
     load_pretrained,
     load_tokenizer,
     start_from_teacher_layers,
@@ -99,7 +100,9 @@ def build_student(config: Config, task: Task) -> tuple[nn.Module, Any]:
         model = start_from_teacher_layers(model, _layers_to_copy(config, model))
     elif start.init == "random" and start.num_layers is not None:
         model = start_random(model, start.num_layers, seed=config.seed)
-    return model, load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(source, model, tokenizer)
+    return model, tokenizer
 
 
 def student_source(config: Config) -> str:

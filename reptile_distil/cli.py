@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import os
 import sys
@@ -21,6 +22,13 @@ from reptile_distil.processes import is_lost_process, launched_rank, stop_proces
 EXIT_FAULT = 2  # a fault that the user can mend
 EXIT_STOPPED = 130  # as shells do for Ctrl-C
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
+EXIT_BROKEN_PIPE = 141  # as shells do for a program whose reader has gone, as `head` does
+
+# Faults of the machine, the disk or a path that the user gave; any other is ours, and keeps its traceback.
+_MENDABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+)
 
 
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -38,7 +46,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
     """The configuration that the options name; prints it and ends the script for --print-config."""
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print(describe(config), end="")
+        print(describe(config), end="", flush=True)
         sys.exit(0)
     return config
 
@@ -46,25 +54,31 @@ def config_of(arguments: argparse.Namespace) -> Config:
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
     """Calls `main`; returns the exit code. A fault the user can mend is one sentence on stderr and code 2."""
     _log_to_stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a help text or a label
     _hide_script_folder()
     try:
         with _only_the_main_process_prints():
             main(arguments)
+            sys.stdout.flush()
         stop_processes()
     except ReptileDistilError as error:
         return _fail(str(error))
-    except (RuntimeError, MemoryError) as error:
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        _forget_stdout()
+        return _fail(f"{error.filename or 'the run folder or the output'}: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and is_lost_process(error):
-            return _fail(
-                f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:200]})"
-            )
+            reason = " ".join(str(error).split())[:200]
+            return _fail(f"another process of this run has ended or does not answer ({reason})")
         if not is_out_of_memory(error):
             raise
         return _fail("out of memory: lower train.micro_batch_size, train.eval_batch_size or data.max_length")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise
-        return _fail(f"{error.filename or 'the run folder'}: {error.strerror}")
     except Interrupted as error:
         if launched_rank() == 0:
             print(error, file=sys.stderr)
@@ -95,6 +109,12 @@ def _only_the_main_process_prints() -> Iterator[None]:
         return
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _forget_stdout() -> None:
+    """What is still to be written there would fail once more when the process ends, with a traceback."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _hide_script_folder() -> None:

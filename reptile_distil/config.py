@@ -7,16 +7,14 @@ file, the dotted key, the value, and what is allowed. The modules that do maths 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.errors import ConfigError
-from reptile_distil.yaml_files import merge_layer, parse_yaml, read_layers
+from reptile_distil.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile"]
@@ -45,8 +43,8 @@ class _Section(BaseModel):
 class OwnTaskConfig(_Section):
     """A task of the user's own: files, columns, labels and metrics, no code."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """Used in the names of run folders: letters, digits, `_`, `.` and `-`."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
+    """Used in the names of run folders: letters, digits, `_`, `.` and `-`; the first is no `.` or `-`."""
     text: tuple[str, ...] = Field(min_length=1, max_length=2)
     """Column(s) that hold the sentence, or the two sentences of a pair."""
     label: str = "label"
@@ -72,7 +70,7 @@ class DataConfig(_Section):
 
     path: str | None = None
     """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
-    max_length: int = Field(128, ge=4)
+    max_length: int = Field(128, ge=4, le=2**20)
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
     max_train_rows: int | None = Field(None, ge=1)
     """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
@@ -133,7 +131,7 @@ class StudentConfig(_Section):
     """Start from a checkpoint, from layers of `teacher.pretrained`, or from random weights in the teacher's shape."""
     pretrained: str | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
-    num_layers: int | None = Field(None, ge=1)
+    num_layers: int | None = Field(None, ge=1, le=1000)
     """Depth of the student (init: teacher_layers or random)."""
     teacher_layers: tuple[int, ...] = ()
     """Which layers to copy, counted from 0 (init: teacher_layers); empty: evenly spaced, as the `skip` layer map."""
@@ -226,7 +224,7 @@ class Config(_Section):
     """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**63)
     """Decides the new classification heads, the data order and the dropout masks."""
     runs_dir: str = "runs"
     """Folder of all run folders."""
@@ -234,7 +232,7 @@ class Config(_Section):
     """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: cuda, else mps, else cpu."""
-    num_threads: int | None = Field(None, ge=1)
+    num_threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
@@ -279,7 +277,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 # Keys that change how a run is computed or shown, not what it computes.
@@ -333,7 +331,7 @@ def check_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, origins, path, also_known)) from None
+        raise ConfigError(explain(error, values, origins, path, also_known)) from None
 
 
 def describe(config: BaseModel, without: Collection[str] = ()) -> str:
@@ -355,15 +353,20 @@ def _described_lines(section: BaseModel, without: Collection[str] = (), indent: 
         else:
             plain = section.model_dump(mode="json", include={name})
             # One line per key: a mapping in flow style, without its braces.
-            line = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
-            yield pad + line.strip()[1:-1]
+            yield pad + dump_yaml(plain, default_flow_style=True).strip()[1:-1]
 
 
-def explain(error: ValidationError, origins: Mapping[str, str], path: str, also_known: Sequence[str] = ()) -> str:
+def explain(
+    error: ValidationError,
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    path: str,
+    also_known: Sequence[str] = (),
+) -> str:
     """One sentence for the first fault: file, dotted key, value, and what is allowed."""
     faults = error.errors()
     fault = faults[0]
-    location = _key_parts(fault["loc"])
+    location = _key_parts(fault, values)
     key = ".".join(location)
     known = key
     while known not in origins and "." in known:
@@ -376,17 +379,22 @@ def explain(error: ValidationError, origins: Mapping[str, str], path: str, also_
     if fault["type"] == "value_error":
         return f"{where}: {key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}"
     # Where a value may be of several types, each type has a fault of its own under the same key.
-    reasons = dict.fromkeys(_reason(other) for other in faults if _key_parts(other["loc"])[: len(location)] == location)
+    reasons = dict.fromkeys(
+        _reason(other) for other in faults if _key_parts(other, values)[: len(location)] == location
+    )
     return f"{where}: {key} = {_thawed(fault['input'])!r}: {', or '.join(reasons)}"
 
 
-def _key_parts(location: Sequence[Any]) -> list[str]:
+def _key_parts(fault: Any, values: Any) -> list[str]:
     """The parts of the dotted key; the names of types that pydantic puts between or behind them are left out."""
-    return [
-        str(part)
-        for part in location
-        if isinstance(part, int) or (re.fullmatch(r"[\w.]+", part) and part not in ("int", "str"))
-    ]
+    parts = []
+    for part in fault["loc"]:
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
+            values = values[part]
+        else:
+            continue
+        parts.append(str(part))
+    return [*parts, str(fault["loc"][-1])] if fault["type"] == "missing" else parts
 
 
 def _reason(fault: Any) -> str:

@@ -41,6 +41,7 @@ from reptile_distil.models import (
     Teacher,
     check_length,
     check_same_tokenizer,
+    check_vocabulary,
     count_parameters,
     load_finetuned,
     load_pretrained,
@@ -186,6 +187,7 @@ class Experiment:
                     options = self.config.checkpoint.model_dump()
                     recovery = Recovery(folder, decisive, device=self.device, afresh=overwrite, **options)
                     return run(recovery, interrupts)
+        folder.check_complete(results)
         logger.info("%s is finished: nothing to run", folder.path)
         return results
 
@@ -222,6 +224,7 @@ class Experiment:
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
+            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
         data = self._load_data(batch_tokenizer, config.train)
         return self._train(method, recovery, interrupts, config.train, model, tokenizer, data, teacher)
 
@@ -229,6 +232,7 @@ class Experiment:
         recovery.start_clock()
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        check_vocabulary(name, model, tokenizer)
         data = self._load_data(tokenizer, settings)
         return self._train("teacher", recovery, interrupts, settings, model, tokenizer, data, None)
 
@@ -357,7 +361,9 @@ class Experiment:
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
         name = str(model or self.folder.model)
         classifier = self._placed(load_finetuned(name, self.task, self.config.teacher.label_names))
-        return Classifier(classifier, **forward_options(self.config)), load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
+        check_vocabulary(name, classifier, tokenizer)
+        return Classifier(classifier, **forward_options(self.config)), tokenizer
 
     def _name_predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:
         if self.task.is_regression:

@@ -113,6 +113,8 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     Raises `DataError` for a file that cannot be opened and for a line that is not UTF-8.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise DataError(f"{file} cannot be read: it is no regular file")
         with file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if number == 1:
@@ -200,7 +202,8 @@ def score(value: str, score_range: tuple[float, float] | None) -> float:
     """A regression label; raises `ValueError` when it is no finite number or lies outside `score_range`."""
     low, high = score_range or (-math.inf, math.inf)
     try:
-        number = float(value)
+        # float() takes 1_0 and digits of any script too: more likely slips than scores.
+        number = float(value) if value.isascii() and "_" not in value else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -32,11 +32,12 @@ import torch
 import transformers
 import yaml
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 
 from reptile_distil.checkpoint import describe_fault, share_files, sync_file, sync_folder
 from reptile_distil.errors import RunError, RunInUseError
-from reptile_distil.models import quiet_transformers
+from reptile_distil.loading import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class RunFolder:
             return None
         try:
             results: Results = json.loads(self.results.read_text(encoding="utf-8"))
-            old = results["decisive"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            old = dict(results["decisive"])
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RunError(
                 f"{self.results}: cannot be read ({error}); remove the folder or run again with --overwrite"
             ) from None
@@ -125,7 +126,7 @@ class RunFolder:
             # results.json first: while it exists, the folder counts as a finished run.
             for file in (self.results, self.metrics, *self.path.glob("predictions_*.json")):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(self.model, ignore_errors=True)
+            _remove(self.model)
             _write(self._config, config_yaml)
             _write(self._environment, _to_json(describe_environment(device)))
             self.metrics.touch()
@@ -176,12 +177,12 @@ class RunFolder:
     def _replace_model(self, write: Callable[[Path], None]) -> None:
         new, old = self.path / "model.new", self.path / "model.old"
         for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         write(new)
         if self.model.exists():
             self.model.rename(old)
         new.rename(self.model)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
     def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
         """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers."""
@@ -206,13 +207,41 @@ class RunFolder:
         """Writes results.json: from now on the run is finished."""
         _write(self.results, _to_json(results))
 
+    def check_complete(self, results: Results) -> None:
+        """Raises `RunError` where the results of a finished run lack what a table of them shows."""
+        try:
+            _Shown.model_validate(results)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise RunError(
+                f"{self.results}: cannot be read ({key}: {fault['msg']}); "
+                "remove the folder or run again with --overwrite"
+            ) from None
+
     def read_config(self) -> dict[str, Any]:
         """The configuration that the run was started with, as plain values. Raises `RunError`."""
         try:
             values: dict[str, Any] = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise RunError(f"{self._config}: cannot be read: {error}") from None
         return values
+
+
+class _ShownOfTeacher(BaseModel):
+    scores_at_end: dict[str, dict[str, float | None]] = Field(min_length=1)
+
+
+class _Shown(BaseModel):
+    """What a table shows of a run."""
+
+    method: str
+    scores: dict[str, dict[str, float | None]]
+    num_parameters: int
+    best_epoch: int
+    train_seconds: float
+    examples_per_second: float
+    teacher: _ShownOfTeacher | None = None
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -228,6 +257,14 @@ def describe_environment(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link (not what it points to) or a folder, as far as that is allowed."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -79,12 +79,16 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
     """The split as `load_split` finds it, not read yet; raises `DataError` where it is missing."""
     if split not in task.splits:
         raise DataError(f"task {task.name} has no split {split!r}, only {', '.join(task.splits)}")
-    if task.files is not None:
-        file = (path or Path()) / task.files[split]
-        return Source(task, split, str(file), partial(_digest_files, file), partial(read_own_file, task, split, file))
-    if task.folder is None:
-        raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
-    return _open_hub(task, split) if path is None else _open_folder(task, split, path)
+    try:
+        if task.files is not None:
+            file = (path or Path()) / task.files[split]
+            read = partial(read_own_file, task, split, file)
+            return Source(task, split, str(file), partial(_digest_files, file), read)
+        if task.folder is None:
+            raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
+        return _open_hub(task, split) if path is None else _open_folder(task, split, path)
+    except OSError as error:  # a path that is too long, or runs through a file
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
@@ -134,7 +138,9 @@ def _open_saved_split(task: Task, split: str, folder: Path) -> datasets.Dataset 
         if total and int(total[1]) != len(files):
             raise DataError(f"{folder}: found {len(files)} of the {int(total[1])} files {name}-*.parquet")
         return datasets.Dataset(pa.concat_tables([pa.parquet.ParquetFile(file).read() for file in files]))
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except DataError:
+        raise
+    except Exception as error:  # each damage has an exception of its own
         raise DataError(f"{folder}: the {name} split cannot be read: {_one_line(error)}") from error
 
 
@@ -163,11 +169,14 @@ def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
         return builder.as_dataset(split=_hub_split(split))
     except (OSError, ValueError):
         return None
+    except Exception as error:
+        cache = datasets.config.HF_DATASETS_CACHE
+        raise DataError(f"{HUB_NAME} {task.name} in the cache {cache} is damaged: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
-    """An error's first line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """What kind of error it is, and its first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: str) -> Source:
@@ -224,16 +233,27 @@ def _read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str
         raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {found}")
     if len(dataset) == 0:
         raise DataError(f"{source}: {split} has no rows")
-    columns = dataset.select_columns(wanted).with_format(None)[:]
+    columns = _read_columns(dataset, wanted, f"{source}: {split}")
     for name in task.text_columns:
         for row, text in enumerate(columns[name]):
             if not isinstance(text, str):
                 raise DataError(f"{source}: row {row} of {split} has {text!r} for {name}, not a text")
     texts = tuple(tuple(columns[name]) for name in task.text_columns)
     labels = columns.get(task.label_column)
-    if labels is None or (split.startswith("test") and set(labels) == {-1}):  # the hub's "unlabelled"
+    if labels is None or (split.startswith("test") and all(label == -1 for label in labels)):  # the hub's "unlabelled"
         return Rows(source, texts, None)
     return Rows(source, texts, _read_labels(task, split, dataset.features[task.label_column], labels, source))
+
+
+def _read_columns(dataset: datasets.Dataset, names: list[str], source: str) -> dict[str, list[Any]]:
+    """The values of columns as they are stored; raises `DataError` for damaged ones."""
+    try:
+        # As Arrow: decoding could open files that a column names, and would trust damaged offsets.
+        table = dataset.select_columns(names).with_format("arrow")[:]
+        table.validate(full=True)
+        return {name: table.column(name).to_pylist() for name in names}
+    except Exception as error:
+        raise DataError(f"{source} cannot be read: {_one_line(error)}") from error
 
 
 def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source: str) -> list[float]:
@@ -241,9 +261,9 @@ def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source
     allowed: dict[str, int] = {}
     if not task.is_regression:
         names = getattr(feature, "names", None)
-        if names is None or set(names) != set(task.label_names):
+        if names is None or sorted(map(str, names)) != sorted(task.label_names):
             expected = ", ".join(task.label_names)
-            found = "numbers without class names" if names is None else ", ".join(names)
+            found = "numbers without class names" if names is None else ", ".join(map(str, names))
             raise DataError(f"{source}: expected the classes {expected} in {task.label_column}, found {found}")
         allowed = {str(index): task.label_names.index(name) for index, name in enumerate(names)}
     labels: list[float] = []

@@ -122,7 +122,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     try:
         keys = TableKeys.model_validate(own)
     except ValidationError as error:
-        raise ConfigError(explain(error, origins, str(path))) from None
+        raise ConfigError(explain(error, own, origins, str(path))) from None
     _check_names(keys, origins)
     common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reptile_distil.cli import config_of, make_parser, run
+from reptile_distil.errors import DataError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.predictions and not arguments.split:
         parser.error("--predictions needs --split: one file holds one split")
+    predictions = arguments.predictions
+    if predictions and (predictions.is_dir() or not predictions.absolute().parent.is_dir()):
+        raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
     if arguments.config is None:  # the configuration that the model was trained with
         arguments.config = Path(arguments.model).parent / "config.yaml"
         if not arguments.config.exists():
@@ -35,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{split}\t{name}\t{score:.6f}")
         if examination.scores is None:
             print(f"{split}\tno labels, so no scores")
-        if arguments.predictions and launched_rank() == 0:
-            arguments.predictions.write_text(examination.to_tsv(), encoding="utf-8")
-            print(f"{split}\tpredictions written to {arguments.predictions}")
+        if predictions and launched_rank() == 0:
+            predictions.write_text(examination.to_tsv(), encoding="utf-8")
+            print(f"{split}\tpredictions written to {predictions}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher, load_tokenizer
 from reptile_distil.packing import packed_logits
+from tests.models import bert
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -436,3 +437,25 @@ def test_the_tokenizer_travels_with_the_model(tiny):
     experiment.fit()
     saved, original = load_tokenizer(str(experiment.folder.model)), load_tokenizer("toy-bert-2L-16H")
     assert saved("the film was good")["input_ids"] == original("the film was good")["input_ids"]
+
+
+def test_a_split_without_labels_has_no_score(tiny, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\ngood,up\nbad,down\n")
+    (tmp_path / "test.csv").write_text("text\ngood\n")
+    files = "{train: rows.csv, dev: rows.csv, test: test.csv}"
+    task = f"task={{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {files}}}"
+    experiment = tiny("method=finetune", task, f"data.path={tmp_path}", "data.max_train_rows=null")
+    experiment.fit()
+    with pytest.raises(DataError, match=r"^task mine: split test has no labels to score against$"):
+        experiment.evaluate("test")
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_trained(tiny, tmp_path):
+    """Its ids would run past the embeddings in the middle of an epoch."""
+    bert(2, num_labels=2).save_pretrained(tmp_path / "model")
+    toy.tokenizer().save_pretrained(tmp_path / "model")
+    experiment = tiny("data.max_length=16", f"teacher.pretrained={tmp_path}/model")
+    for fit in (experiment.fit, experiment.fit_teacher):
+        with pytest.raises(ModelError, match=r"its tokenizer gives ids up to .* but the model has only 30 embeddings"):
+            fit()
+    assert not (tmp_path / "runs" / "toy-sentence" / "teacher-seed42").exists()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from reptile_distil import cli
 from reptile_distil.interrupts import Interrupted
@@ -284,6 +285,79 @@ def test_a_full_disk_or_a_forbidden_folder_is_one_sentence(capsys, number, text)
 
     assert cli.run(fails) == 2
     assert capsys.readouterr().err == f"error: runs/x: {text}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_says_which_settings_to_lower(capsys, error):
+    def fails(_):
+        raise error
+
+    assert cli.run(fails) == 2
+    assert "out of memory on the device: lower train.micro_batch_size" in capsys.readouterr().err
+
+
+def print_config(**options):
+    """The process of a script that prints its configuration."""
+    command = [sys.executable, str(ROOT / "scripts" / "distil.py"), "--config", str(TINY), "--print-config"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_reader_that_goes_early_is_no_fault():
+    with print_config(stdout=subprocess.PIPE) as process:
+        process.stdout.close()  # as `| head -0` does
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device to write to")
+def test_an_output_that_is_full_is_one_sentence():
+    with Path("/dev/full").open("w") as full, print_config(stdout=full) as process:
+        assert process.stderr.read() == "error: the run folder or the output: No space left on device\n"
+    assert process.returncode == 2
+
+
+def test_a_terminal_without_a_letter_is_no_fault():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with print_config(stdout=subprocess.PIPE, env=environment) as process:
+        assert r"T\xb2" in process.stdout.read()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_the_scripts_load_nothing_heavy_before_they_catch_ctrl_c():
+    code = (
+        "import sys, reptile_distil.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", ["", "no/such/folder/x.tsv"])
+def test_predictions_that_cannot_be_written_are_refused_before_anything_is_predicted(call, tmp_path, name):
+    code, _, err = call("evaluate", "--model", "./none", "--split", "dev", "--predictions", tmp_path / name)
+    assert code == 2
+    assert "is a folder, or lies in a folder that does not exist" in err
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": 3}, {"scores": []}, {"num_parameters": "x"}, {"teacher": {}}, {"best_epoch": None}, None]
+)
+def test_a_finished_run_with_incomplete_results_is_refused_not_shown(call, tmp_path, changes):
+    call("distil", "method=finetune")
+    path = tmp_path / "runs/toy-sentence/finetune-seed42/results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({**results, **changes} if changes else {"decisive": results["decisive"]}))
+    code, _, err = call("distil", "method=finetune")
+    assert code == 2
+    assert "results.json: cannot be read (" in err
+    assert err.endswith("remove the folder or run again with --overwrite\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

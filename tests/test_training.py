@@ -260,3 +260,8 @@ def test_a_signal_after_a_step_that_was_not_finite_saves_nothing(monkeypatch):
     with pytest.raises(RunError, match="step 1: loss is nan"), Interrupts() as interrupts:
         run([0.1], losses=[math.nan], checkpoints=checkpoints, interrupts=interrupts, log_every=100)
     assert checkpoints.saved == []
+
+
+def test_a_run_without_a_batch_is_refused():
+    with pytest.raises(RunError, match=r"^the training set has no batch to train on$"):
+        run([], num_epochs=0)
