@@ -12,6 +12,7 @@ from reptile_distil import toy
 from reptile_distil.data import Batches, draw_rows, length_grouped_batches, tokenize
 from reptile_distil.errors import DataError
 from reptile_distil.evaluation import agreement, predict_logits
+from reptile_distil.features import Features
 from reptile_distil.models import Classifier, Teacher
 from tests.models import bert
 
@@ -208,17 +209,18 @@ def test_skipped_batches_leave_the_others_as_they_are_and_are_not_built(tokenize
 def test_the_rows_of_a_batch_are_known_by_their_place_in_the_data_file(tokenizer, lengths):
     batches = Batches(numbered_rows(lengths), tokenizer, batch_size=8, seed=5)
     assert [batches.row_ids(2, index) for index in range(13)] == labels_of(batches, 2)
-    drawn = Batches(numbered_rows([3, 3]), tokenizer, batch_size=1, row_ids=np.array([7, 40]))
+    features = Features.from_dataset(numbered_rows([3, 3]), np.array([7, 40]))
+    drawn = Batches(features, tokenizer, batch_size=1)
     assert [[drawn.row_ids(1, index)[0], batch["labels"].item()] for index, batch in enumerate(drawn.epoch(1))] in (
         [[7, 0], [40, 1]],
         [[40, 1], [7, 0]],
     )
 
 
-def test_the_same_rows_have_one_fingerprint_and_any_others_another(tokenizer):
+def test_the_same_rows_have_one_fingerprint_and_any_others_another():
     def fingerprint(ids, labels):
         rows = dataset(input_ids=ids, attention_mask=[[1] * len(row) for row in ids], label=labels)
-        return Batches(rows, tokenizer, batch_size=2).fingerprint()
+        return Features.from_dataset(rows).fingerprint()
 
     first = fingerprint([[2, 5, 3], [2, 3]], [0, 1])
     assert first["num_rows"] == 2
@@ -232,6 +234,14 @@ def test_the_same_rows_have_one_fingerprint_and_any_others_another(tokenizer):
         fingerprint([[2, 5, 3]], [0]),
     ]
     assert len({other["sha256"] for other in [first, *others]}) == 7
+
+
+def test_drawn_rows_keep_their_numbers_and_have_the_fingerprint_of_those_rows_alone():
+    ids = [[2, 5, 3], [2, 3], [2, 7, 7, 3]]
+    rows = dataset(input_ids=ids, attention_mask=[[1] * len(row) for row in ids], label=[0, 1, 0])
+    chosen = Features.from_dataset(rows).select([2, 0])
+    assert chosen.row_ids.tolist() == [2, 0]
+    assert chosen.fingerprint() == Features.from_dataset(rows.select([2, 0])).fingerprint()
 
 
 def padding(batches, lengths):

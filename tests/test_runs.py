@@ -56,11 +56,20 @@ def test_a_damaged_configuration_is_refused(folder, content):
         folder.read_config()
 
 
-def test_a_model_that_is_a_link_is_removed_and_what_it_points_to_is_not(folder, tmp_path):
+@pytest.mark.parametrize("name", ["model", "model.old", "model.new", "metrics.jsonl"])
+def test_a_link_in_the_folder_is_refused_and_what_it_points_to_stays(folder, tmp_path, name):
+    (tmp_path / "precious").mkdir()
+    (folder.path / name).unlink(missing_ok=True)
+    (folder.path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(RunError, match=f"{name}: is a symbolic link, which a run does not follow; remove it"):
+        folder.start(CONFIG, "cpu")
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_a_link_that_comes_up_later_is_removed_and_what_it_points_to_is_not(folder, tmp_path):
     (tmp_path / "precious").mkdir()
     for name in ("model", "model.old", "model.new"):
         (folder.path / name).symlink_to(tmp_path / "precious")
-    folder.start(CONFIG, "cpu")
     folder.save_model(FakeModel("new"), FakeModel("tokenizer"))
     assert (folder.model / "new.txt").exists()
     assert not folder.model.is_symlink()
