@@ -41,7 +41,8 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
     options = {
         # eps: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
         "student_optimizer": torch.optim.AdamW(student.parameters(), lr=1e-3, eps=1e-4),
-        "max_grad_norm": 0.1,
+        # Clipped gradients hide their size, unclipped ones the norm.
+        "max_grad_norm": 0.1 if name in ("kd", "reptile-adamw") else 100.0,
         "micro_batch_size": micro_batch_size,
         "processes": processes,
     }
@@ -50,10 +51,12 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
     options["loss"] = DistillationLoss(alpha=0.5, temperature=4.0)
     if name == "kd":
         return KnowledgeDistiller(teacher, student, **options), teacher, student
-    options |= {"inner_lr": 1e-2, "inner_eps": 1e-4, "update": name.removeprefix("reptile-")}
+    options["update"] = name.removeprefix("reptile-")
     if name == "reptile-adamw":
+        options |= {"inner_lr": 1e-2, "inner_eps": 1e-4}
         options["teacher_optimizer"] = torch.optim.AdamW(teacher.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
     else:
+        options |= {"inner_lr": 0.5, "inner_optimizer": "sgd"}
         options["teacher_optimizer"] = torch.optim.SGD(teacher.parameters(), lr=0.05)
     return ReptileDistiller(teacher, student, **options), teacher, student
 
