@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,12 +97,14 @@ def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatc
     assert code == 0
     assert not (tmp_path / "runs").exists()
     teacher, student = out.splitlines()
-    for line in (student, teacher):
-        done = subprocess.run(
-            ["bash", "-c", line], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "1 cell: 0 run, 1 already finished, 0 failed" in done.stderr
+    done = subprocess.run(
+        ["bash", "-c", student], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "2 cells: 2 run, 0 already finished, 0 failed" in done.stderr
+    assert shlex.split(teacher)[:4] == ["python", "scripts/table.py", "--config", str(TINY)]
+    code, _, err = call("table", *shlex.split(teacher)[4:], config=TINY)
+    assert (code, err) == (0, "1 cell: 0 run, 1 already finished, 0 failed\n")
     decisive = json.loads((tmp_path / "runs/toy-sentence/kd-seed1/results.json").read_text())["decisive"]
     assert (decisive["train.lr"], decisive["data.max_train_rows"]) == (2e-3, 64)
     assert not (tmp_path / "runs/table.md").exists()
@@ -128,7 +131,7 @@ def test_only_table_runs_nothing_and_shows_what_is_missing(call, tmp_path):
     code, out, _ = call("table", "--only-table", f"output={tmp_path}/elsewhere/mine", config=TINY)
     assert code == 0
     assert not (tmp_path / "runs").exists()
-    assert out.count("- (n=0 of 1)") == 6
+    assert out.count("- (n=0 of 1)") == 3 * (2 + 1)  # rows * (tasks and their mean)
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["mine.csv", "mine.md", "mine.tex"]
 
 
