@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
+from reptile_distil.compute import compile_forward, set_attention
 from reptile_distil.config import Config, TrainConfig
 from reptile_distil.data import Batches, draw_rows, tokenize
 from reptile_distil.errors import ConfigError, DataError
@@ -164,6 +165,14 @@ def build_schedules(
         name: transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
         for name, optimizer in optimizers.items()
     }
+
+
+def prepare_model(model: Any, config: Config, device: str) -> None:
+    """Moves a model to the device, in place, with the attention and the compiler that the configuration names."""
+    set_attention(model, config.compute.attention)
+    model.to(device)
+    if config.compute.compile:
+        compile_forward(model, device)
 
 
 def autocast_dtype(config: Config) -> torch.dtype | None:

@@ -183,6 +183,15 @@ class ReptileConfig(_Section):
     """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
 
 
+class ComputeConfig(_Section):
+    """How forward passes are computed; none of it changes a result by more than rounding."""
+
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """sdpa: PyTorch's fused attention; eager: written out; auto: sdpa where the architecture has it."""
+    compile: bool = False
+    """Compile the models with torch.compile: faster steps after a minute or more; needs a C++ compiler, or Triton."""
+
+
 def _task_kind(value: Any) -> str:
     return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
 
@@ -209,8 +218,10 @@ class Config(_Section):
     """Where to compute; auto: cuda, else mps, else cpu."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "fp32"
+    """bf16: forward passes under bfloat16 autocast, weights and updates in float32; tf32: float32 with matrix products
+    in TF32 (NVIDIA GPUs); auto: bf16 on a GPU that has it, else fp32."""
+    compute: ComputeConfig = ComputeConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")

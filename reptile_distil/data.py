@@ -120,6 +120,8 @@ class Batches:
         columns = self.features[rows]
         features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         batch: dict[str, Tensor] = self._collate(features).data
+        if self.device == "cuda":  # from pinned memory the copy waits for nothing
+            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 

@@ -22,9 +22,11 @@ from reptile_distil.builders import (
     build_task,
     check_pair,
     choose_device,
+    prepare_model,
     student_source,
     wider_tokenizer,
 )
+from reptile_distil.compute import choose_precision, use_precision
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import DataError, RunError
@@ -81,9 +83,12 @@ class Experiment:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.task = build_task(config)
         self.device = choose_device(config.device)
+        precision = choose_precision(config.precision, self.device)
+        use_precision(precision)
+        # A run's files say what `auto` came to.
+        self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
+        self.task = build_task(config)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
@@ -214,7 +219,8 @@ class Experiment:
         """Trains `model`; the results but for what concerns the whole run."""
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
-        student = Student(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
+        prepare_model(model, self.config, self.device)
+        student = Student(model, autocast_dtype=autocast_dtype(self.config))
         teacher_moves = role == "reptile"
         method, optimizers = build_method(self.config, student, teacher, settings, teacher_moves=teacher_moves)
         folder.start(self.config.to_yaml(), self.device)
@@ -285,7 +291,8 @@ class Experiment:
     def _load_teacher(self, name: str) -> Teacher:
         model = load_finetuned(name, self.task, self.config.teacher.label_names)
         check_length(name, model, self.config.data.max_length)
-        return Teacher(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
+        prepare_model(model, self.config, self.device)
+        return Teacher(model, autocast_dtype=autocast_dtype(self.config))
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():
