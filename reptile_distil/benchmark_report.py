@@ -76,8 +76,8 @@ def plot(measured: Sequence[Measured], path: Path, machine: str) -> None:
     time_axes.set_yticks(range(len(measured)), [str(case).replace(", ", "\n") for case, _ in measured])
     time_axes.invert_yaxis()
     handles, labels = time_axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    figure.suptitle(machine, fontsize=9, y=0.0, va="bottom")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"One training step on {machine}", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
@@ -90,5 +90,5 @@ def _draw_bars(axes: Any, measured: Sequence[Measured], values: Sequence[Sequenc
         widths = [of_case[index] for of_case in values]
         bars = axes.barh(places, widths, height, color=colour, hatch=hatch, edgecolor="white", label=_NAMES[method])
         axes.bar_label(bars, [label.format(width) for width in widths], padding=3, fontsize=8)
-    axes.margins(x=0.18)
+    axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)
