@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
+from reptile_distil.compute import compile_forward, set_attention
 from reptile_distil.config import Config, TrainConfig
 from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import ConfigError
@@ -36,6 +37,7 @@ from reptile_distil.optim import adamw
 from reptile_distil.packing import check_packable
 from reptile_distil.processes import ALONE, Processes
 from reptile_distil.reptile import ReptileDistiller
+from reptile_distil.sharding import shard_model
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
@@ -187,6 +189,17 @@ def build_schedules(
         name: transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
         for name, optimizer in optimizers.items()
     }
+
+
+def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
+    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
+    set_attention(model, config.compute.attention)
+    if config.distributed.shard:
+        shard_model(model, device)
+    else:
+        model.to(device)
+    if config.compute.compile and may_compile:
+        compile_forward(model, device)
 
 
 def autocast_dtype(config: Config) -> torch.dtype | None:

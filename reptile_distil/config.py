@@ -208,6 +208,15 @@ class CheckpointConfig(_Section):
     """Keep them when the run is finished, and needs them no more."""
 
 
+class ComputeConfig(_Section):
+    """How forward passes are computed; none of it changes a result by more than rounding."""
+
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """sdpa: PyTorch's fused attention; eager: written out; auto: sdpa where the architecture has it."""
+    compile: bool = False
+    """Compile the models with torch.compile: faster steps after a minute or more; needs a C++ compiler, or Triton."""
+
+
 def _task_kind(value: Any) -> str:
     return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
 
@@ -234,8 +243,10 @@ class Config(_Section):
     """Where to compute; auto: cuda, else mps, else cpu."""
     num_threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "fp32"
+    """bf16: forward passes under bfloat16 autocast, weights and updates in float32; tf32: float32 with matrix products
+    in TF32 (NVIDIA GPUs); auto: bf16 on a GPU that has it, else fp32."""
+    compute: ComputeConfig = ComputeConfig()
     distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -249,6 +260,16 @@ class Config(_Section):
     def _one_folder_per_method(self) -> Config:
         if self.compare_with and self.output_dir is not None:
             raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
+        return self
+
+    @model_validator(mode="after")
+    def _ways_to_compute_fit(self) -> Config:
+        if self.data.packing and self.compute.attention != "auto":
+            raise ValueError("data.packing brings an attention of its own: leave compute.attention at auto")
+        if self.data.packing and self.compute.compile:
+            raise ValueError("data.packing cannot be compiled: choose it or compute.compile")
+        if self.distributed.shard and self.compute.compile:
+            raise ValueError("distributed.shard cannot be compiled: choose it or compute.compile")
         return self
 
     @property

@@ -24,9 +24,11 @@ from reptile_distil.builders import (
     check_pair,
     choose_device,
     forward_options,
+    prepare_model,
     student_source,
     wider_tokenizer,
 )
+from reptile_distil.compute import choose_precision, use_precision
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
@@ -50,7 +52,7 @@ from reptile_distil.models import (
 from reptile_distil.processes import start_processes
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
-from reptile_distil.sharding import shard_model, whole_copy
+from reptile_distil.sharding import whole_copy
 from reptile_distil.training import count_steps, train
 from reptile_distil.training_state import weights_fingerprint
 
@@ -90,8 +92,6 @@ class Experiment:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.task = build_task(config)
         self.device = choose_device(config.device)
         self.processes = start_processes(self.device)
         if config.distributed.shard and self.processes.count == 1:
@@ -99,6 +99,11 @@ class Experiment:
                 "distributed.shard = True: takes several processes to cut the models over; "
                 "start them with torchrun or accelerate launch"
             )
+        precision = choose_precision(config.precision, self.device)
+        use_precision(precision)
+        # A run's files say what `auto` came to.
+        self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
+        self.task = build_task(config)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
@@ -342,10 +347,8 @@ class Experiment:
     def _placed(self, model: Any) -> Any:
         """The model on the device, the same on every process, or this process's part of it."""
         self.processes.share_weights(model, self.device)
-        if self.config.distributed.shard:
-            shard_model(model, self.device)
-            return model
-        return model.to(self.device)
+        prepare_model(model, self.config, self.device)
+        return model
 
     def _save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
         whole = whole_copy(model) if self.config.distributed.shard else model
@@ -360,7 +363,8 @@ class Experiment:
         if model is None and not self.folder.model.is_dir():
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
         name = str(model or self.folder.model)
-        classifier = self._placed(load_finetuned(name, self.task, self.config.teacher.label_names))
+        classifier = load_finetuned(name, self.task, self.config.teacher.label_names)
+        prepare_model(classifier, self.config, self.device, may_compile=False)
         tokenizer = load_tokenizer(name)
         check_vocabulary(name, classifier, tokenizer)
         return Classifier(classifier, **forward_options(self.config)), tokenizer

@@ -126,6 +126,11 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     _check_names(keys, origins)
     common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
+    if any(cell.config.precision == "auto" for cell in cells):
+        raise ConfigError(
+            f"{origins.get('precision', path)}: precision = 'auto': differs from machine to machine, and all "
+            "runs of a table must compute alike; give fp32, tf32 or bf16"
+        )
     _check_per_task(keys, [cell.task.name for cell in cells], origins)
     with_teacher = any(cell.row == TEACHER or cell.config.method != "finetune" for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))

@@ -328,6 +328,10 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         ("reptile", "train.micro_batch_size=4", False),
         ("reptile", "train.log_every=3", False),
         ("reptile", "distributed.shard=true", False),
+        ("reptile", "reptile.share_forward=false", True),
+        ("reptile", "precision=tf32", True),
+        ("reptile", "compute.compile=true", False),
+        ("reptile", "compute.attention=eager", False),
         ("reptile", "runs_dir=elsewhere", False),
         ("reptile", "checkpoint.every_steps=7", False),
         ("reptile", "seed=1", True),
@@ -348,3 +352,16 @@ def test_a_student_made_of_the_teachers_layers_depends_on_the_pretrained_teacher
     before = load_config(CONFIGS / "rte.yaml", changes).decisive_values("finetune")
     after = load_config(CONFIGS / "rte.yaml", [*changes, "teacher.pretrained=x"]).decisive_values("finetune")
     assert before != after
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.packing=true", "compute.attention=sdpa"], "leave compute.attention at auto"),
+        (["data.packing=true", "compute.compile=true"], "data.packing cannot be compiled"),
+        (["distributed.shard=true", "compute.compile=true"], "distributed.shard cannot be compiled"),
+    ],
+)
+def test_ways_to_compute_that_do_not_go_together_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", overrides)

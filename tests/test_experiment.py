@@ -255,6 +255,23 @@ def test_micro_batches_do_not_change_the_scores_beyond_rounding(tiny, tmp_path):
             torch.testing.assert_close(weight, students[1][name], rtol=0, atol=2e-4, msg=name)
 
 
+def test_auto_precision_is_resolved_before_the_run_and_written_down(tiny):
+    experiment = tiny("precision=auto", "device=cpu")
+    assert experiment.config.precision == "fp32"
+    assert experiment.config.decisive_values("reptile")["precision"] == "fp32"
+
+
+def test_attention_written_out_learns_the_same(tiny):
+    # eps as in test_reptile: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
+    fused = tiny("method=finetune", "train.adam_eps=1e-4")
+    fused.fit()
+    expected = weights_of(fused)
+    eager = tiny("method=finetune", "train.adam_eps=1e-4", "compute.attention=eager")
+    eager.fit(overwrite=True)
+    for name, weight in weights_of(eager).items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5, msg=name)
+
+
 def test_bf16_trains_and_keeps_float32_weights(tiny):
     experiment = tiny("precision=bf16")
     assert experiment.fit()["num_steps"] > 0

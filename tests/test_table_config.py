@@ -177,6 +177,7 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["variants.a/b.method=kd"], "variants.a/b: expected a name"),
         (["variants.x={method: kd, output_dir: y}"], "variants.x: output_dir is the table's affair"),
         (["variants.x={method: kd, loss: {alpha: 5}}", "methods=[x]"], "variants.x: loss.alpha = 5: expected less"),
+        (["precision=auto"], "precision = 'auto': differs from machine to machine"),
     ],
 )
 def test_what_no_table_can_have_is_refused_in_one_sentence(overrides, message):
