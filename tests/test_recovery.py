@@ -493,6 +493,30 @@ def test_a_yaml_with_a_python_tag_in_a_run_folder_runs_no_code(stop, tmp_path):
     assert not (tmp_path / "trapped").exists()
 
 
+def test_a_step_that_is_not_finite_stops_the_run_with_its_rows_and_leaves_model_and_checkpoints(
+    experiment, monkeypatch
+):
+    step, seen, model = FineTuner.step, [], {}
+    folder = experiment("method=finetune").folder
+
+    def diverging(self, batch):
+        seen.append(batch["input_ids"])
+        if len(seen) == 7:
+            model.update({file.name: file.read_bytes() for file in folder.model.iterdir()})
+        return {**step(self, batch), **({"loss": torch.tensor(torch.nan)} if len(seen) == 7 else {})}
+
+    monkeypatch.setattr(FineTuner, "step", diverging)
+    with pytest.raises(
+        RunError, match=r"^finetune on toy-sentence: step 7: loss is nan \(learning rates: lr "
+    ) as error:
+        experiment("method=finetune").fit()
+    listed = re.search(r"counted from 0: ([\d, ]+)\)", str(error.value))[1]
+    texts = toy.load_split(toy.TASKS["toy-sentence"], "train")[[int(row) for row in listed.split(", ")]]["text"]
+    assert toy.tokenizer()(texts, padding=True, return_tensors="pt")["input_ids"].tolist() == seen[6].tolist()
+    assert {file.name: file.read_bytes() for file in folder.model.iterdir()} == model
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000005-evaluated", "step-00000006"]
+
+
 @pytest.mark.parametrize(
     ("method", "where", "setting"),
     [
