@@ -303,30 +303,58 @@ def test_out_of_memory_says_which_settings_to_lower(capsys, error):
     assert "out of memory on the device: lower train.micro_batch_size" in capsys.readouterr().err
 
 
-def print_config(**options):
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # an output that is written at the very end fails there once more
+
+
+def print_config(environment=BUFFERED):
     """The process of a script that prints its configuration."""
-    command = [sys.executable, str(ROOT / "scripts" / "distil.py"), "--config", str(TINY), "--print-config"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "distil.py"),
+        "--config",
+        str(TINY),
+        "--print-config",
+        "data.path=é",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+PRINTS_LITTLE = "import sys; from reptile_distil import cli; sys.exit(cli.run(lambda _: print('one line')))"
+
+
+def run_printing_little(stdout):
+    """Exit code and stderr."""
+    command = [sys.executable, "-c", PRINTS_LITTLE]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    return done.returncode, done.stderr
 
 
 def test_a_reader_that_goes_early_is_no_fault():
-    with print_config(stdout=subprocess.PIPE) as process:
+    with print_config() as process:
         process.stdout.close()  # as `| head -0` does
         assert process.stderr.read() == ""
     assert process.returncode == 141
 
 
+def test_a_reader_that_goes_before_a_short_output_is_no_fault():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS_LITTLE], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device to write to")
 def test_an_output_that_is_full_is_one_sentence():
-    with Path("/dev/full").open("w") as full, print_config(stdout=full) as process:
-        assert process.stderr.read() == "error: the run folder or the output: No space left on device\n"
-    assert process.returncode == 2
+    with Path("/dev/full").open("w") as full:
+        assert run_printing_little(full) == (2, "error: the run folder or the output: No space left on device\n")
 
 
 def test_a_terminal_without_a_letter_is_no_fault():
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    with print_config(stdout=subprocess.PIPE, env=environment) as process:
-        assert r"T\xb2" in process.stdout.read()
+    with print_config({**BUFFERED, "PYTHONIOENCODING": "ascii"}) as process:
+        assert r"path: \xe9" in process.stdout.read()
         assert process.stderr.read() == ""
     assert process.returncode == 0
 
