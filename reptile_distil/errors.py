@@ -30,3 +30,7 @@ class RunError(ReptileDistilError):
 
 class RunInUseError(RunError):
     """A run folder in which another process is running."""
+
+
+class MissingExtraError(ReptileDistilError):
+    """An optional package that is not installed."""

@@ -42,6 +42,7 @@ from reptile_distil.models import (
     load_pretrained,
     load_tokenizer,
 )
+from reptile_distil.plots import draw_after_run
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.training import count_steps, train
 
@@ -280,6 +281,7 @@ class Experiment:
             "decisive": decisive,
         }
         folder.finish(results)
+        draw_after_run(folder.path)
         return results
 
     def _load_teacher(self, name: str) -> Teacher:

@@ -5,6 +5,7 @@ environment.json   versions, device, command line
 metrics.jsonl      one line every few steps and one an epoch, written as the run goes
 model/             the best student so far; loads with AutoModelForSequenceClassification.from_pretrained
 results.json       written last: the run is finished
+curves.png         drawn from metrics.jsonl and results.json afterwards, where matplotlib is installed
 
 Beside the folder lies .NAME.lock, held by the process that runs in it; the system frees it when that process ends,
 however it ends.
@@ -108,7 +109,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # results.json first: while it exists, the folder counts as a finished run.
-            for file in (self.results, self._metrics):
+            for file in (self.results, self._metrics, self.path / "curves.png"):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self.model, ignore_errors=True)
             _write(self._config, config_yaml)

@@ -17,3 +17,9 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than a tiny run; the tests of pictures ask for it."""
+    monkeypatch.setattr("reptile_distil.experiment.draw_after_run", lambda folder: None)
