@@ -10,7 +10,7 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ def curves_figure(results: Record, records: Sequence[Record]) -> Figure:
     """
     epochs = [record for record in records if record["event"] == "epoch"]
     steps = _on_epochs([record for record in records if record["event"] == "step"], epochs)
+    panels: list[Callable[[Axes, Record, Sequence[Record], Sequence[Record]], None]]
     panels = [_draw_scores, _draw_losses, _draw_learning_rates]
     if any("agreement" in record for record in epochs):
         panels.append(_draw_agreement)
@@ -233,7 +234,7 @@ def _finish_panel(axes: Axes, num_epochs: int) -> None:
 
 def _is_series(line: Any) -> bool:
     """Whether a line is data: an axvline is not."""
-    return line.get_label() != "best epoch"
+    return str(line.get_label()) != "best epoch"
 
 
 def _on_epochs(steps: Sequence[Record], epochs: Sequence[Record]) -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ def _draw_cloud(axes: Axes, runs: Sequence[Result], *, color: str, marker: str, 
 
 def _start_at_zero_or_log(axes: Axes) -> None:
     """Times that differ little on an axis from 0, times that differ much on a logarithmic one."""
-    seconds = [float(value) for line in axes.lines for value in line.get_xdata()]  # type: ignore[union-attr]
+    seconds = [float(value) for line in axes.lines for value in line.get_xdata()]
     if seconds and min(seconds) > 0 and max(seconds) > 10 * min(seconds):
         axes.set_xscale("log")
     elif seconds:
