@@ -4,12 +4,14 @@ import json
 import math
 import warnings
 
-import matplotlib.image
 import numpy as np
 import pytest
 
 from reptile_distil import Experiment, experiment, plots, table_plots
 from reptile_distil.errors import MissingExtraError, RunError
+
+matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib.image")
 
 RESULTS = {
     "task": "mrpc",
