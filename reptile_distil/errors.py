@@ -51,3 +51,7 @@ class CheckpointError(RunError):
 
 class OutOfMemoryError(ReptileDistilError):
     """Memory ran out, on the CPU or on a device."""
+
+
+class MissingExtraError(ReptileDistilError):
+    """An optional package that is not installed."""

@@ -49,6 +49,7 @@ from reptile_distil.models import (
     load_pretrained,
     load_tokenizer,
 )
+from reptile_distil.plots import draw_after_run
 from reptile_distil.processes import start_processes
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
@@ -332,7 +333,10 @@ class Experiment:
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
                 length = self.config.data.max_length
                 results["latency"] = compare_latency(teacher, student, length=length, device=self.device)
-        return recovery.finish(results)
+        results = recovery.finish(results)
+        if self.processes.is_main:
+            draw_after_run(folder.path)
+        return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
+from reptile_distil.arithmetic import wait_for
 from reptile_distil.gradients import Batch
+from reptile_distil.inference import time_in_turn
 from reptile_distil.models import Classifier
 
 logger = logging.getLogger(__name__)
@@ -43,34 +45,20 @@ def compare_latency(teacher: Classifier, student: Classifier, *, length: int, de
 
 @torch.no_grad()
 def _measure(teacher: Classifier, student: Classifier, batch: Batch, device: str) -> dict[str, float]:
-    times: dict[str, list[float]] = {"teacher": [], "student": []}
-    models = {"teacher": teacher, "student": student}
-    for model in models.values():
-        _milliseconds(model, batch, device)
-    started = time.perf_counter()
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() - started > SECONDS:
-            break
-        for name, model in models.items():
-            times[name].append(_milliseconds(model, batch, device))
-    medians = {f"{name}_ms": statistics.median(values) for name, values in times.items()}
-    return {**medians, "rounds": len(times["teacher"])}
+    def call(model: Classifier) -> None:
+        model(batch)
+        wait_for(device)
 
-
-def _milliseconds(model: Classifier, batch: Batch, device: str) -> float:
-    _synchronize(device)
-    started = time.perf_counter()
-    model(batch)
-    _synchronize(device)
-    return 1000 * (time.perf_counter() - started)
-
-
-def _synchronize(device: str) -> None:
-    """Waits for what the device has been told to do."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
+    times = time_in_turn(
+        {"teacher": partial(call, teacher), "student": partial(call, student)},
+        seconds=SECONDS,
+        num_warmups=1,
+        min_rounds=MIN_ROUNDS,
+        max_rounds=MAX_ROUNDS,
+        clock=time.perf_counter,
+    )
+    medians = {f"{name}_ms": 1000 * timing.median for name, timing in times.items()}
+    return {**medians, "rounds": times["teacher"].num_rounds}
 
 
 def _batch(model: Classifier, num_rows: int, length: int, device: str) -> Batch:
