@@ -184,13 +184,13 @@ def check_damaged_official_file(folder, file, changes, cut):
 
 
 @given(official_files())
-@examples(250)
+@examples(150)
 def test_every_row_of_a_sound_official_file_is_read(tmp_path, file):
     check_sound_official_file(tmp_path, file)
 
 
 @given(official_files(), damages, cuts)
-@examples(400)
+@examples(250)
 def test_a_damaged_official_file_loses_no_row_or_is_refused_in_one_sentence(tmp_path, file, changes, cut):
     check_damaged_official_file(tmp_path, file, changes, cut)
 
@@ -251,13 +251,13 @@ def check_own_file(folder, file, changes, cut):
 
 
 @given(own_files(), damages, cuts)
-@examples(400)
+@examples(250)
 def test_an_own_file_loses_no_row_or_is_refused_in_one_sentence(tmp_path, file, changes, cut):
     check_own_file(tmp_path, file, changes, cut)
 
 
 @given(own_files())
-@examples(150)
+@examples(100)
 def test_every_row_of_a_sound_own_file_is_read(tmp_path, file):
     check_own_file(tmp_path, file, [], None)
 
@@ -303,7 +303,7 @@ flips = st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size
 
 
 @given(st.sampled_from(["parquet", "saved"]), st.integers(0, 3), flips | damages, cuts)
-@examples(200)
+@examples(150)
 def test_a_damaged_datasets_folder_is_read_or_refused_in_one_sentence(sound, tmp_path, kind, which, changes, cut):
     check_damaged_folder(sound, tmp_path, kind, which, changes, cut)
 

@@ -667,6 +667,18 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path):
             load()
 
 
+def test_a_model_with_other_outputs_than_its_config_says_is_refused(tmp_path, monkeypatch):
+    folder = save(bert(2), tmp_path, MNLI.label_names)
+    forward = transformers.BertForSequenceClassification.forward
+
+    def wider(self, *args, **options):
+        return SimpleNamespace(logits=forward(self, *args, **options).logits.repeat(1, 2))
+
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "forward", wider)
+    with pytest.raises(ModelError, match=rf"^{folder}: gives \(1, 6\) numbers for one text, not 3$"):
+        load_finetuned(folder, MNLI)
+
+
 def test_trying_a_model_out_leaves_its_mode_and_the_random_numbers_alone(tmp_path):
     folder = save(bert(2, dropout=0.5), tmp_path, MNLI.label_names)
     torch.manual_seed(5)
