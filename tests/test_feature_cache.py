@@ -176,9 +176,10 @@ def test_one_changed_byte_is_another_file_even_with_the_same_size_and_time(load)
     assert load()["input_ids"][0] == [2, 5, 7, 3, 7, 3]
 
 
-def test_another_split_of_the_same_bytes_is_read_by_its_own_rules(load):
+def test_another_split_in_the_same_file_is_read_by_its_own_rules(load):
     load()
-    load(split="dev")
+    test_task = replace(TASK, splits={"test": ()}, files={"test": "train.tsv"})
+    assert contents(load(task=test_task, split="test")) == TRAIN
     assert load.num_reads == 2
 
 
@@ -331,10 +332,13 @@ def test_of_two_processes_that_make_the_same_entry_each_gets_it(data, cache, mon
     def meanwhile(*arguments):
         monkeypatch.setattr(feature_cache, "tokenize", tokenize)
         assert contents(loads[1]()) == TRAIN
+        first.extend(entry.stat().st_ino for entry in cache.iterdir())
         return tokenize(*arguments)
 
+    first = []
     monkeypatch.setattr(feature_cache, "tokenize", meanwhile)
     assert contents(loads[0]()) == TRAIN
+    assert [entry.stat().st_ino for entry in cache.iterdir()] == first
     assert [load.num_reads for load in loads] == [1, 1]
     assert len(entries(cache)) == 1
     assert contents(loads[0]()) == TRAIN

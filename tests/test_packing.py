@@ -171,6 +171,12 @@ def test_reptile_takes_the_same_steps_packed_and_padded():
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=name)
 
 
+def test_a_packed_classifier_stays_packed_as_a_student_or_a_teacher():
+    _, packed = pair("bert")
+    assert Student.wrap(packed).packed
+    assert Teacher.wrap(packed).packed
+
+
 def test_packed_logits_of_a_bare_model_need_no_wrapper():
     _, packed = pair("bert")
     assert packed_logits(packed.model, ragged()).shape == (6, 3)
