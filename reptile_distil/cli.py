@@ -16,8 +16,6 @@ from pathlib import Path
 from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
 from reptile_distil.interrupts import Interrupted
-from reptile_distil.memory import is_out_of_memory
-from reptile_distil.processes import is_lost_process, launched_rank, stop_processes
 
 EXIT_FAULT = 2  # a fault that the user can mend
 EXIT_STOPPED = 130  # as shells do for Ctrl-C
@@ -29,6 +27,12 @@ _MENDABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
 )
+
+
+def launched_rank() -> int:
+    """The process's number as its launcher gave it, before the processes have joined; 0 without a launcher."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return int(os.environ.get("RANK", "0")) if several else 0
 
 
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -61,7 +65,7 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         with _only_the_main_process_prints():
             main(arguments)
             sys.stdout.flush()
-        stop_processes()
+        _leave_the_others()
     except ReptileDistilError as error:
         return _fail(str(error))
     except BrokenPipeError:
@@ -73,13 +77,11 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         _forget_stdout()
         return _fail(f"{error.filename or 'the run folder or the output'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and is_lost_process(error):
-            reason = " ".join(str(error).split())[:200]
-            return _fail(f"another process of this run has ended or does not answer ({reason})")
-        if not is_out_of_memory(error):
+        if (sentence := _explain(error)) is None:
             raise
-        return _fail("out of memory: lower train.micro_batch_size, train.eval_batch_size or data.max_length")
+        return _fail(sentence)
     except Interrupted as error:
+        _leave_the_others()
         if launched_rank() == 0:
             print(error, file=sys.stderr)
         return error.exit_code
@@ -90,6 +92,27 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
             )
         return EXIT_STOPPED
     return 0
+
+
+def _explain(error: MemoryError | RuntimeError) -> str | None:
+    """One sentence where memory or another process of the run is lacking; None for anything else."""
+    from reptile_distil.memory import is_out_of_memory  # not before it is needed: it takes PyTorch
+    from reptile_distil.processes import is_lost_process
+
+    if isinstance(error, RuntimeError) and is_lost_process(error):
+        reason = " ".join(str(error).split())[:200]
+        return f"another process of this run has ended or does not answer ({reason})"
+    if is_out_of_memory(error):
+        return "out of memory: lower train.micro_batch_size, train.eval_batch_size or data.max_length"
+    return None
+
+
+def _leave_the_others() -> None:
+    """Ends the exchange with the other processes of a run that is one of several."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from reptile_distil.processes import stop_processes
+
+        stop_processes()
 
 
 def _fail(sentence: str) -> int:

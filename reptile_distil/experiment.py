@@ -186,12 +186,13 @@ class Experiment:
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
         if not results:
-            with Interrupts() as interrupts, self._claimed(folder, wait=wait):
+            with Interrupts(self.processes, self.device) as interrupts, self._claimed(folder, wait=wait):
                 # Another run may have finished it since.
                 results = finished()
                 if not results:
                     options = self.config.checkpoint.model_dump()
-                    recovery = Recovery(folder, decisive, device=self.device, afresh=overwrite, **options)
+                    options |= {"device": self.device, "processes": self.processes}
+                    recovery = Recovery(folder, decisive, afresh=overwrite, **options)
                     return run(recovery, interrupts)
         folder.check_complete(results)
         logger.info("%s is finished: nothing to run", folder.path)

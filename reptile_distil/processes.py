@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reptile_distil.errors import ConfigError, ReptileDistilError
 
@@ -77,6 +77,20 @@ class Processes:
             raise outcome[1]
         return outcome[0]  # type: ignore[return-value]  # what decide() returned
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Each process's tensor, by rank; all must have the same shape and lie on the device that was joined with."""
+        if self.count == 1:
+            return [tensor]
+        gathered = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(gathered, tensor)
+        return gathered
+
+    def largest(self, number: int, device: str) -> int:
+        """The largest of the processes' numbers. This waits for the device."""
+        if self.count == 1:
+            return number
+        return max(int(other) for other in self.gather(torch.tensor([number], device=device)))
+
     def seed_dropout(self, seed: int) -> None:
         """Starts this process's random numbers: its own, since it masks other rows; a lone process's are `seed`'s."""
         torch.manual_seed(seed + self.rank)
@@ -127,12 +141,6 @@ def stop_processes() -> None:
         dist.destroy_process_group()
 
 
-def launched_rank() -> int:
-    """The process's number as its launcher gave it, before the processes have joined; 0 without a launcher."""
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return int(os.environ.get("RANK", "0")) if several else 0
-
-
 def is_lost_process(error: RuntimeError) -> bool:
     """Whether an exchange failed because another process has ended or does not answer."""
     return isinstance(error, dist.DistError) or (dist.is_initialized() and "gloo" in str(error))
@@ -146,6 +154,13 @@ def local_part(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, for which every process must ask; any other tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(live: Tensor, tensor: Tensor) -> Tensor:
+    """Of a whole tensor, this process's part where `live` is sharded, for which all must ask; else the tensor."""
+    if not isinstance(live, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(live.device), live.device_mesh, live.placements)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.checkpoint import Checkpoint, Checkpoints, sync_file
 from reptile_distil.errors import CheckpointError, RunError
+from reptile_distil.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.memory import peak_memory, reset_peak_memory
+from reptile_distil.processes import ALONE, Processes, whole
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.training import Progress
 from reptile_distil.training_state import (
@@ -71,6 +74,7 @@ class _State(_Strict):
     """Names of the sums of the epoch under way, in the order in which they are logged."""
     optimizers: dict[str, list[dict[str, Any]]]
     schedules: dict[str, dict[str, Any]]
+    num_processes: PositiveInt
     metrics_size: NonNegativeInt
     """Bytes of metrics.jsonl."""
     metrics_sha256: str
@@ -93,6 +97,7 @@ class Recovery:
         keep: how many checkpoints to keep.
         keep_when_finished: whether they stay when the run is finished.
         afresh: begin anew, whatever is there.
+        processes: those of the run. The main one finds, checks, writes and removes checkpoints, for all of them.
 
     Raises `RunError` where every checkpoint is damaged, or an unfinished run was made with other decisive values.
     """
@@ -108,6 +113,7 @@ class Recovery:
         keep: int = 2,
         keep_when_finished: bool = False,
         afresh: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self.folder = folder
         self.decisive = dict(decisive)
@@ -118,10 +124,8 @@ class Recovery:
         self._checkpoints = Checkpoints(folder.checkpoints, keep=keep)
         self._started = self._saved_at = time.perf_counter()
         self._saved_name = ""
-        folder.check_usable()
-        self._found = None if afresh else self._find()
-        if self._found is not None:
-            folder.check_same("an unfinished run", self._found[1].decisive, self.decisive)
+        self._processes = processes
+        self._found = processes.on_main(lambda: self._find(afresh=afresh))
 
     def start_clock(self) -> None:
         """Measures the run's seconds and memory from here."""
@@ -134,6 +138,9 @@ class Recovery:
         Raises `RunError` where an input is not what it was when the checkpoint was written.
         """
         self._fingerprints = fingerprints
+        self._processes.on_main(lambda: self._prepare(config_yaml))
+
+    def _prepare(self, config_yaml: str) -> None:
         if self._found is None:
             self._checkpoints.remove_all()
             self.folder.start(config_yaml, self._device)
@@ -169,7 +176,7 @@ class Recovery:
             load_optimizer(optimizer, tensors.take(f"optimizer {name}"), state.optimizers[name], f"optimizer {name}")
         for name, schedule in schedules.items():
             schedule.load_state_dict(state.schedules[name])
-        load_random(tensors.take("random"), self._device)
+        self._restore_random([tensors.take(f"random {rank}") for rank in range(state.num_processes)])
         sums, gap = tensors.take("sums"), tensors.take("last").get("gap")
         if sums.keys() != set(state.sums):
             raise RunError(f"{checkpoint.path}: its sums are not those that it names")
@@ -182,10 +189,15 @@ class Recovery:
 
     def is_due(self, progress: Progress) -> bool:
         """Whether so many steps, or minutes, have passed."""
-        minutes = (time.perf_counter() - self._saved_at) / 60
-        return (self._every_steps is not None and progress.step % self._every_steps == 0) or (
-            self._every_minutes is not None and minutes >= self._every_minutes
-        )
+        if self._every_steps is not None and progress.step % self._every_steps == 0:
+            return True
+        # Several processes go by the main one's clock, and ask for it now and then: they must wait for its answer.
+        if self._every_minutes is None or (self._processes.count > 1 and progress.step % STEPS_BETWEEN_AGREEMENTS):
+            return False
+        return self._processes.on_main(self._is_time)
+
+    def _is_time(self) -> bool:
+        return self._every_minutes is not None and time.perf_counter() - self._saved_at >= 60 * self._every_minutes
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint, unless this very state is saved already. Raises `RunError` where it cannot."""
@@ -193,11 +205,18 @@ class Recovery:
         if name == self._saved_name:
             return
         best = None if progress.best is None else self.folder.model
-        self._checkpoints.save(name, self._tensors(progress), self._state(progress).model_dump(), best)
+        tensors = self._tensors(progress)
+        self._processes.on_main(lambda: self._checkpoints.save(name, tensors, self._state(progress).model_dump(), best))
         self._saved_name, self._saved_at = name, time.perf_counter()
 
     def finish(self, results: Results) -> Results:
-        """Adds what concerns the whole run to its results and writes them: from now on the run is finished."""
+        """Adds what concerns the whole run to its results and writes them: from now on the run is finished.
+
+        Each process gets the main one's.
+        """
+        return self._processes.on_main(lambda: self._finish(results))
+
+    def _finish(self, results: Results) -> Results:
         before = 0 if self._found is None else self._found[1].peak_memory
         results = {
             **results,
@@ -211,12 +230,15 @@ class Recovery:
             self._checkpoints.remove_all()
         return results
 
-    def _find(self) -> tuple[Checkpoint, _State] | None:
-        names = self._checkpoints.names()
+    def _find(self, *, afresh: bool) -> tuple[Checkpoint, _State] | None:
+        self.folder.check_usable()
+        names = [] if afresh else self._checkpoints.names()
         for name in names:
             try:
                 checkpoint = self._checkpoints.open(name)
-                return checkpoint, self._read_state(checkpoint)
+                state = self._read_state(checkpoint)
+                self.folder.check_same("an unfinished run", state.decisive, self.decisive)
+                return checkpoint, state
             except CheckpointError as error:
                 logger.warning("%s; the checkpoint before it is tried", error)
         if names:
@@ -252,12 +274,34 @@ class Recovery:
         groups: dict[str, Mapping[str, Tensor]] = {
             **{name: module_tensors(module) for name, module in self._modules.items()},
             **{f"optimizer {name}": optimizer_tensors(optimizer) for name, optimizer in self._optimizers.items()},
-            "random": random_tensors(self._device),
+            **self._random_groups(),
             # Copies, since after the first step of an epoch one tensor may be several of these.
             "sums": {name: tensor.clone() for name, tensor in progress.sums.items()},
             "last": {} if progress.last_gap is None else {"gap": progress.last_gap.clone()},
         }
-        return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+        named = {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+        # One after the other: a sharded model as a whole may be too large for this process's device.
+        return {name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor for name, tensor in named.items()}
+
+    def _random_groups(self) -> dict[str, Tensors]:
+        """The random state of every process."""
+        by_name = {
+            name: self._processes.gather(state.to(self._device) if self._processes.count > 1 else state)
+            for name, state in random_tensors(self._device).items()
+        }
+        ranks = range(self._processes.count)
+        return {f"random {rank}": {name: states[rank].cpu() for name, states in by_name.items()} for rank in ranks}
+
+    def _restore_random(self, states: Sequence[Tensors]) -> None:
+        """Sets this process's random numbers as they were, unless the run goes on with another number of processes."""
+        if len(states) == self._processes.count:
+            load_random(states[self._processes.rank], self._device)
+        else:
+            logger.warning(
+                "the run began as %d processes and goes on as %d: from here on its dropout masks are others",
+                len(states),
+                self._processes.count,
+            )
 
     def _state(self, progress: Progress) -> _State:
         sync_file(self.folder.metrics)
@@ -270,6 +314,7 @@ class Recovery:
             sums=list(progress.sums),
             optimizers={name: optimizer_values(optimizer) for name, optimizer in self._optimizers.items()},
             schedules={name: schedule.state_dict() for name, schedule in self._schedules.items()},
+            num_processes=self._processes.count,
             metrics_size=size,
             metrics_sha256=self._metrics_digest(size),
             wall_seconds=time.perf_counter() - self._started,

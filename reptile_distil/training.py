@@ -176,6 +176,7 @@ def train(
                         if checkpoints is not None and checkpoints.is_due(progress):
                             save()
                             clock.lap()
+                    interrupts.agree(progress.step)
                     bar.update(len(batch["labels"]))
                 watch.check(progress)
                 train_means = _read(progress.means())
@@ -197,6 +198,7 @@ def train(
                         progress.best = record
                     progress.close_epoch(record)
                     save()
+                interrupts.agree()
             except Interrupted as interrupted:
                 save()
                 interrupted.saved_step = None if checkpoints is None else progress.step

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reptile_distil.errors import RunError
+from reptile_distil.processes import cut_like, whole
 
 Tensors = dict[str, Tensor]
 
@@ -36,7 +37,7 @@ def load_module(module: nn.Module, saved: Mapping[str, Tensor], owner: str) -> N
     live = module_tensors(module)
     check_alike(saved, live, owner)
     for name, tensor in live.items():
-        tensor.copy_(saved[name])
+        tensor.copy_(cut_like(tensor, saved[name]))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> Tensors:
@@ -66,7 +67,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Tensor], groups: Se
         # A state belongs to each weight of its parameter, or to the parameter as a whole, as AdamW's step does.
         if tensor.shape not in (parameters[int(number)].shape, ()) or not tensor.is_floating_point():
             raise RunError(f"{owner} in the checkpoint: {key} is {_describe(tensor)}, which fits no parameter")
-        state.setdefault(int(number), {})[name] = tensor
+        state.setdefault(int(number), {})[name] = cut_like(parameters[int(number)], tensor) if tensor.ndim else tensor
     if len({frozenset(names) for names in state.values()}) > 1:
         raise RunError(f"{owner} in the checkpoint: some parameters lack a part of their state")
     settings = [
@@ -126,7 +127,7 @@ def weights_fingerprint(module: nn.Module) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, tensor in module_tensors(module).items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {"sha256": digest.hexdigest()}
 
 

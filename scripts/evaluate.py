@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, make_parser, run
+from reptile_distil.cli import config_of, launched_rank, make_parser, run
 from reptile_distil.errors import DataError
 
 
@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config_of(arguments)
 
     from reptile_distil.experiment import Experiment
-    from reptile_distil.processes import launched_rank
 
     experiment = Experiment(config)
     for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:

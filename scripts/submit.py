@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import run
+from reptile_distil.cli import launched_rank, run
 from reptile_distil.errors import DataError
 
 
@@ -28,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and (arguments.fill_missing or arguments.overrides):
         parser.error("--check takes a zip and nothing else")
 
-    from reptile_distil.processes import launched_rank
     from reptile_distil.submission import check_submission, find_runs, predict_files, write_submission
 
     if arguments.check:
