@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import ModelCard
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil import Experiment, cli, model_card, onnx_export, report
+from reptile_distil import Experiment, cli, model_card, onnx_export, report, upload
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
 from reptile_distil.flops import flops_per_sequence
 from reptile_distil.inference import Timing, pad_at_random, random_batch, time_in_turn
@@ -299,9 +299,9 @@ class FakeHub:
 
 
 def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
     hub = FakeHub()
-    assert model_card.push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
+    assert upload.push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
     assert hub.calls == [
         ("create", "me/student", {"private": True, "exist_ok": True}),
         ("upload", "me/student", str(tmp_path)),
@@ -309,10 +309,10 @@ def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path
 
 
 def test_a_hub_that_refuses_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "hub_is_reachable", lambda: True)
-    refusal = model_card.LocalTokenNotFoundError("no token:\nlog in first")
+    monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
+    refusal = upload.LocalTokenNotFoundError("no token:\nlog in first")
     with pytest.raises(RunError, match=r"^--push me/student: the hub refused: no token: log in first$"):
-        model_card.push(tmp_path, "me/student", client=FakeHub(refusal))
+        upload.push(tmp_path, "me/student", client=FakeHub(refusal))
 
 
 def test_offline_a_push_is_refused_before_anything_is_measured(runs, capsys):
