@@ -277,6 +277,23 @@ def test_int8_is_weighed_timed_and_scored_on_the_dev_split(runs):
     assert "student, ONNX int8" in model_card.render_card(found)
 
 
+def test_the_int8_score_is_measured_on_the_int8_file_itself(runs, monkeypatch):
+    """A file that says the opposite of the student must score 1 minus its accuracy."""
+    pytest.importorskip("onnxruntime")
+    folder = runs / "reptile-seed42/model"
+
+    def write_the_opposite(path, target):
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            model.classifier.weight.neg_()
+            model.classifier.bias.neg_()
+        onnx_export.export_onnx(model, transformers.AutoTokenizer.from_pretrained(folder), target)
+
+    monkeypatch.setattr(report, "quantize_int8", write_the_opposite)
+    found = report.make_report(runs / "reptile-seed42", lengths=(4,), batch_sizes=(1,), seconds=0.0, int8=True)
+    assert found.int8_scores["dev"]["accuracy"] == pytest.approx(1 - found.results["scores"]["dev"]["accuracy"])
+
+
 def test_without_the_extra_onnx_is_refused_before_anything_is_measured(runs, monkeypatch):
     monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
