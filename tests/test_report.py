@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import ModelCard
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil import Experiment, cli, model_card, onnx_export, report
+from reptile_distil import Experiment, cli, model_card, onnx_export, report, upload
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
 from reptile_distil.flops import flops_per_sequence
 from reptile_distil.inference import Timing, pad_at_random, random_batch, time_in_turn
@@ -277,6 +277,23 @@ def test_int8_is_weighed_timed_and_scored_on_the_dev_split(runs):
     assert "student, ONNX int8" in model_card.render_card(found)
 
 
+def test_the_int8_score_is_measured_on_the_int8_file_itself(runs, monkeypatch):
+    """A file that says the opposite of the student must score 1 minus its accuracy."""
+    pytest.importorskip("onnxruntime")
+    folder = runs / "reptile-seed42/model"
+
+    def write_the_opposite(path, target):
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            model.classifier.weight.neg_()
+            model.classifier.bias.neg_()
+        onnx_export.export_onnx(model, transformers.AutoTokenizer.from_pretrained(folder), target)
+
+    monkeypatch.setattr(report, "quantize_int8", write_the_opposite)
+    found = report.make_report(runs / "reptile-seed42", lengths=(4,), batch_sizes=(1,), seconds=0.0, int8=True)
+    assert found.int8_scores["dev"]["accuracy"] == pytest.approx(1 - found.results["scores"]["dev"]["accuracy"])
+
+
 def test_without_the_extra_onnx_is_refused_before_anything_is_measured(runs, monkeypatch):
     monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
@@ -299,9 +316,9 @@ class FakeHub:
 
 
 def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
     hub = FakeHub()
-    assert model_card.push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
+    assert upload.push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
     assert hub.calls == [
         ("create", "me/student", {"private": True, "exist_ok": True}),
         ("upload", "me/student", str(tmp_path)),
@@ -309,10 +326,10 @@ def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path
 
 
 def test_a_hub_that_refuses_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "hub_is_reachable", lambda: True)
-    refusal = model_card.LocalTokenNotFoundError("no token:\nlog in first")
+    monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
+    refusal = upload.LocalTokenNotFoundError("no token:\nlog in first")
     with pytest.raises(RunError, match=r"^--push me/student: the hub refused: no token: log in first$"):
-        model_card.push(tmp_path, "me/student", client=FakeHub(refusal))
+        upload.push(tmp_path, "me/student", client=FakeHub(refusal))
 
 
 def test_offline_a_push_is_refused_before_anything_is_measured(runs, capsys):
