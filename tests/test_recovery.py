@@ -213,6 +213,7 @@ def test_a_run_leaves_checkpoints_only_while_it_is_not_finished(stop, experiment
         "environment.json",
         "metrics.jsonl",
         "model",
+        "predictions_dev.json",
         "results.json",
     }
 
