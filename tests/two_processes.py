@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from reptile_distil import builders, reptile, toy
+from reptile_distil import experiment as experiments
 from reptile_distil.config import load_config
 from reptile_distil.data import Batches
 from reptile_distil.errors import RunError
@@ -27,6 +28,8 @@ from reptile_distil.processes import ALONE, start_processes, stop_processes, who
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sharding import shard_model, whole_copy
 from tests.models import batch, bert
+
+experiments.draw_after_run = lambda folder: None  # takes longer than a tiny run
 
 METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate")
 # Rows of each step's batch, and rows of a micro-batch. One row among two processes leaves one without any.
