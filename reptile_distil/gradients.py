@@ -35,13 +35,15 @@ def accumulate_gradient(
     compute_loss: Callable[[Batch], LossTerms], batch: Batch, micro_batch_size: int | None = None
 ) -> LossTerms:
     """Adds the gradient of the batch's mean loss to the parameters' `.grad`; returns the detached loss terms."""
-    sums: list[Tensor] = []
+    sums: LossTerms | None = None
     for part, share in split_batch(batch, micro_batch_size):
         terms = compute_loss(part)
         (terms.total * share).backward()  # type: ignore[no-untyped-call]
-        weighted = [term.detach() * share for term in terms]
-        sums = weighted if not sums else [total + term for total, term in zip(sums, weighted, strict=True)]
-    return LossTerms(*sums)
+        weighted = terms.detached(share)
+        sums = weighted if sums is None else sums.plus(weighted)
+    if sums is None:
+        raise ValueError("the batch has no rows")
+    return sums
 
 
 def student_step(
@@ -58,9 +60,4 @@ def student_step(
     terms = accumulate_gradient(compute_loss, batch, micro_batch_size)
     grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
-    return {
-        "loss": terms.total,
-        "task_loss": terms.task,
-        "distillation_loss": terms.distillation,
-        "grad_norm": grad_norm,
-    }
+    return {**terms.logs(), "grad_norm": grad_norm}
