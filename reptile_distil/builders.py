@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import datasets
 import torch
 import transformers
 from torch import nn
@@ -13,11 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
-from reptile_distil.config import Config, TrainConfig
+from reptile_distil.companions import BatchStream, Companions, hold_out
+from reptile_distil.config import Config, MethodName, TrainConfig
 from reptile_distil.data import Batches, draw_rows, tokenize
 from reptile_distil.errors import ConfigError, DataError
+from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
-from reptile_distil.losses import DistillationLoss
+from reptile_distil.losses import DistillationLoss, HiddenStateTerm
+from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import (
     Student,
@@ -63,6 +67,25 @@ def build_batches(
     config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig, *, for_training: bool = False
 ) -> Batches:
     """The tokenised rows of a split: all of them for evaluation, or `data.max_train_rows` of them for training."""
+    features = _load_features(config, task, split, tokenizer, for_training=for_training)
+    batch_size = settings.batch_size if for_training else settings.eval_batch_size
+    return _batches_of(features, config, tokenizer, batch_size)
+
+
+def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
+    """The training batches of the configured method, each with the companions that the method's step asks for."""
+    batch_size = config.train.batch_size
+    features = _load_features(config, task, "train", tokenizer, for_training=True)
+    if config.method != "metadistil":
+        return _batches_of(features, config, tokenizer, batch_size)
+    features, held_out = hold_out(features, config.metadistil.quiz_fraction)
+    batches = _batches_of(features, config, tokenizer, batch_size)
+    quiz = _batches_of(held_out, config, tokenizer, config.metadistil.quiz_batch_size or batch_size)
+    batches.companions = Companions("quiz", BatchStream(quiz))
+    return batches
+
+
+def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> datasets.Dataset:
     data = config.data
     if task.name in toy.TASKS:
         rows = toy.load_split(task, split)
@@ -71,13 +94,11 @@ def build_batches(
         rows = load_split(task, split, path, check_rows=data.check_rows)
     if not len(rows):
         raise DataError(f"task {task.name}: split {split} has no rows")
-    return Batches(
-        tokenize(draw_rows(rows, data.max_train_rows) if for_training else rows, tokenizer, data.max_length),
-        tokenizer,
-        batch_size=settings.batch_size if for_training else settings.eval_batch_size,
-        seed=config.seed,
-        device=choose_device(config.device),
-    )
+    return tokenize(draw_rows(rows, data.max_train_rows) if for_training else rows, tokenizer, data.max_length)
+
+
+def _batches_of(features: datasets.Dataset, config: Config, tokenizer: Any, batch_size: int) -> Batches:
+    return Batches(features, tokenizer, batch_size=batch_size, seed=config.seed, device=choose_device(config.device))
 
 
 def build_student(config: Config, task: Task) -> tuple[nn.Module, Any]:
@@ -106,6 +127,7 @@ def check_pair(config: Config, task: Task) -> None:
     check_length(student_source(config), student, limit)
     teacher = load_pretrained(name, task, seed=config.seed)
     check_length(name, teacher, limit)
+    build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
 
@@ -115,10 +137,32 @@ def wider_tokenizer(teacher: Any, student: Any) -> Any:
     return max(student, teacher, key=lambda tokenizer: len(tokenizer.model_input_names))
 
 
+def build_loss(config: Config, teacher: nn.Module, student: nn.Module) -> DistillationLoss:
+    """The loss, its terms on hidden states matched for these two models. Raises `ModelError` where they do not fit."""
+    loss = config.loss
+    hidden_terms: list[HiddenStateTerm] = []
+    if loss.patient or loss.hidden:
+        layer_map = match_states(teacher, student, loss.layer_map)
+        hidden_terms += [PatientLoss(loss.patient, layer_map)] if loss.patient else []
+        hidden_terms += [HiddenLoss(loss.hidden, layer_map)] if loss.hidden else []
+    return DistillationLoss(
+        alpha=loss.alpha,
+        temperature=loss.temperature,
+        regression=loss.regression,
+        soft=loss.soft,
+        hidden_terms=hidden_terms,
+    )
+
+
 def build_method(
-    config: Config, student: Student, teacher: Teacher | None, settings: TrainConfig, *, teacher_moves: bool
+    config: Config,
+    student: Student,
+    teacher: Teacher | None,
+    settings: TrainConfig,
+    *,
+    role: MethodName | Literal["teacher"],
 ) -> BuiltMethod:
-    """Fine-tuning where there is no teacher, distillation from a frozen one, or Reptile where it moves."""
+    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
     shared: dict[str, Any] = {
         "student_optimizer": optimizer,
@@ -127,11 +171,11 @@ def build_method(
     }
     if teacher is None:
         return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
-    loss = DistillationLoss(
-        alpha=config.loss.alpha, temperature=config.loss.temperature, regression=config.loss.regression
-    )
-    if not teacher_moves:
+    loss = build_loss(config, teacher.model, student.model)
+    if role == "kd":
         return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
+    if role == "metadistil":
+        return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
     reptile = config.reptile
     teacher_optimizer: Optimizer = (
         adamw(teacher, lr=reptile.mu, eps=settings.adam_eps)
@@ -151,6 +195,31 @@ def build_method(
         **shared,
     )
     return BuiltMethod(distiller, {"lr": optimizer, "teacher_lr": teacher_optimizer})
+
+
+def _build_metadistil(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    loss: DistillationLoss,
+    student_optimizer: Optimizer,
+) -> BuiltMethod:
+    metadistil = config.metadistil
+    teacher_optimizer = adamw(teacher, lr=metadistil.teacher_lr, eps=settings.adam_eps)
+    distiller = MetaDistiller(
+        teacher,
+        student,
+        loss=loss,
+        student_optimizer=student_optimizer,
+        teacher_optimizer=teacher_optimizer,
+        assumed_optimizer=metadistil.assumed_optimizer,
+        assumed_lr=settings.lr if metadistil.assumed_lr is None else metadistil.assumed_lr,
+        assumed_eps=settings.adam_eps,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
 
 
 def build_schedules(

@@ -19,7 +19,7 @@ from reptile_distil.errors import ConfigError
 from reptile_distil.yaml_files import merge_layer, parse_yaml, read_layers
 
 LayerMapName = Literal["first", "last", "skip", "both"]
-MethodName = Literal["finetune", "kd", "reptile"]
+MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 
@@ -151,7 +151,7 @@ class StudentConfig(_Section):
 
 
 class LossConfig(_Section):
-    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student)."""
+    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student) + patient * ... + hidden * ..."""
 
     alpha: float = Field(0.5, ge=0, le=1)
     """Weight of the distillation term."""
@@ -159,6 +159,25 @@ class LossConfig(_Section):
     """T, divides both models' logits."""
     regression: Literal["mse", "none"] = "mse"
     """Distillation term for one logit: mse of the logits, or none as in the authors' code (KL over one logit is 0)."""
+    soft: Literal["kl", "mse"] = "kl"
+    """Distillation term for classes: kl, or mse: T² * mean squared difference of the probabilities (MetaDistil)."""
+    patient: float = Field(0.0, ge=0)
+    """Weight of the squared distance of normalised first-token states, last layer left out (PKD); 0: none.
+
+    PKD's weight of 100 is 100 / width here, because its code also takes the mean over the width.
+    """
+    hidden: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference of the hidden states of all real tokens; 0: none."""
+    layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
+    """Which teacher layer(s) each student layer is compared with in `patient` and `hidden`; as `reptile.layer_map`."""
+
+    @model_validator(mode="after")
+    def _map_has_a_use(self) -> LossConfig:
+        if self.layer_map != "skip" and not (self.patient or self.hidden):
+            raise ValueError(
+                "layer_map is only for patient and hidden, which are both 0; for Reptile: reptile.layer_map"
+            )
+        return self
 
 
 class ReptileConfig(_Section):
@@ -181,6 +200,21 @@ class ReptileConfig(_Section):
     """epsilon of the fresh AdamW of equation 1."""
 
 
+class MetadistilConfig(_Section):
+    """The teacher's update by MetaDistil: second-order, from a quiz of training rows the student never trains on."""
+
+    teacher_lr: float = Field(1e-5, ge=0)
+    """Peak learning rate of the teacher's AdamW; falls linearly to 0."""
+    quiz_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows held out for the quiz, drawn once with seed 0 (the same for all seeds)."""
+    quiz_batch_size: int | None = Field(None, ge=1)
+    """Examples of the quiz per step; null: `train.batch_size`."""
+    assumed_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The student's assumed step: plain gradient descent (released code), or the first step of a fresh AdamW."""
+    assumed_lr: float | None = Field(None, ge=0)
+    """Learning rate of the assumed step, constant; null: `train.lr`."""
+
+
 def _task_kind(value: Any) -> str:
     return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
 
@@ -194,7 +228,8 @@ class Config(_Section):
     ]
     """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
     method: MethodName = "reptile"
-    """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach."""
+    """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
+    metadistil: from one that learns to teach by second-order gradients (a baseline)."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0)
@@ -215,6 +250,20 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     reptile: ReptileConfig = ReptileConfig()
+    metadistil: MetadistilConfig = MetadistilConfig()
+
+    @model_validator(mode="after")
+    def _metadistil_can_learn(self) -> Config:
+        if "metadistil" not in (self.method, *self.compare_with):
+            return self
+        if self.train.micro_batch_size is not None:
+            raise ValueError(
+                "train.micro_batch_size: metadistil differentiates through the whole batch at once; "
+                "set it to null, and a smaller train.batch_size where memory runs out"
+            )
+        if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+            raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so metadistil could teach it nothing")
+        return self
 
     @model_validator(mode="after")
     def _one_folder_per_method(self) -> Config:
@@ -238,6 +287,7 @@ class Config(_Section):
             "finetune": ("data", "student", "train"),
             "kd": ("data", "teacher", "student", "train", "loss"),
             "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
+            "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),
         }[role]
         values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
         if role == "finetune" and self.student.init != "pretrained":

@@ -7,7 +7,7 @@ a run that is taken up again sees those it would have seen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -91,6 +91,8 @@ class Batches:
         self.seed = seed
         self.device = device
         self.lengths: Indices = np.array([len(ids) for ids in features["input_ids"]], dtype=np.int64)
+        self.companions: Callable[[int], dict[str, Tensor]] | None = None
+        """From a step's number in the run, from 0, to the entries that its training batch has beside its own."""
         self._collate = transformers.DataCollatorWithPadding(tokenizer)
 
     @property
@@ -104,9 +106,10 @@ class Batches:
         return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch in training order: (B, L) ids and mask, (B,) labels."""
-        for rows in length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch):
-            yield self.batch(rows)
+        """The batches of one epoch in training order: (B, L) ids and mask, (B,) labels, and companions if any."""
+        order = length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+        for step, rows in enumerate(order, start=(epoch - 1) * self.num_batches):
+            yield self.batch(rows) | (self.companions(step) if self.companions else {})
 
     def in_length_order(self) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
         """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reptile_distil.builders import (
     autocast_dtype,
     build_batches,
+    build_lessons,
     build_method,
     build_schedules,
     build_student,
@@ -188,7 +189,7 @@ class Experiment:
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
-        data = self._load_data(batch_tokenizer, config.train)
+        data = self._load_data(batch_tokenizer, config.train, for_student=True)
         results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
         return self._finish(self.folder, results, decisive, started)
 
@@ -197,13 +198,13 @@ class Experiment:
         reset_peak_memory(self.device)
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
-        data = self._load_data(tokenizer, settings)
+        data = self._load_data(tokenizer, settings, for_student=False)
         results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
         return self._finish(self.teacher_folder, results, decisive, started)
 
     def _train(
         self,
-        role: str,
+        role: MethodName | Literal["teacher"],
         folder: RunFolder,
         settings: TrainConfig,
         model: Any,
@@ -215,8 +216,8 @@ class Experiment:
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
         student = Student(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
-        teacher_moves = role == "reptile"
-        method, optimizers = build_method(self.config, student, teacher, settings, teacher_moves=teacher_moves)
+        teacher_moves = role in ("reptile", "metadistil")
+        method, optimizers = build_method(self.config, student, teacher, settings, role=role)
         folder.start(self.config.to_yaml(), self.device)
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
@@ -262,15 +263,17 @@ class Experiment:
             }
         return results
 
-    def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
+    def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
         if "train" not in self.task.splits:
             raise DataError(f"task {self.task.name} has no train split to train on")
-        splits = ("train", self.task.selection_split, *self.task.dev_splits[1:])
-        return {
-            split: build_batches(self.config, self.task, split, tokenizer, settings, for_training=split == "train")
-            for split in splits
-        }
+        if for_student:
+            train = build_lessons(self.config, self.task, tokenizer)
+        else:
+            train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
+        splits = (self.task.selection_split, *self.task.dev_splits[1:])
+        dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
+        return {"train": train, **dev}
 
     def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
         results |= {

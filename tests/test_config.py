@@ -101,7 +101,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("train=3", "train = 3: expected a section of `key: value` lines"),
         ("loss.alpha=1.1", "loss.alpha = 1.1: expected less than or equal to 1"),
         ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
-        ("method=distill", "method = 'distill': expected 'finetune', 'kd' or 'reptile'"),
+        ("method=distill", "method = 'distill': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
         (
             "reptile.layer_map=middle",
             "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
@@ -110,7 +110,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("seed=", "seed = None: expected a valid integer"),
         ("student.init=random", "student: init: random needs student.num_layers"),
         ("student.num_layers=3", "num_layers and teacher_layers belong to init: teacher_layers or random"),
-        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd' or 'reptile'"),
+        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),
         ("task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}", "task.metrics.0 = 'acc'"),
@@ -118,6 +118,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
             "task={name: a, text: [x], metrics: [f1], files: {valid: a.csv}}",
             "'valid' is no split: expected train, dev or test",
         ),
+        ("metadistil.quiz_fraction=1", "metadistil.quiz_fraction = 1: expected less than 1"),
+        ("loss.soft=l1", "loss.soft = 'l1': expected 'kl' or 'mse'"),
+        ("loss.patient=-1", "loss.patient = -1: expected greater than or equal to 0"),
+        ("loss.layer_map=last", "loss: layer_map is only for patient and hidden, which are both 0"),
         ("train.lr", "override 'train.lr': expected key=value"),
         ("train.lr=[", "override 'train.lr=[': not readable as YAML"),
     ],
@@ -204,6 +208,32 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         load_config(minimal, ["compare_with=[kd]", "output_dir=here", "student.pretrained=x"])
 
 
+@pytest.mark.parametrize("where", ["method=metadistil", "compare_with=[metadistil]"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.micro_batch_size=4",
+            "train.micro_batch_size: metadistil differentiates through the whole batch at once",
+        ),
+        ("loss.alpha=0", "loss.alpha = 0 leaves the teacher out of the loss"),
+    ],
+)
+def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", [where, override])
+    load_config(CONFIGS / "rte.yaml", [override])
+
+
+def test_metadistils_defaults_are_the_published_ones():
+    metadistil = load_config(CONFIGS / "rte.yaml", ["method=metadistil"]).metadistil
+    assert (metadistil.teacher_lr, metadistil.assumed_optimizer) == (1e-5, "sgd")
+    assert (metadistil.assumed_lr, metadistil.quiz_batch_size) == (
+        None,
+        None,
+    )  # those of train, 5e-5 and 32 in base.yaml
+
+
 @pytest.mark.parametrize(
     ("role", "override", "matters"),
     [
@@ -217,6 +247,15 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         ("kd", "reptile.mu=0.1", False),
         ("kd", "teacher.finetuned=other", True),
         ("reptile", "reptile.mu=0.1", True),
+        ("reptile", "metadistil.teacher_lr=0.1", False),
+        ("reptile", "loss.hidden=0.1", True),
+        ("metadistil", "metadistil.teacher_lr=0.1", True),
+        ("metadistil", "metadistil.quiz_fraction=0.2", True),
+        ("metadistil", "reptile.mu=0.1", False),
+        ("metadistil", "loss.soft=mse", True),
+        ("metadistil", "teacher.finetuned=other", True),
+        ("kd", "loss.patient=0.1", True),
+        ("finetune", "loss.patient=0.1", False),
         ("reptile", "train.micro_batch_size=4", False),
         ("reptile", "train.log_every=3", False),
         ("reptile", "runs_dir=elsewhere", False),

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from reptile_distil import Experiment, toy
-from reptile_distil.builders import build_batches, build_student, build_task, choose_device
+from reptile_distil.builders import build_batches, build_lessons, build_student, build_task, choose_device
+from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher, load_tokenizer
@@ -68,6 +69,63 @@ def test_every_epoch_shows_what_happens_to_the_teacher(tiny):
         assert record["last_gap"] > 0
         assert record["teacher_drift"] > 0
     assert results["teacher"]["scores_at_end"] == epochs[-1]["teacher_scores"]
+
+
+def test_metadistil_trains_on_the_rows_that_are_not_in_the_quiz_and_moves_the_teacher(tiny):
+    experiment = tiny("method=metadistil", "train.epochs=2", "metadistil.quiz_fraction=0.2")
+    results = experiment.fit()
+    assert results["num_train_rows"] == 56
+    assert results["num_steps"] == 8
+    for record in epochs_of(experiment.folder):
+        assert {"quiz_loss", "assumed_loss", "teacher_grad_norm"} < record["train"].keys()
+        assert record["teacher_drift"] > 0
+        assert record["teacher_scores"]["dev"]["accuracy"] > 0
+
+
+def test_the_quiz_is_made_of_training_rows_that_no_lesson_has_and_never_of_dev_rows(tiny):
+    config = tiny("method=metadistil", "train.epochs=2", "data.max_train_rows=300").config
+    task, tokenizer = build_task(config), toy.tokenizer()
+
+    def texts(batch):
+        return [tuple(row[row != tokenizer.pad_token_id].tolist()) for row in batch["input_ids"]]
+
+    lessons, quizzes = [], []
+    batches = build_lessons(config, task, tokenizer)
+    for epoch in (1, 2):
+        for batch in batches.epoch(epoch):
+            lessons += texts(alone(batch))
+            quizzes += texts(companion(batch, "quiz"))
+    plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
+    trained_on = [row for batch in plain.epoch(1) for row in texts(batch)]
+    assert len(set(quizzes)) == 30
+    assert len(lessons) == 2 * 270
+    assert sorted(lessons[:270] + list(set(quizzes))) == sorted(trained_on)
+
+
+@pytest.mark.parametrize("task", ["toy-pair", "toy-threeway", "toy-regression"])
+def test_metadistil_runs_on_every_kind_of_task(tiny, task):
+    results = tiny(f"task={task}", "method=metadistil", "metadistil.assumed_optimizer=adamw", "loss.soft=mse").fit()
+    assert math.isfinite(results["score"])
+
+
+@pytest.mark.parametrize("method", ["kd", "reptile", "metadistil"])
+def test_terms_on_hidden_states_are_logged_by_name(tiny, method):
+    layers = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
+    experiment = tiny(f"method={method}", *layers, "loss.patient=1", "loss.hidden=0.1", "loss.layer_map=last")
+    experiment.fit()
+    (epoch,) = epochs_of(experiment.folder)
+    assert epoch["train"]["patient_loss"] > 0
+    assert epoch["train"]["hidden_loss"] > 0
+
+
+def test_unequal_widths_are_fine_for_metadistil_but_not_for_terms_on_hidden_states(tiny, tmp_path):
+    start = ["student.init=pretrained", "student.num_layers=null", "student.pretrained=toy-bert-1L-32H"]
+    with pytest.raises(ModelError, match=r"the student's is 32 and the teacher's 16: set both to 0"):
+        tiny("method=metadistil", *start, "loss.hidden=1").fit()
+    with pytest.raises(ModelError, match=r"loss\.patient leaves the student's last layer out"):
+        tiny("method=metadistil", "loss.patient=1").fit()
+    assert not tiny().teacher_folder.path.exists()
+    assert tiny("method=metadistil", *start).fit()["score"] > 0
 
 
 def test_a_frozen_teacher_does_not_drift(tiny):
@@ -296,9 +354,11 @@ def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_no
     student.save_pretrained(tmp_path / "student")
     DistilBertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "student")
     segments = []
-    soft_labels = Teacher.soft_labels
+    targets = Teacher.targets
     monkeypatch.setattr(
-        Teacher, "soft_labels", lambda self, b: segments.append(b["token_type_ids"].max()) or soft_labels(self, b)
+        Teacher,
+        "targets",
+        lambda self, b, **asked: segments.append(b["token_type_ids"].max()) or targets(self, b, **asked),
     )
     start = ["student.init=pretrained", "student.num_layers=null", f"student.pretrained={tmp_path}/student"]
     experiment = tiny("task=toy-pair", "method=kd", *start)
