@@ -192,6 +192,7 @@ def build_method(
         inner_optimizer=reptile.inner_optimizer,
         inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
         inner_eps=reptile.inner_eps,
+        share_forward=reptile.share_forward,
         **shared,
     )
     return BuiltMethod(distiller, {"lr": optimizer, "teacher_lr": teacher_optimizer})

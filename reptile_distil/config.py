@@ -198,6 +198,8 @@ class ReptileConfig(_Section):
     """lambda of equation 1, constant; null: `train.lr`."""
     inner_eps: float = Field(1e-8, gt=0)
     """epsilon of the fresh AdamW of equation 1."""
+    share_forward: bool = True
+    """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
 
 
 class MetadistilConfig(_Section):

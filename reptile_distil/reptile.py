@@ -7,21 +7,37 @@ COLING 2022. Each step makes three updates from one batch x:
     (2) meta update     theta_t  <- theta_t - mu * (theta_t - theta_s')                 no second derivative
     (3) distillation    theta_s  <- theta_s - lambda * grad L(x; theta_s; theta_t)      with the updated teacher
 
-The copy in (1) is never made: after one step from theta_s, theta_s' has a closed form in theta_s and the gradient.
+The copy in (1) is never made: its step theta_s - theta_s' has a closed form in the gradient, and (2) needs no more. (1)
+and (3) differ only in the teacher's soft labels, so one forward pass of the student can serve both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
+import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
-from reptile_distil.gradients import Batch, Logs, accumulate_gradient, student_step
+from reptile_distil.gradients import (
+    Batch,
+    Logs,
+    accumulate_gradient,
+    is_split,
+    random_numbers_repeated,
+    student_step,
+)
 from reptile_distil.layer_map import match_models
-from reptile_distil.losses import DistillationLoss, LossTerms
+from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
 from reptile_distil.models import Student, Teacher
+
+Forward = Callable[[Batch], Outputs]
+"""From a batch, or a micro-batch, to what the student says of it."""
+
+MAX_SCRATCH_ELEMENTS = 2**22
+"""Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
 
 
 class ReptileDistiller:
@@ -46,6 +62,10 @@ class ReptileDistiller:
             eps / sqrt(1 - beta2).
         max_grad_norm: the student's gradient is clipped to this norm in equations 1 and 3.
         micro_batch_size: rows per forward pass; None takes the whole batch at once.
+        share_forward: equations 1 and 3 see the student with the same dropout masks. A batch that is taken at once then
+            goes through the student once, and backwards through that graph twice. A batch cut into micro-batches goes
+            through it twice all the same, with repeated masks: keeping every micro-batch's graph would undo what
+            they save. False draws new masks for equation 3, as the released code does.
 
     Raises:
         LayerMapError: the two models cannot be matched.
@@ -67,6 +87,7 @@ class ReptileDistiller:
         inner_eps: float = 1e-8,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
+        share_forward: bool = True,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd"))
@@ -81,6 +102,7 @@ class ReptileDistiller:
         self.inner_eps = inner_eps
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.share_forward = share_forward
         self.pairs = match_models(self.teacher.model, self.student.model, layer_map)
         self._check_optimizers()
 
@@ -92,42 +114,54 @@ class ReptileDistiller:
         `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
         """
         self.student.train()
-        theta_s_prime, inner_loss = self.inner_update(batch)
-        gap = self.update_teacher(theta_s_prime)
-        logs = self.distil(batch)
+        student = self._student_forward(batch)
+        inner_loss = self.inner_update(batch, student)
+        gap = self.update_teacher()
+        logs = self.distil(batch, student)
         return {**logs, "inner_loss": inner_loss, "gap": gap}
 
-    def inner_update(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Equation 1: theta_s' by student parameter name, and the loss at theta_s. The student does not change."""
+    def inner_update(self, batch: Batch, student: Forward) -> Tensor:
+        """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
         self.student.zero_grad(set_to_none=True)
-        terms = accumulate_gradient(self._compute_loss, batch, self.micro_batch_size)
+        with self._masks_for_both_equations(batch):
+            terms = accumulate_gradient(
+                self._loss_with(student), batch, self.micro_batch_size, retain_graph=self._shares_forward(batch)
+            )
         nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
-        # theta_s' = theta_s - lambda * direction
-        theta_s = {pair.student_name: pair.student for pair in self.pairs}
-        with torch.no_grad():
-            theta_s_prime = {
-                name: theta.clone() if theta.grad is None else theta - self.inner_lr * self._direction(theta.grad)
-                for name, theta in theta_s.items()
-            }
-        return theta_s_prime, terms.total
+        # theta_s - theta_s' = lambda * direction
+        gradients = [theta.grad for theta in self.student.parameters() if theta.grad is not None]
+        for chunk in _in_chunks(gradients):
+            if self.inner_optimizer == "adamw":
+                _divide_by_magnitude(chunk, self.inner_eps)
+            torch._foreach_mul_(chunk, self.inner_lr)
+        return terms.total
 
-    def update_teacher(self, theta_s_prime: dict[str, Tensor]) -> Tensor:
-        """Equation 2: moves the teacher's matched parameters; returns the norm of theta_t - theta_s' before."""
+    def update_teacher(self) -> Tensor:
+        """Equation 2: moves the teacher's matched parameters; returns the norm of theta_t - theta_s' before.
+
+        Takes theta_s - theta_s' from the student's `.grad`, and leaves no gradient on either model.
+        """
+        theta_t: list[Tensor] = [pair.teacher for pair in self.pairs]
+        theta_s: list[Tensor] = [pair.student for pair in self.pairs]
+        # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
+        difference = self._take_inner_steps()
+        with torch.no_grad():
+            torch._foreach_add_(difference, theta_t)
+            torch._foreach_sub_(difference, theta_s)
         self.teacher.zero_grad(set_to_none=True)
-        for pair in self.pairs:
-            pair.teacher.grad = pair.teacher.detach() - theta_s_prime[pair.student_name]
-        theta_t = [pair.teacher for pair in self.pairs]
-        gap = nn.utils.get_total_norm(theta.grad for theta in theta_t if theta.grad is not None)
+        for theta, gradient in zip(theta_t, difference, strict=True):
+            theta.grad = gradient
+        gap = nn.utils.get_total_norm(difference)
         if self.update == "adamw":
             nn.utils.clip_grads_with_norm_(theta_t, self.max_grad_norm, gap)
         self.teacher_optimizer.step()
         self.teacher.zero_grad(set_to_none=True)
         return gap
 
-    def distil(self, batch: Batch) -> Logs:
+    def distil(self, batch: Batch, student: Forward) -> Logs:
         """Equation 3: one step of the student towards the teacher as it is now."""
         return student_step(
-            self._compute_loss,
+            self._loss_with(student),
             batch,
             parameters=self.student.parameters(),
             optimizer=self.student_optimizer,
@@ -135,15 +169,50 @@ class ReptileDistiller:
             micro_batch_size=self.micro_batch_size,
         )
 
-    def _compute_loss(self, batch: Batch) -> LossTerms:
-        with_states = self.loss.needs_hidden_states
-        targets = self.teacher.targets(batch, hidden_states=with_states)
-        return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
+    def _student_forward(self, batch: Batch) -> Forward:
+        """The student, or what it says of the batch, computed once for equations 1 and 3."""
+        if not self._shares_forward(batch):
+            return self._ask_student
+        # A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
+        with compiled_autograd_config.patch(donated_buffer=False):
+            outputs = self._ask_student(batch)
+        return lambda _: outputs
 
-    def _direction(self, gradient: Tensor) -> Tensor:
-        if self.inner_optimizer == "sgd":
-            return gradient
-        return gradient / (gradient.abs() + self.inner_eps)
+    def _shares_forward(self, batch: Batch) -> bool:
+        return self.share_forward and not is_split(batch, self.micro_batch_size)
+
+    def _ask_student(self, batch: Batch) -> Outputs:
+        return self.student.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+
+    def _masks_for_both_equations(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        if self.share_forward and is_split(batch, self.micro_batch_size):
+            return random_numbers_repeated(batch["input_ids"].device)
+        return contextlib.nullcontext()
+
+    def _loss_with(self, student: Forward) -> Callable[[Batch], LossTerms]:
+        """L(x; theta_s; theta_t) as a function of x."""
+
+        def compute_loss(batch: Batch) -> LossTerms:
+            targets = self.teacher.targets(batch, hidden_states=self.loss.needs_hidden_states)
+            return self.loss.compare(student(batch), targets, batch)
+
+        return compute_loss
+
+    def _take_inner_steps(self) -> list[Tensor]:
+        """theta_s - theta_s' of each pair, taken from the student's `.grad`: the memory becomes the caller's.
+
+        Where several teacher weights move towards one student weight, all but the last get a copy.
+        """
+        last = {pair.student_name: pair.teacher_name for pair in self.pairs}
+        steps = []
+        for pair in self.pairs:
+            step = pair.student.grad
+            if step is None:  # the loss does not depend on it
+                steps.append(torch.zeros_like(pair.student))
+            else:
+                steps.append(step if last[pair.student_name] == pair.teacher_name else step.clone())
+        self.student.zero_grad(set_to_none=True)
+        return steps
 
     def _check_optimizers(self) -> None:
         _check_holds(self.teacher_optimizer, [pair.teacher for pair in self.pairs], "teacher")
@@ -155,6 +224,29 @@ class ReptileDistiller:
                     "update='interpolate' takes plain steps of mu times the difference: pass "
                     "teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
                 )
+
+
+def _divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
+    """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
+    magnitude = torch._foreach_abs(gradients)
+    torch._foreach_add_(magnitude, eps)
+    torch._foreach_div_(gradients, magnitude)
+
+
+def _in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors, large ones cut into views of some rows, in lists of at most `MAX_SCRATCH_ELEMENTS` elements."""
+    chunk: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        rows = MAX_SCRATCH_ELEMENTS // max(1, tensor[0].numel()) if tensor.numel() > MAX_SCRATCH_ELEMENTS else None
+        for piece in (tensor,) if rows is None else torch.split(tensor, max(1, rows)):
+            if chunk and size + piece.numel() > MAX_SCRATCH_ELEMENTS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(piece)
+            size += piece.numel()
+    if chunk:
+        yield chunk
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

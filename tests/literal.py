@@ -28,6 +28,15 @@ def literal_loss(student, teacher, batch, alpha, temperature):
     return (1 - alpha) * task + alpha * temperature**2 * kl
 
 
+def literal_backward(student, teacher, batch, settings):
+    """The gradient of the batch's mean loss, in pieces of `rows` rows, each of which draws dropout masks of its own."""
+    num_rows = len(batch["labels"])
+    for start in range(0, num_rows, settings.get("rows", num_rows)):
+        part = {name: tensor[start : start + settings.get("rows", num_rows)] for name, tensor in batch.items()}
+        loss = literal_loss(student, teacher, part, settings["alpha"], settings["temperature"])
+        (loss * len(part["labels"]) / num_rows).backward()
+
+
 def clip(tensors, max_norm):
     norm = torch.sqrt(sum((tensor**2).sum() for tensor in tensors))
     if norm > max_norm:
@@ -37,9 +46,10 @@ def clip(tensors, max_norm):
 
 def literal_step(batch, teacher, student, settings, student_optimizer, teacher_optimizer):
     # Equation 1: one step of a deep copy of the student.
+    random_state = torch.get_rng_state()
     fast_student = copy.deepcopy(student)
     fast_student.zero_grad()
-    literal_loss(fast_student, teacher, batch, settings["alpha"], settings["temperature"]).backward()
+    literal_backward(fast_student, teacher, batch, settings)
     clip([p.grad for p in fast_student.parameters()], settings["max_grad_norm"])
     inner_class = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings["inner_optimizer"]]
     inner_options = {"weight_decay": 0.0, "eps": settings["eps"]} if settings["inner_optimizer"] == "adamw" else {}
@@ -63,7 +73,9 @@ def literal_step(batch, teacher, student, settings, student_optimizer, teacher_o
     teacher_optimizer.step()
 
     # Equation 3: the student learns from the teacher as it is now.
+    if settings.get("masks_of_equation_3") == "same":
+        torch.set_rng_state(random_state)
     student.zero_grad()
-    literal_loss(student, teacher, batch, settings["alpha"], settings["temperature"]).backward()
+    literal_backward(student, teacher, batch, settings)
     clip([p.grad for p in student.parameters()], settings["max_grad_norm"])
     student_optimizer.step()

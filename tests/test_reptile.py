@@ -1,13 +1,18 @@
 """The step equals the method: against a literal deep-copy version, and one promise at a time."""
 
 import copy
+import shutil
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from reptile_distil import reptile
 from reptile_distil.errors import LayerMapError
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner
+from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
 from tests.literal import literal_step
 from tests.models import batch, bert, changed, classifier, weights
@@ -32,7 +37,7 @@ def teacher_optimizer(model, update, mu=1e-2, eps=1e-4):
     return torch.optim.AdamW(model.parameters(), lr=mu, weight_decay=0, eps=eps)
 
 
-def distiller(teacher, student, *, mu=1e-2, lr=1e-2, micro_batch_size=None, **changes):
+def distiller(teacher, student, *, mu=1e-2, lr=1e-2, micro_batch_size=None, share_forward=True, **changes):
     settings = {**SETTINGS, **changes}
     return ReptileDistiller(
         teacher,
@@ -47,6 +52,7 @@ def distiller(teacher, student, *, mu=1e-2, lr=1e-2, micro_batch_size=None, **ch
         inner_eps=settings["eps"],
         max_grad_norm=settings["max_grad_norm"],
         micro_batch_size=micro_batch_size,
+        share_forward=share_forward,
     )
 
 
@@ -58,9 +64,10 @@ def pair():
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("layer_map", ["first", "last", "skip", "both"])
 @pytest.mark.parametrize("update", ["adamw", "interpolate"])
-def test_five_steps_equal_the_literal_method(update, layer_map, inner_optimizer):
+@pytest.mark.parametrize("share_forward", [True, False])
+def test_five_steps_equal_the_literal_method(share_forward, update, layer_map, inner_optimizer):
     settings = {**SETTINGS, "update": update, "layer_map": layer_map, "inner_optimizer": inner_optimizer}
-    for name, value, expected in five_steps(settings):
+    for name, value, expected in five_steps(settings, share_forward=share_forward):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
 
 
@@ -71,17 +78,58 @@ def test_the_default_eps_equals_the_literal_method_where_gradients_are_not_0(upd
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
 
 
-def five_steps(settings):
+def test_scratch_memory_is_bounded_and_changes_nothing(monkeypatch):
+    """With 100 elements at a time, every matrix of the model is cut into pieces of rows."""
+    monkeypatch.setattr(reptile, "MAX_SCRATCH_ELEMENTS", 100)
+    for name, value, expected in five_steps(SETTINGS):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_share_forward_uses_the_same_dropout_masks_in_equations_1_and_3(micro_batch_size):
+    steps = five_steps(SETTINGS, dropout=0.3, masks_of_equation_3="same", micro_batch_size=micro_batch_size)
+    for name, value, expected in steps:
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_without_share_forward_equation_3_draws_dropout_masks_of_its_own(micro_batch_size):
+    options = {"share_forward": False, "micro_batch_size": micro_batch_size}
+    for name, value, expected in five_steps(SETTINGS, dropout=0.3, masks_of_equation_3="new", **options):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow  # the compiler takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("share_forward", [True, False])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_models_equal_the_literal_method(share_forward):
+    for name, value, expected in five_steps(SETTINGS, share_forward=share_forward, compiled=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
+
+
+def five_steps(settings, *, dropout=0.0, masks_of_equation_3="same", compiled=False, **options):
     """Name, value and literal value of every teacher and student weight after five steps."""
-    teacher, student = bert(4, seed=1, dtype=torch.float64), bert(2, seed=2, dtype=torch.float64)
+    teacher = bert(4, seed=1, dtype=torch.float64)
+    student = bert(2, seed=2, dropout=dropout, dtype=torch.float64)
     expected_teacher, expected_student = copy.deepcopy(teacher).eval(), copy.deepcopy(student)
-    fast = distiller(teacher, student, **settings)
+    if compiled:
+        teacher.compile()
+        student.compile()
+    fast = distiller(teacher, student, **settings, **options)
     student_optimizer = torch.optim.AdamW(expected_student.parameters(), lr=1e-2, eps=settings["eps"])
     expected_optimizer = teacher_optimizer(expected_teacher, settings["update"], eps=settings["eps"])
     for seed in range(5):
+        torch.manual_seed(seed)
         fast.step(batch(seed=seed))
+        torch.manual_seed(seed)
         literal_step(
-            batch(seed=seed), expected_teacher, expected_student, settings, student_optimizer, expected_optimizer
+            batch(seed=seed),
+            expected_teacher,
+            expected_student,
+            {**settings, "masks_of_equation_3": masks_of_equation_3, "rows": options.get("micro_batch_size") or 8},
+            student_optimizer,
+            expected_optimizer,
         )
     for model, expected in ((teacher, expected_teacher), (student, expected_student)):
         for (name, value), (_, wanted) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
@@ -136,6 +184,16 @@ def test_both_moves_each_twin_towards_its_student_layer_not_their_mean(pair):
     for twin in (2, 3):
         name = f"bert.encoder.layer.{twin}.output.dense.weight"
         torch.testing.assert_close(teacher.get_parameter(name), 0.5 * (before[name] + theta_s))
+
+
+def test_a_student_weight_without_a_gradient_still_draws_its_teacher_weight(pair):
+    teacher, student = pair
+    frozen = student.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    theta_t, theta_s = teacher.bert.embeddings.word_embeddings.weight.detach().clone(), frozen.clone()
+    distiller(teacher, student, update="interpolate", mu=0.25).step(batch())
+    moved = teacher.bert.embeddings.word_embeddings.weight.detach()
+    torch.testing.assert_close(moved, theta_t - 0.25 * (theta_t - theta_s))
+    assert torch.equal(frozen, theta_s)
 
 
 def test_equation_3_uses_the_updated_teacher(pair):
@@ -196,6 +254,89 @@ def test_the_student_is_never_copied(pair, monkeypatch):
     distiller(*pair).step(batch())
 
 
+@pytest.mark.parametrize(("share_forward", "num_forwards"), [(True, 1), (False, 2)])
+def test_one_student_forward_serves_both_equations_where_shared(pair, share_forward, num_forwards):
+    teacher, student = pair
+    fast = distiller(teacher, student, share_forward=share_forward)
+    forwards = []
+    student.register_forward_pre_hook(lambda *_: forwards.append(1))
+    fast.step(batch())
+    assert len(forwards) == num_forwards
+
+
+class Recorder(TorchDispatchMode):
+    """Records which operators ran, and how many bytes of tensors, `old` ones aside, were alive at most."""
+
+    def __init__(self, *old):
+        super().__init__()
+        self.names, self.live, self.peak = [], 0, 0
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in old}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self.known or not size:
+            return
+        self.known.add(address)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.free, address, size)
+
+    def free(self, address, size):
+        self.known.discard(address)
+        self.live -= size
+
+
+@pytest.mark.parametrize("update", ["adamw", "interpolate"])
+@pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
+def test_the_step_never_waits_for_the_device(pair, update, inner_optimizer):
+    """Reading a number, or a shape that depends on numbers, waits. transformers looks once a forward for padding."""
+    teacher, student = pair
+    fast = distiller(teacher, student, update=update, inner_optimizer=inner_optimizer)
+    fast.student_optimizer = adamw(student, lr=1e-2)
+    if update == "adamw":
+        fast.teacher_optimizer = adamw(teacher, lr=1e-2)
+    whole = {**batch(), "attention_mask": batch()["attention_mask"][:, None, None, :].bool()}
+    with Recorder() as recorder:
+        fast.step(whole)
+    waiting = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select"}
+    assert "aten::_foreach_sub_" in recorder.names
+    assert not waiting & set(recorder.names)
+
+
+@pytest.mark.parametrize("share_forward", [True, False])
+@pytest.mark.parametrize("layer_map", ["skip", "both"])
+@pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
+def test_the_step_needs_one_gradient_of_the_student_and_no_copy(monkeypatch, share_forward, layer_map, inner_optimizer):
+    """Weights outweigh activations here, so a copy or a second gradient would show; `both` needs one for its twins."""
+    monkeypatch.setattr(reptile, "MAX_SCRATCH_ELEMENTS", 2**12)
+    teacher, student = bert(4, seed=1, width=128), bert(2, seed=2, width=128)
+    options = {"share_forward": share_forward, "layer_map": layer_map, "inner_optimizer": inner_optimizer}
+    fast = distiller(teacher, student, **options)
+    fast.student_optimizer, fast.teacher_optimizer = adamw(student, lr=1e-2), adamw(teacher, lr=1e-2)
+    fast.step(batch(num_rows=2, length=3))
+    state = [
+        value
+        for o in (fast.student_optimizer, fast.teacher_optimizer)
+        for s in o.state.values()
+        for value in s.values()
+    ]
+    old = [*teacher.parameters(), *teacher.buffers(), *student.parameters(), *student.buffers(), *state]
+    with Recorder(*old) as recorder:
+        fast.step(batch(num_rows=2, length=3))
+    gradient = sum(4 * parameter.numel() for parameter in student.parameters())
+    twins = sum(4 * parameter.numel() for parameter in student.bert.encoder.parameters())
+    assert recorder.peak / gradient > 1
+    assert recorder.peak < 1.15 * gradient + (twins if layer_map == "both" else 0)
+
+
 def test_trap_06_the_teacher_stays_in_eval_mode(pair):
     teacher, student = bert(4, dropout=0.5, seed=1), bert(2, seed=2)
     fast = distiller(teacher, student)
@@ -221,7 +362,7 @@ def test_trap_13_no_attentions_are_asked_for_which_sdpa_would_return_empty(pair)
     for model in pair:
         model.register_forward_pre_hook(lambda _, args, inputs: asked.append(set(inputs)), with_kwargs=True)
     fast.step(batch())
-    assert asked == 4 * [{"input_ids", "attention_mask"}]
+    assert asked == 3 * [{"input_ids", "attention_mask"}]
 
 
 def test_trap_20_two_distillers_in_one_process_do_not_touch_each_other():

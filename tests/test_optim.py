@@ -1,0 +1,44 @@
+"""AdamW: what decays, and that the fused kernel takes the same steps."""
+
+import copy
+
+import torch
+
+from reptile_distil.optim import adamw
+from tests.models import bert
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = bert(1)
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adamw(model, lr=0.5, weight_decay=0.1).step()
+    for (name, now), was in zip(model.named_parameters(), before.parameters(), strict=True):
+        factor = 0.95 if now.ndim > 1 else 1.0  # 1 - 0.5 lr * 0.1 decay
+        torch.testing.assert_close(now.detach(), factor * was.detach(), msg=name)
+
+
+def test_five_fused_steps_equal_the_loop_over_parameters():
+    model = bert(1, dtype=torch.float64)
+    expected = copy.deepcopy(model)
+    fused = adamw(model, lr=1e-2, weight_decay=0.1)
+    matrices = [p for p in expected.parameters() if p.ndim > 1]
+    vectors = [p for p in expected.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    loop = torch.optim.AdamW(groups, lr=1e-2, foreach=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator, dtype=torch.float64)
+            b.grad = a.grad.clone()
+        fused.step()
+        loop.step()
+    assert fused.param_groups[0]["fused"]
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_device_without_the_fused_kernel_gets_pytorchs_own_choice():
+    optimizer = adamw(bert(1).to("meta"), lr=1e-2)
+    assert not optimizer.param_groups[0]["fused"]
