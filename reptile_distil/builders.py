@@ -38,6 +38,7 @@ from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sources import load_split
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
+from reptile_distil.variant import Variant
 
 
 class BuiltMethod(NamedTuple):
@@ -74,14 +75,25 @@ def build_batches(
 
 def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
     """The training batches of the configured method, each with the companions that the method's step asks for."""
-    batch_size = config.train.batch_size
     features = _load_features(config, task, "train", tokenizer, for_training=True)
-    if config.method != "metadistil":
-        return _batches_of(features, config, tokenizer, batch_size)
-    features, held_out = hold_out(features, config.metadistil.quiz_fraction)
-    batches = _batches_of(features, config, tokenizer, batch_size)
-    quiz = _batches_of(held_out, config, tokenizer, config.metadistil.quiz_batch_size or batch_size)
-    batches.companions = Companions("quiz", BatchStream(quiz))
+
+    def batches_of(rows: datasets.Dataset, batch_size: int | None = None) -> Batches:
+        return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size)
+
+    reptile = config.reptile
+    if config.method == "metadistil":
+        features, held_out = hold_out(features, config.metadistil.quiz_fraction)
+        batches, quiz = batches_of(features), batches_of(held_out, config.metadistil.quiz_batch_size)
+        batches.companions = Companions("quiz", BatchStream(quiz))
+    elif config.method == "reptile" and reptile.inner_batch == "held_out":
+        features, held_out = hold_out(features, reptile.held_out_fraction)
+        batches, stream = batches_of(features), BatchStream(batches_of(held_out))
+        batches.companions = Companions("inner", stream, num_batches=reptile.inner_steps)
+    else:
+        batches = batches_of(features)
+        if config.method == "reptile" and reptile.inner_steps > 1:
+            following = BatchStream(batches_of(features))
+            batches.companions = Companions("inner", following, num_batches=reptile.inner_steps, overlapping=True)
     return batches
 
 
@@ -193,9 +205,19 @@ def build_method(
         inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
         inner_eps=reptile.inner_eps,
         share_forward=reptile.share_forward,
+        variant=Variant(
+            inner_steps=reptile.inner_steps,
+            inner_batch=reptile.inner_batch,
+            every=reptile.every,
+            move_head=reptile.move_head,
+            move_embeddings=reptile.move_embeddings,
+        ),
         **shared,
     )
-    return BuiltMethod(distiller, {"lr": optimizer, "teacher_lr": teacher_optimizer})
+    optimizers = {"lr": optimizer, "teacher_lr": teacher_optimizer}
+    if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
+        optimizers["inner_lr"] = distiller.inner_learner.optimizer
+    return BuiltMethod(distiller, optimizers)
 
 
 def _build_metadistil(
@@ -226,11 +248,16 @@ def _build_metadistil(
 def build_schedules(
     optimizers: dict[str, Optimizer], batches: Batches, settings: TrainConfig
 ) -> dict[str, LRScheduler]:
-    """For each optimizer, a linear rise over the warm-up and a linear fall to 0 at the last step."""
+    """For each optimizer, a linear rise over the warm-up and a linear fall to 0 at the last step.
+
+    `inner_lr`, equation 1's learning rate, is constant.
+    """
     num_steps = count_steps(batches, settings.epochs, settings.max_steps)
     num_warmup_steps = round(settings.warmup_ratio * num_steps)
     return {
-        name: transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
+        name: transformers.get_constant_schedule(optimizer)
+        if name == "inner_lr"
+        else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
         for name, optimizer in optimizers.items()
     }
 

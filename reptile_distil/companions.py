@@ -59,7 +59,7 @@ class Companions:
     """
 
     def __init__(self, name: str, stream: BatchStream, *, num_batches: int = 1, overlapping: bool = False) -> None:
-        self.names = [name] if num_batches == 1 else [f"{name}{number}" for number in range(num_batches)]
+        self._names = companion_names(name, num_batches)
         self._stream = stream
         self._stride = 1 if overlapping else num_batches
 
@@ -68,9 +68,14 @@ class Companions:
         first = self._stride * step
         return {
             f"{name}/{key}": tensor
-            for number, name in enumerate(self.names, start=first)
+            for number, name in enumerate(self._names, start=first)
             for key, tensor in self._stream[number].items()
         }
+
+
+def companion_names(name: str, num_batches: int) -> list[str]:
+    """The names that so many companions of a batch go by."""
+    return [name] if num_batches == 1 else [f"{name}{number}" for number in range(num_batches)]
 
 
 def companion(batch: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

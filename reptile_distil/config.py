@@ -192,14 +192,39 @@ class ReptileConfig(_Section):
     """
     layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
     """Which teacher layer(s) each student layer moves: first, last, skip, both, or a list by student layer."""
-    inner_optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Equation 1: a fresh AdamW each step (released code), or plain gradient descent (printed equation)."""
+    inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw"
+    """Equation 1: a fresh AdamW each step (released code), plain gradient descent (printed equation), or an AdamW
+    whose moments live on (persistent_adamw)."""
     inner_lr: float | None = Field(None, ge=0)
     """lambda of equation 1, constant; null: `train.lr`."""
     inner_eps: float = Field(1e-8, gt=0)
     """epsilon of the fresh AdamW of equation 1."""
     share_forward: bool = True
     """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
+    inner_steps: int = Field(1, ge=1)
+    """Inner steps of equation 1 per training step, on successive batches; more than 1 takes a copy of the student."""
+    inner_batch: Literal["same", "held_out"] = "same"
+    """Equation 1 begins with the batch of equation 3, or takes training rows that equation 3 never sees (held_out)."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows that is held out for it, drawn once with seed 0 (the same for all seeds)."""
+    every: int = Field(1, ge=1)
+    """The teacher moves (equations 1 and 2) in the first step and every so many steps after it."""
+    move_head: bool = True
+    """Whether equation 2 moves what lies behind the encoder: pooler and classifier."""
+    move_embeddings: bool = True
+    """Whether equation 2 moves the embeddings."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ReptileConfig:
+        plain = self.inner_steps == 1 and self.inner_batch == "same" and self.inner_optimizer != "persistent_adamw"
+        if self.share_forward and not plain:
+            raise ValueError(
+                "share_forward: equation 1 can share equation 3's forward pass only as one fresh step on the same "
+                "batch; set it to false with inner_steps > 1, inner_batch: held_out or persistent_adamw"
+            )
+        if self.inner_batch == "same" and self.held_out_fraction != 0.1:
+            raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
+        return self
 
 
 class MetadistilConfig(_Section):

@@ -21,6 +21,7 @@ import torch
 import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
+from reptile_distil.companions import alone
 from reptile_distil.gradients import (
     Batch,
     Logs,
@@ -29,9 +30,11 @@ from reptile_distil.gradients import (
     random_numbers_repeated,
     student_step,
 )
+from reptile_distil.inner import InnerLearner
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
 from reptile_distil.models import Student, Teacher
+from reptile_distil.variant import Variant
 
 Forward = Callable[[Batch], Outputs]
 """From a batch, or a micro-batch, to what the student says of it."""
@@ -56,7 +59,8 @@ class ReptileDistiller:
             so that every matched weight moves about mu a step, whatever the gap. "interpolate" is the printed
             equation: the difference goes through plain SGD, unclipped.
         inner_optimizer: equation 1's step. "adamw": the first step of a fresh AdamW without weight decay (released
-            code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation).
+            code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation). "persistent_adamw": an
+            AdamW without weight decay whose moments live on from step to step, `inner_learner.optimizer`.
         inner_lr: lambda of equation 1. The released code keeps it constant.
         inner_eps: epsilon of the fresh AdamW. The AdamW of transformers 4, with eps, equals this one with
             eps / sqrt(1 - beta2).
@@ -65,7 +69,9 @@ class ReptileDistiller:
         share_forward: equations 1 and 3 see the student with the same dropout masks. A batch that is taken at once then
             goes through the student once, and backwards through that graph twice. A batch cut into micro-batches goes
             through it twice all the same, with repeated masks: keeping every micro-batch's graph would undo what
-            they save. False draws new masks for equation 3, as the released code does.
+            they save. False draws new masks for equation 3, as the released code does. It must be False where
+            equation 1 is more than one fresh step on the batch of equation 3.
+        variant: departures from the published step, for ablations (see `Variant`).
 
     Raises:
         LayerMapError: the two models cannot be matched.
@@ -82,15 +88,22 @@ class ReptileDistiller:
         teacher_optimizer: torch.optim.Optimizer,
         layer_map: str | Sequence[int | Sequence[int]] = "skip",
         update: Literal["adamw", "interpolate"] = "adamw",
-        inner_optimizer: Literal["adamw", "sgd"] = "adamw",
+        inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw",
         inner_lr: float = 5e-5,
         inner_eps: float = 1e-8,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
         share_forward: bool = True,
+        variant: Variant | None = None,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
-        _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd"))
+        _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
+        variant = variant or Variant()
+        if share_forward and (variant.takes_other_batches or inner_optimizer == "persistent_adamw"):
+            raise ValueError(
+                "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the "
+                "same batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
+            )
         self.teacher = Teacher.wrap(teacher)
         self.student = Student.wrap(student)
         self.loss = loss
@@ -103,19 +116,34 @@ class ReptileDistiller:
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
         self.share_forward = share_forward
-        self.pairs = match_models(self.teacher.model, self.student.model, layer_map)
+        self.variant = variant
+        matched = match_models(self.teacher.model, self.student.model, layer_map)
+        self.pairs = variant.moving_pairs(matched, self.student.model)
+        self.inner_learner = self._new_inner_learner()
         self._check_optimizers()
+        if variant.every > 1:
+            teacher_optimizer.param_groups[0]["num_student_steps"] = 0
 
-    def step(self, batch: Batch) -> Logs:
+    def step(self, batch: Batch, inner_batches: Sequence[Batch] | None = None) -> Logs:
         """One step of equations 1 to 3; returns detached scalars, none of which has been waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
         are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1, and
         `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
+
+        Equation 1 takes one inner step on each of `inner_batches`. By default they are the batch itself; with
+        `inner_steps` > 1 or `held_out` they are in it, under `inner/input_ids` or `inner0/input_ids` and so on.
         """
         self.student.train()
+        inner_batches = self.variant.inner_batches(batch, inner_batches)
+        batch = alone(batch)
+        if not self._is_teachers_turn():
+            return self._distil_alone(batch)
         student = self._student_forward(batch)
-        inner_loss = self.inner_update(batch, student)
+        if self.inner_learner is None:
+            inner_loss = self.inner_update(inner_batches[0], student)
+        else:
+            inner_loss = self.inner_learner.learn(inner_batches)
         gap = self.update_teacher()
         logs = self.distil(batch, student)
         return {**logs, "inner_loss": inner_loss, "gap": gap}
@@ -142,12 +170,7 @@ class ReptileDistiller:
         Takes theta_s - theta_s' from the student's `.grad`, and leaves no gradient on either model.
         """
         theta_t: list[Tensor] = [pair.teacher for pair in self.pairs]
-        theta_s: list[Tensor] = [pair.student for pair in self.pairs]
-        # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
-        difference = self._take_inner_steps()
-        with torch.no_grad():
-            torch._foreach_add_(difference, theta_t)
-            torch._foreach_sub_(difference, theta_s)
+        difference = self._take_difference()
         self.teacher.zero_grad(set_to_none=True)
         for theta, gradient in zip(theta_t, difference, strict=True):
             theta.grad = gradient
@@ -169,6 +192,21 @@ class ReptileDistiller:
             micro_batch_size=self.micro_batch_size,
         )
 
+    def _distil_alone(self, batch: Batch) -> Logs:
+        """Equation 3 in a step where the teacher rests: there is no inner step, so theta_s' is theta_s."""
+        self.student.zero_grad(set_to_none=True)
+        gap = nn.utils.get_total_norm(self._take_difference())
+        logs = self.distil(batch, self._ask_student)
+        return {**logs, "inner_loss": logs["loss"], "gap": gap}
+
+    def _is_teachers_turn(self) -> bool:
+        if self.variant.every == 1:
+            return True
+        # Counted where the optimizer keeps its own state, so that a run that is taken up again goes on counting.
+        group = self.teacher_optimizer.param_groups[0]
+        group["num_student_steps"] += 1
+        return bool((group["num_student_steps"] - 1) % self.variant.every == 0)
+
     def _student_forward(self, batch: Batch) -> Forward:
         """The student, or what it says of the batch, computed once for equations 1 and 3."""
         if not self._shares_forward(batch):
@@ -189,6 +227,20 @@ class ReptileDistiller:
             return random_numbers_repeated(batch["input_ids"].device)
         return contextlib.nullcontext()
 
+    def _new_inner_learner(self) -> InnerLearner | None:
+        """What takes equation 1's steps where they have no closed form."""
+        if self.variant.inner_steps == 1 and self.inner_optimizer != "persistent_adamw":
+            return None
+        return InnerLearner(
+            self.student,
+            self._loss_of,
+            optimizer=self.inner_optimizer,
+            lr=self.inner_lr,
+            eps=self.inner_eps,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+        )
+
     def _loss_with(self, student: Forward) -> Callable[[Batch], LossTerms]:
         """L(x; theta_s; theta_t) as a function of x."""
 
@@ -197,6 +249,20 @@ class ReptileDistiller:
             return self.loss.compare(student(batch), targets, batch)
 
         return compute_loss
+
+    def _loss_of(self, learner: Student, batch: Batch) -> LossTerms:
+        """L(x; theta; theta_t) for another student than the one that is distilled."""
+        outputs = learner.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+        return self._loss_with(lambda _: outputs)(batch)
+
+    def _take_difference(self) -> list[Tensor]:
+        """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
+        # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
+        difference = self._take_inner_steps()
+        with torch.no_grad():
+            torch._foreach_add_(difference, [pair.teacher for pair in self.pairs])
+            torch._foreach_sub_(difference, [pair.student for pair in self.pairs])
+        return difference
 
     def _take_inner_steps(self) -> list[Tensor]:
         """theta_s - theta_s' of each pair, taken from the student's `.grad`: the memory becomes the caller's.
