@@ -359,9 +359,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             tree = {part: tree}
         merge_layer(values, tree, origins, "command line")
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, origins, str(path))) from None
+    _refuse_options_of_other_methods(config, overrides)
+    return config
+
+
+def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -> None:
+    """A file may hold the options of every method, but who gives one on the command line expects it to do something."""
+    methods = (config.method, *config.compare_with)
+    for override in overrides:
+        key = override.partition("=")[0]
+        section = key.partition(".")[0]
+        if section in ("reptile", "metadistil") and section not in methods:
+            raise ConfigError(
+                f"command line: {key} has no effect on method {config.method}; leave it out, or give "
+                f"method={section} or compare_with=[{section}]"
+            )
 
 
 def describe(config: Config) -> str:

@@ -33,7 +33,11 @@ def test_there_are_shipped_files_to_test():
     assert names >= tasks | {"base.yaml", "quickstart.yaml"}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.name)
+# A table's file is read by scripts/table.py.
+RUNS = sorted(path for path in CONFIGS.glob("**/*.yaml") if "\ntasks:" not in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_every_shipped_file_loads(path):
     overrides = ["task=rte"] if path.name == "base.yaml" else []
     config = load_config(path, overrides)
@@ -117,6 +121,15 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         (
             "task={name: a, text: [x], metrics: [f1], files: {valid: a.csv}}",
             "'valid' is no split: expected train, dev or test",
+        ),
+        ("reptile.every=0", "reptile.every = 0: expected greater than or equal to 1"),
+        ("reptile.inner_steps=0", "reptile.inner_steps = 0: expected greater than or equal to 1"),
+        ("reptile.inner_steps=2", "reptile: share_forward: equation 1 can share equation 3's forward pass only as one"),
+        ("reptile.inner_batch=held_out", "set it to false with inner_steps > 1, inner_batch: held_out or"),
+        ("reptile.inner_optimizer=persistent_adamw", "reptile: share_forward: equation 1 can share"),
+        (
+            "reptile.held_out_fraction=0.2",
+            "held_out_fraction belongs to inner_batch: held_out, but inner_batch is same",
         ),
         ("metadistil.quiz_fraction=1", "metadistil.quiz_fraction = 1: expected less than 1"),
         ("loss.soft=l1", "loss.soft = 'l1': expected 'kl' or 'mse'"),
@@ -225,6 +238,65 @@ def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, ov
     load_config(CONFIGS / "rte.yaml", [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "section"),
+    [
+        (["method=kd", "reptile.mu=0.1"], "reptile"),
+        (["method=finetune", "reptile.every=2"], "reptile"),
+        (["method=reptile", "metadistil.teacher_lr=0.1"], "metadistil"),
+        (["method=metadistil", "reptile={move_head: false}"], "reptile"),
+    ],
+)
+def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(overrides, section):
+    with pytest.raises(ConfigError, match=rf"{section}\S* has no effect on method .* method={section} or compare_with"):
+        load_config(CONFIGS / "rte.yaml", overrides)
+    load_config(CONFIGS / "rte.yaml", [*overrides, f"compare_with=[{section}]"])
+
+
+ABLATION = yaml.safe_load((CONFIGS / "ablation.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ABLATION["variants"])
+def test_each_ablation_differs_from_its_method_in_the_keys_it_names_and_no_other(name):
+    variant = dict(ABLATION["variants"][name])
+    method = variant.pop("method")
+    named = {f"{section}.{key}": value for section, values in variant.items() for key, value in values.items()}
+    plain = load_config(CONFIGS / "rte.yaml", [f"method={method}"]).decisive_values(method)
+    overrides = [f"{key}={value}".replace("True", "true").replace("False", "false") for key, value in named.items()]
+    changed = load_config(CONFIGS / "rte.yaml", [f"method={method}", *overrides]).decisive_values(method)
+    assert named
+    assert {key for key in plain if plain[key] != changed[key]} == set(named)
+
+
+def test_the_ablations_ask_about_every_switch():
+    """Every row is in the table, and between them they turn every key that issues from the step's equations."""
+    assert set(ABLATION["methods"]) == {"finetune", "kd", "reptile", "metadistil", *ABLATION["variants"]}
+    turned = {
+        f"{section}.{key}"
+        for variant in ABLATION["variants"].values()
+        for section, values in variant.items()
+        if section != "method"
+        for key in values
+    }
+    assert turned == {
+        "loss.alpha",
+        "loss.temperature",
+        "loss.soft",
+        "loss.patient",
+        "loss.hidden",
+        "reptile.update",
+        "reptile.mu",
+        "reptile.layer_map",
+        "reptile.inner_optimizer",
+        "reptile.inner_steps",
+        "reptile.inner_batch",
+        "reptile.share_forward",
+        "reptile.every",
+        "reptile.move_head",
+        "reptile.move_embeddings",
+    }
+
+
 def test_metadistils_defaults_are_the_published_ones():
     metadistil = load_config(CONFIGS / "rte.yaml", ["method=metadistil"]).metadistil
     assert (metadistil.teacher_lr, metadistil.assumed_optimizer) == (1e-5, "sgd")
@@ -256,6 +328,9 @@ def test_metadistils_defaults_are_the_published_ones():
         ("metadistil", "teacher.finetuned=other", True),
         ("kd", "loss.patient=0.1", True),
         ("finetune", "loss.patient=0.1", False),
+        ("reptile", "reptile.every=2", True),
+        ("reptile", "reptile.move_head=false", True),
+        ("reptile", "reptile.share_forward=false", True),
         ("reptile", "train.micro_batch_size=4", False),
         ("reptile", "train.log_every=3", False),
         ("reptile", "runs_dir=elsewhere", False),
@@ -267,8 +342,9 @@ def test_metadistils_defaults_are_the_published_ones():
     ],
 )
 def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
+    beside = ["compare_with=[metadistil]"] if override.startswith("metadistil.") else []
     before = load_config(CONFIGS / "rte.yaml").decisive_values(role)
-    after = load_config(CONFIGS / "rte.yaml", [override]).decisive_values(role)
+    after = load_config(CONFIGS / "rte.yaml", [override, *beside]).decisive_values(role)
     assert (before != after) == matters
 
 

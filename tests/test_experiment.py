@@ -108,6 +108,55 @@ def test_metadistil_runs_on_every_kind_of_task(tiny, task):
     assert math.isfinite(results["score"])
 
 
+@pytest.mark.parametrize(
+    ("options", "num_train_rows"),
+    [
+        (["inner_steps=3", "share_forward=false"], 70),
+        (["inner_batch=held_out", "held_out_fraction=0.2", "share_forward=false"], 56),
+        (["inner_batch=held_out", "inner_steps=2", "share_forward=false"], 63),
+        (["inner_optimizer=persistent_adamw", "share_forward=false"], 70),
+        (["every=3", "move_head=false", "move_embeddings=false"], 70),
+    ],
+)
+def test_reptiles_ablations_run_by_configuration_alone(tiny, options, num_train_rows):
+    experiment = tiny("train.epochs=2", *(f"reptile.{option}" for option in options))
+    assert experiment.fit()["num_train_rows"] == num_train_rows
+    for epoch in epochs_of(experiment.folder):
+        assert epoch["last_gap"] > 0
+        assert epoch["teacher_drift"] > 0
+
+
+def test_more_inner_steps_take_the_batches_that_follow(tiny):
+    config = tiny("reptile.inner_steps=2", "reptile.share_forward=false").config
+    task, tokenizer = build_task(config), toy.tokenizer()
+    batches = build_lessons(config, task, tokenizer)
+    plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
+    order = [batch["input_ids"] for epoch in (1, 2) for batch in plain.epoch(epoch)]
+    for step, batch in enumerate(batches.epoch(1)):
+        for number, ids in enumerate((alone(batch), companion(batch, "inner0"), companion(batch, "inner1"))):
+            assert torch.equal(ids["input_ids"], order[step + max(number - 1, 0)])
+
+
+def test_held_out_inner_batches_never_have_a_row_of_equation_3(tiny):
+    config = tiny("reptile.inner_batch=held_out", "reptile.share_forward=false", "data.max_train_rows=300").config
+    rows = {"own": set(), "inner": set()}
+    for batch in build_lessons(config, build_task(config), toy.tokenizer()).epoch(1):
+        for name, part in (("own", alone(batch)), ("inner", companion(batch, "inner"))):
+            rows[name] |= {tuple(ids[ids != toy.tokenizer().pad_token_id].tolist()) for ids in part["input_ids"]}
+    assert (len(rows["own"]), len(rows["inner"])) == (270, 30)
+    assert not rows["own"] & rows["inner"]
+
+
+def test_a_persistent_inner_adamw_keeps_its_learning_rate(tiny):
+    options = ["reptile.inner_optimizer=persistent_adamw", "reptile.share_forward=false", "reptile.inner_lr=0.01"]
+    experiment = tiny(*options, "train.log_every=1")
+    experiment.fit()
+    records = [json.loads(line) for line in (experiment.folder.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["event"] == "step"]
+    assert {record["inner_lr"] for record in steps} == {0.01}
+    assert steps[0]["teacher_lr"] > steps[-1]["teacher_lr"]
+
+
 @pytest.mark.parametrize("method", ["kd", "reptile", "metadistil"])
 def test_terms_on_hidden_states_are_logged_by_name(tiny, method):
     layers = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
