@@ -67,7 +67,7 @@ class InnerLearner:
         losses = [self._step(batch) for batch in batches]
         with torch.no_grad():
             for start, end in zip(theta_s, theta, strict=True):
-                start.grad = start - end if start.requires_grad else None
+                start.grad = start - end
         return torch.stack(losses).mean()
 
     def _step(self, batch: Batch) -> Tensor:

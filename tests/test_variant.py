@@ -273,12 +273,16 @@ def test_the_meta_update_builds_no_graph_and_nothing_is_differentiated_twice(pai
             return update_teacher()
 
     fast.update_teacher = update_and_count
+    take_difference, differences = fast._take_difference, []
+    fast._take_difference = lambda: differences.extend(take_difference()) or differences
     inner = inner_batches_of(0, changes) if fast.variant.takes_other_batches else None
     gap = fast.step(batch(), inner)["gap"]
     assert asked
     assert not any(asked)
     assert saved == []
     assert gap.grad_fn is None
+    assert len(differences) == len(fast.pairs)
+    assert not any(difference.requires_grad for difference in differences)
     assert all(theta.grad_fn is None and theta.is_leaf for model in pair for theta in model.parameters())
 
 
