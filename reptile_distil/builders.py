@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import datasets
 import torch
 import transformers
 from torch import nn
@@ -15,9 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
 from reptile_distil.companions import BatchStream, Companions, hold_out
+from reptile_distil.compute import compile_forward, set_attention
 from reptile_distil.config import Config, MethodName, TrainConfig
-from reptile_distil.data import Batches, draw_rows, tokenize
-from reptile_distil.errors import ConfigError, DataError
+from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
+from reptile_distil.errors import ConfigError
+from reptile_distil.feature_cache import default_folder, load_features
+from reptile_distil.features import Features
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.losses import DistillationLoss, HiddenStateTerm
@@ -28,14 +30,18 @@ from reptile_distil.models import (
     Teacher,
     check_length,
     check_same_tokenizer,
+    check_vocabulary,
     load_pretrained,
     load_tokenizer,
     start_from_teacher_layers,
     start_random,
 )
 from reptile_distil.optim import adamw
+from reptile_distil.packing import check_packable
+from reptile_distil.processes import ALONE, Processes
 from reptile_distil.reptile import ReptileDistiller
-from reptile_distil.sources import load_split
+from reptile_distil.sharding import shard_model
+from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
 from reptile_distil.variant import Variant
@@ -77,7 +83,7 @@ def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
     """The training batches of the configured method, each with the companions that the method's step asks for."""
     features = _load_features(config, task, "train", tokenizer, for_training=True)
 
-    def batches_of(rows: datasets.Dataset, batch_size: int | None = None) -> Batches:
+    def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
         return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size)
 
     reptile = config.reptile
@@ -97,19 +103,26 @@ def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
     return batches
 
 
-def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> datasets.Dataset:
+def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
+    max_rows = data.max_train_rows if for_training else None
     if task.name in toy.TASKS:
         rows = toy.load_split(task, split)
+        drawn = draw_row_ids(len(rows), max_rows)
+        features = Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, data.max_length), drawn)
     else:
-        path = None if data.path is None else Path(data.path)
-        rows = load_split(task, split, path, check_rows=data.check_rows)
-    if not len(rows):
-        raise DataError(f"task {task.name}: split {split} has no rows")
-    return tokenize(draw_rows(rows, data.max_train_rows) if for_training else rows, tokenizer, data.max_length)
+        features = load_features(
+            open_split(task, split, None if data.path is None else Path(data.path)),
+            tokenizer,
+            max_length=data.max_length,
+            max_rows=max_rows,
+            check_rows=data.check_rows,
+            cache=_cache_folder(data.cache_dir),
+        )
+    return features
 
 
-def _batches_of(features: datasets.Dataset, config: Config, tokenizer: Any, batch_size: int) -> Batches:
+def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int) -> Batches:
     return Batches(features, tokenizer, batch_size=batch_size, seed=config.seed, device=choose_device(config.device))
 
 
@@ -121,7 +134,9 @@ def build_student(config: Config, task: Task) -> tuple[nn.Module, Any]:
         model = start_from_teacher_layers(model, _layers_to_copy(config, model))
     elif start.init == "random" and start.num_layers is not None:
         model = start_random(model, start.num_layers, seed=config.seed)
-    return model, load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(source, model, tokenizer)
+    return model, tokenizer
 
 
 def student_source(config: Config) -> str:
@@ -139,9 +154,19 @@ def check_pair(config: Config, task: Task) -> None:
     check_length(student_source(config), student, limit)
     teacher = load_pretrained(name, task, seed=config.seed)
     check_length(name, teacher, limit)
+    for model in (teacher, student) if config.data.packing else ():
+        check_packable(model)
     build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
+
+
+def check_processes(config: Config, processes: Processes) -> None:
+    """Raises `ConfigError` for a method that several processes cannot share."""
+    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
+        raise ConfigError(
+            f"method metadistil takes one process, but {processes.count} were started: start it with python"
+        )
 
 
 def wider_tokenizer(teacher: Any, student: Any) -> Any:
@@ -173,6 +198,7 @@ def build_method(
     settings: TrainConfig,
     *,
     role: MethodName | Literal["teacher"],
+    processes: Processes = ALONE,
 ) -> BuiltMethod:
     """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
@@ -180,6 +206,7 @@ def build_method(
         "student_optimizer": optimizer,
         "max_grad_norm": settings.max_grad_norm,
         "micro_batch_size": settings.micro_batch_size,
+        "processes": processes,
     }
     if teacher is None:
         return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
@@ -262,21 +289,43 @@ def build_schedules(
     }
 
 
+def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
+    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
+    set_attention(model, config.compute.attention)
+    if config.distributed.shard:
+        shard_model(model, device)
+    else:
+        model.to(device)
+    if config.compute.compile and may_compile:
+        compile_forward(model, device)
+
+
 def autocast_dtype(config: Config) -> torch.dtype | None:
     """The dtype of forward passes where it is not that of the weights."""
     return torch.bfloat16 if config.precision == "bf16" else None
 
 
+def forward_options(config: Config) -> dict[str, Any]:
+    """How `Classifier` computes."""
+    return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
+
+
 def choose_device(wanted: str) -> str:
     """The device to compute on. Raises `ConfigError` where it is not there."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("started as one of several processes, but a run takes one process: start it with python")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return "cpu"  # accelerate launch --cpu
     if wanted == "auto":
         return next(device for device in there if there[device])
     if not there[wanted]:
         raise ConfigError(f"device = {wanted!r}: PyTorch finds none here; use device=auto or device=cpu")
     return wanted
+
+
+def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
+    if cache_dir is False:
+        return None
+    return default_folder() if cache_dir is None else Path(cache_dir).expanduser()
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import io
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import torch
 
 from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
+from reptile_distil.interrupts import Interrupted
 
 EXIT_FAULT = 2  # a fault that the user can mend
-EXIT_INTERRUPTED = 130  # as shells do for Ctrl-C
+EXIT_STOPPED = 130  # as shells do for Ctrl-C
+SECONDS_FOR_THE_MAIN_PROCESS = 10.0
+EXIT_BROKEN_PIPE = 141  # as shells do for a program whose reader has gone, as `head` does
+
+# Faults of the machine, the disk or a path that the user gave; any other is ours, and keeps its traceback.
+_MENDABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+)
+
+
+def launched_rank() -> int:
+    """The process's number as its launcher gave it, before the processes have joined; 0 without a launcher."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return int(os.environ.get("RANK", "0")) if several else 0
 
 
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -33,7 +50,7 @@ def config_of(arguments: argparse.Namespace) -> Config:
     """The configuration that the options name; prints it and ends the script for --print-config."""
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print(describe(config), end="")
+        print(describe(config), end="", flush=True)
         sys.exit(0)
     return config
 
@@ -41,26 +58,86 @@ def config_of(arguments: argparse.Namespace) -> Config:
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:
     """Calls `main`; returns the exit code. A fault the user can mend is one sentence on stderr and code 2."""
     _log_to_stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a help text or a label
     _hide_script_folder()
     try:
-        main(arguments)
+        with _only_the_main_process_prints():
+            main(arguments)
+            sys.stdout.flush()
+        _leave_the_others()
     except ReptileDistilError as error:
         return _fail(str(error))
-    except torch.OutOfMemoryError:
-        return _fail("out of memory on the device: lower train.micro_batch_size, data.max_length or eval_batch_size")
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_BROKEN_PIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _MENDABLE:
             raise
-        return _fail(f"{error.filename or 'the run folder'}: {error.strerror}")
+        _forget_stdout()
+        return _fail(f"{error.filename or 'the run folder or the output'}: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        if (sentence := _explain(error)) is None:
+            raise
+        return _fail(sentence)
+    except Interrupted as error:
+        _leave_the_others()
+        if launched_rank() == 0:
+            print(error, file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the run is not finished, and starts anew the next time", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        if launched_rank() == 0:
+            print(
+                "stopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr
+            )
+        return EXIT_STOPPED
     return 0
 
 
+def _explain(error: MemoryError | RuntimeError) -> str | None:
+    """One sentence where memory or another process of the run is lacking; None for anything else."""
+    from reptile_distil.memory import is_out_of_memory  # not before it is needed: it takes PyTorch
+    from reptile_distil.processes import is_lost_process
+
+    if isinstance(error, RuntimeError) and is_lost_process(error):
+        reason = " ".join(str(error).split())[:200]
+        return f"another process of this run has ended or does not answer ({reason})"
+    if is_out_of_memory(error):
+        return "out of memory: lower train.micro_batch_size, train.eval_batch_size or data.max_length"
+    return None
+
+
+def _leave_the_others() -> None:
+    """Ends the exchange with the other processes of a run that is one of several."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from reptile_distil.processes import stop_processes
+
+        stop_processes()
+
+
 def _fail(sentence: str) -> int:
+    if rank := launched_rank():
+        # The main process has mostly met the same fault; it says so, and its launcher then ends this process.
+        time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+        sentence = f"process {rank}: {sentence}"
     print(f"error: {sentence}", file=sys.stderr)
     return EXIT_FAULT
+
+
+@contextlib.contextmanager
+def _only_the_main_process_prints() -> Iterator[None]:
+    """What the other processes of a run print to stdout would be the same."""
+    if launched_rank() == 0:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _forget_stdout() -> None:
+    """What is still to be written there would fail once more when the process ends, with a traceback."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _hide_script_folder() -> None:
@@ -70,6 +147,7 @@ def _hide_script_folder() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Our own lines from INFO on, others' from WARNING on; a second call adds nothing."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("reptile_distil").setLevel(logging.INFO)
+    """Our own lines from INFO on, others' from WARNING on, the main process's alone; a second call adds nothing."""
+    is_main = launched_rank() == 0
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import datasets
 import numpy as np
 from torch import Tensor
 
-from reptile_distil.data import Batches, Indices, length_grouped_batches
+from reptile_distil.data import Batches, length_grouped_batches
 from reptile_distil.errors import DataError
+from reptile_distil.features import Features, Indices
 
 
-def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
+def hold_out(rows: Features, fraction: float) -> tuple[Features, Features]:
     """The rows that are left to train on, and `fraction` of the rows; always the same ones, in their old order.
 
     Raises `DataError` where either part would be empty.
@@ -62,6 +62,11 @@ class Companions:
         self._names = companion_names(name, num_batches)
         self._stream = stream
         self._stride = 1 if overlapping else num_batches
+
+    @property
+    def features(self) -> Features:
+        """The rows that the stream is made of."""
+        return self._stream.batches.features
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """The companions' entries, under `NAME/`."""

@@ -7,20 +7,21 @@ file, the dotted key, the value, and what is allowed. The modules that do maths 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.errors import ConfigError
-from reptile_distil.yaml_files import merge_layer, parse_yaml, read_layers
+from reptile_distil.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
+
+COMMAND_LINE = "command line"
+"""Where an override comes from, in messages."""
 
 
 def _frozen(value: Any) -> Any:
@@ -42,8 +43,8 @@ class _Section(BaseModel):
 class OwnTaskConfig(_Section):
     """A task of the user's own: files, columns, labels and metrics, no code."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """Used in the names of run folders: letters, digits, `_`, `.` and `-`."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
+    """Used in the names of run folders: letters, digits, `_`, `.` and `-`; the first is no `.` or `-`."""
     text: tuple[str, ...] = Field(min_length=1, max_length=2)
     """Column(s) that hold the sentence, or the two sentences of a pair."""
     label: str = "label"
@@ -69,12 +70,16 @@ class DataConfig(_Section):
 
     path: str | None = None
     """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
-    max_length: int = Field(128, ge=4)
+    max_length: int = Field(128, ge=4, le=2**20)
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
     max_train_rows: int | None = Field(None, ge=1)
     """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
     check_rows: bool = True
     """Refuse official splits whose number of rows is not the published one."""
+    packing: bool = False
+    """Compute on real tokens alone, no padding (BERT, RoBERTa, ELECTRA); pays where batches hold much padding."""
+    cache_dir: str | Literal[False] | None = None
+    """Folder that keeps tokenised data for the next run; null: reptile_distil in HF_HOME or ~/.cache; false: none."""
 
 
 class TrainConfig(_Section):
@@ -85,7 +90,7 @@ class TrainConfig(_Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop (and end the learning rate schedule) after this many steps, even in mid-epoch; null: `epochs` decides."""
     batch_size: int = Field(32, ge=1)
-    """Examples per step."""
+    """Examples per step; several processes share them."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Examples per forward pass; lower it when memory runs out: the gradient stays the batch's. null: batch_size."""
     eval_batch_size: int = Field(128, ge=1)
@@ -126,7 +131,7 @@ class StudentConfig(_Section):
     """Start from a checkpoint, from layers of `teacher.pretrained`, or from random weights in the teacher's shape."""
     pretrained: str | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
-    num_layers: int | None = Field(None, ge=1)
+    num_layers: int | None = Field(None, ge=1, le=1000)
     """Depth of the student (init: teacher_layers or random)."""
     teacher_layers: tuple[int, ...] = ()
     """Which layers to copy, counted from 0 (init: teacher_layers); empty: evenly spaced, as the `skip` layer map."""
@@ -242,6 +247,35 @@ class MetadistilConfig(_Section):
     """Learning rate of the assumed step, constant; null: `train.lr`."""
 
 
+class DistributedConfig(_Section):
+    """Several processes, started by torchrun or accelerate launch. How many they are is the launcher's to say."""
+
+    shard: bool = False
+    """Cut every weight of teacher and student over the processes (FSDP2), for models too large for one device."""
+
+
+class CheckpointConfig(_Section):
+    """When an unfinished run saves where it stands; at the end of each epoch it does in any case."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between two checkpoints; null: only the clock decides."""
+    every_minutes: float | None = Field(10.0, gt=0)
+    """Minutes between two checkpoints; null: only the steps decide."""
+    keep: int = Field(2, ge=1)
+    """How many checkpoints to keep: the newest ones."""
+    keep_when_finished: bool = False
+    """Keep them when the run is finished, and needs them no more."""
+
+
+class ComputeConfig(_Section):
+    """How forward passes are computed; none of it changes a result by more than rounding."""
+
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """sdpa: PyTorch's fused attention; eager: written out; auto: sdpa where the architecture has it."""
+    compile: bool = False
+    """Compile the models with torch.compile: faster steps after a minute or more; needs a C++ compiler, or Triton."""
+
+
 def _task_kind(value: Any) -> str:
     return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
 
@@ -259,7 +293,7 @@ class Config(_Section):
     metadistil: from one that learns to teach by second-order gradients (a baseline)."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**63)
     """Decides the new classification heads, the data order and the dropout masks."""
     runs_dir: str = "runs"
     """Folder of all run folders."""
@@ -267,10 +301,13 @@ class Config(_Section):
     """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: cuda, else mps, else cpu."""
-    num_threads: int | None = Field(None, ge=1)
+    num_threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: forward passes under bfloat16 autocast, weights and updates in float32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "fp32"
+    """bf16: forward passes under bfloat16 autocast, weights and updates in float32; tf32: float32 with matrix products
+    in TF32 (NVIDIA GPUs); auto: bf16 on a GPU that has it, else fp32."""
+    compute: ComputeConfig = ComputeConfig()
+    distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")
@@ -278,6 +315,7 @@ class Config(_Section):
     loss: LossConfig = LossConfig()
     reptile: ReptileConfig = ReptileConfig()
     metadistil: MetadistilConfig = MetadistilConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _metadistil_can_learn(self) -> Config:
@@ -296,6 +334,39 @@ class Config(_Section):
     def _one_folder_per_method(self) -> Config:
         if self.compare_with and self.output_dir is not None:
             raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
+        return self
+
+    @model_validator(mode="after")
+    def _ways_to_compute_fit(self) -> Config:
+        if self.data.packing and self.compute.attention != "auto":
+            raise ValueError("data.packing brings an attention of its own: leave compute.attention at auto")
+        if self.data.packing and self.compute.compile:
+            raise ValueError("data.packing cannot be compiled: choose it or compute.compile")
+        if self.distributed.shard and self.compute.compile:
+            raise ValueError("distributed.shard cannot be compiled: choose it or compute.compile")
+        return self
+
+    @model_validator(mode="after")
+    def _method_can_be_computed_so(self) -> Config:
+        methods = (self.method, *self.compare_with)
+        if self.data.packing and (self.loss.patient or self.loss.hidden) and set(methods) != {"finetune"}:
+            raise ValueError(
+                "data.packing gives no hidden states: set it to false, or loss.patient and loss.hidden to 0"
+            )
+        if "metadistil" in methods:
+            for name, is_on in {
+                "data.packing": self.data.packing,
+                "compute.compile": self.compute.compile,
+                "distributed.shard": self.distributed.shard,
+            }.items():
+                if is_on:
+                    raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
+        remembers = self.reptile.inner_steps > 1 or self.reptile.inner_optimizer == "persistent_adamw"
+        if self.distributed.shard and remembers and "reptile" in methods:
+            raise ValueError(
+                "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
+                "student: set it to false"
+            )
         return self
 
     @property
@@ -325,11 +396,11 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 # Keys that change how a run is computed or shown, not what it computes.
-_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every")
+_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 
 
@@ -350,6 +421,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
     """
     values, origins = read_layers(Path(path))
+    merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
+    config = check_config(values, origins, str(path))
+    _refuse_options_of_other_methods(config, overrides)
+    return config
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of `key=value` overrides as one tree, the last one of a key. Raises `ConfigError`."""
+    values: dict[str, Any] = {}
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -357,12 +437,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree: Any = parse_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             tree = {part: tree}
-        merge_layer(values, tree, origins, "command line")
+        merge_layer(values, tree, {}, COMMAND_LINE)
+    return values
+
+
+def check_config(
+    values: Mapping[str, Any], origins: Mapping[str, str], path: str, also_known: Sequence[str] = ()
+) -> Config:
+    """The configuration with these values; raises `ConfigError` for those that are not allowed.
+
+    `origins` and `path` say where values, by dotted key, come from; `also_known` are keys that stand beside those of a
+    run in the same file, for the hint at what an unknown key may mean.
+    """
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origins, str(path))) from None
-    _refuse_options_of_other_methods(config, overrides)
+        raise ConfigError(explain(error, values, origins, path, also_known)) from None
     return config
 
 
@@ -379,55 +469,67 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
             )
 
 
-def describe(config: Config) -> str:
-    """The configuration as YAML with each field's description as a comment above it."""
-    return "\n".join(_described_lines(config, indent=0)) + "\n"
+def describe(config: BaseModel, without: Collection[str] = ()) -> str:
+    """The configuration as YAML with each field's description as a comment above it, `without` some top-level keys."""
+    return "\n".join(_described_lines(config, without)) + "\n"
 
 
-def _described_lines(section: BaseModel, indent: int) -> Iterator[str]:
+def _described_lines(section: BaseModel, without: Collection[str] = (), indent: int = 0) -> Iterator[str]:
     pad = " " * indent
     for name, field in type(section).model_fields.items():
+        if name in without:
+            continue
         value = getattr(section, name)
         if field.description:
             yield f"{pad}# {' '.join(field.description.split())}"
         if isinstance(value, BaseModel):
             yield f"{pad}{name}:"
-            yield from _described_lines(value, indent + 2)
+            yield from _described_lines(value, indent=indent + 2)
         else:
             plain = section.model_dump(mode="json", include={name})
             # One line per key: a mapping in flow style, without its braces.
-            line = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
-            yield pad + line.strip()[1:-1]
+            yield pad + dump_yaml(plain, default_flow_style=True).strip()[1:-1]
 
 
-def _explain(error: ValidationError, origins: Mapping[str, str], path: str) -> str:
+def explain(
+    error: ValidationError,
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    path: str,
+    also_known: Sequence[str] = (),
+) -> str:
     """One sentence for the first fault: file, dotted key, value, and what is allowed."""
     faults = error.errors()
     fault = faults[0]
-    location = _key_parts(fault["loc"])
+    location = _key_parts(fault, values)
     key = ".".join(location)
     known = key
     while known not in origins and "." in known:
         known = known.rpartition(".")[0]
     where = origins.get(known, path)
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_did_you_mean(location)}"
+        return f"{where}: unknown key {key!r}{_did_you_mean(location, also_known)}"
     if fault["type"] == "missing":
         return f"{path}: the key {key!r} is missing"
     if fault["type"] == "value_error":
         return f"{where}: {key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}"
     # Where a value may be of several types, each type has a fault of its own under the same key.
-    reasons = dict.fromkeys(_reason(other) for other in faults if _key_parts(other["loc"])[: len(location)] == location)
+    reasons = dict.fromkeys(
+        _reason(other) for other in faults if _key_parts(other, values)[: len(location)] == location
+    )
     return f"{where}: {key} = {_thawed(fault['input'])!r}: {', or '.join(reasons)}"
 
 
-def _key_parts(location: Sequence[Any]) -> list[str]:
+def _key_parts(fault: Any, values: Any) -> list[str]:
     """The parts of the dotted key; the names of types that pydantic puts between or behind them are left out."""
-    return [
-        str(part)
-        for part in location
-        if isinstance(part, int) or (re.fullmatch(r"[\w.]+", part) and part not in ("int", "str"))
-    ]
+    parts = []
+    for part in fault["loc"]:
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
+            values = values[part]
+        else:
+            continue
+        parts.append(str(part))
+    return [*parts, str(fault["loc"][-1])] if fault["type"] == "missing" else parts
 
 
 def _reason(fault: Any) -> str:
@@ -441,12 +543,12 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _did_you_mean(location: Sequence[str]) -> str:
+def _did_you_mean(location: Sequence[str], also_known: Sequence[str]) -> str:
     section: Any = Config
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = OwnTaskConfig if part == "task" else annotation
-    names = list(section.model_fields)
+    names = [*section.model_fields, *(also_known if section is Config else ())]
     close = difflib.get_close_matches(location[-1], names, n=1)
     prefix = "".join(f"{part}." for part in location[:-1])
     return f"; did you mean {prefix + close[0]!r}?" if close else f"; known here: {', '.join(names)}"

@@ -7,18 +7,18 @@ a run that is taken up again sees those it would have seen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import numpy as np
-import transformers
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from reptile_distil.errors import DataError
+from reptile_distil.features import Features, Indices, Padding, pad_rows
 
-Indices = NDArray[np.int64]
+Rows = TypeVar("Rows", datasets.Dataset, Features)
 
 
 def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> datasets.Dataset:
@@ -35,17 +35,21 @@ def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> dataset
         return rows.map(encode, batched=True, remove_columns=texts)
 
 
-def draw_rows(rows: datasets.Dataset, num_rows: int | None) -> datasets.Dataset:
+def draw_rows(rows: Rows, num_rows: int | None) -> Rows:
     """`num_rows` rows drawn without replacement, always the same ones, in their old order; all rows for None.
 
     Raises `DataError` where there are fewer.
     """
+    return rows if num_rows is None else rows.select(draw_row_ids(len(rows), num_rows))
+
+
+def draw_row_ids(total: int, num_rows: int | None) -> Indices:
+    """Which of `total` rows `draw_rows` draws, in ascending order."""
     if num_rows is None:
-        return rows
-    if num_rows > len(rows):
-        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {len(rows)} rows")
-    chosen = np.random.default_rng(0).choice(len(rows), size=num_rows, replace=False)
-    return rows.select(np.sort(chosen))
+        return np.arange(total)
+    if num_rows > total:
+        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {total} rows")
+    return np.sort(np.random.default_rng(0).choice(total, size=num_rows, replace=False))
 
 
 def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -66,34 +70,53 @@ def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoc
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
+class CompanionRows(Protocol):
+    """Further rows for each training batch (see `companions`)."""
+
+    @property
+    def features(self) -> Features:
+        """The rows they are taken from."""
+        ...
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """What the batch of this step of the run, counted from 0, has beside its own entries."""
+        ...
+
+
 class Batches:
     """Batches of a tokenised data set, on a device.
 
     Args:
-        features: the tokenised rows; a `label` column becomes the batch's `labels`.
-        tokenizer: pads.
+        features: the tokenised rows; a `label` column becomes the batch's `labels`. What `tokenize` returns is
+            taken out of its lists once.
+        tokenizer: says how to pad.
         batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
+        row_ids: what to call each row in a message; None: 0, 1, 2, ...
     """
 
     def __init__(
         self,
-        features: datasets.Dataset,
+        features: Features | datasets.Dataset,
         tokenizer: Any,
         *,
         batch_size: int,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        self.features = features
+        self.features = features if isinstance(features, Features) else Features.from_dataset(features)
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
-        self.lengths: Indices = np.array([len(ids) for ids in features["input_ids"]], dtype=np.int64)
-        self.companions: Callable[[int], dict[str, Tensor]] | None = None
-        """From a step's number in the run, from 0, to the entries that its training batch has beside its own."""
-        self._collate = transformers.DataCollatorWithPadding(tokenizer)
+        self.companions: CompanionRows | None = None
+        """What each training batch has beside its own rows; None: nothing."""
+        self._padding = Padding.of(tokenizer)
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) tokens of each row."""
+        return self.features.lengths
 
     @property
     def num_rows(self) -> int:
@@ -105,24 +128,40 @@ class Batches:
         """Batches in one epoch, the last, smaller one included."""
         return -(-self.num_rows // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch in training order: (B, L) ids and mask, (B,) labels, and companions if any."""
-        order = length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
-        for step, rows in enumerate(order, start=(epoch - 1) * self.num_batches):
+    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels.
+
+        Companions, if any, are those of the step's number in the run, whatever is left out.
+        """
+        for step, rows in enumerate(self._order(epoch)[skip:], start=(epoch - 1) * self.num_batches + skip):
             yield self.batch(rows) | (self.companions(step) if self.companions else {})
 
-    def in_length_order(self) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
-        """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once."""
+    def row_ids(self, epoch: int, batch: int) -> list[int]:
+        """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""
+        ids: list[int] = self.features.row_ids[self._order(epoch)[batch]].tolist()
+        return ids
+
+    def _order(self, epoch: int) -> list[Indices]:
+        return length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+
+    def in_length_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
+        """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once.
+
+        Only each `step`-th batch from number `first` on, one for each of several processes: every process gets equally
+        many, one of them perhaps the last batch a second time, under no indices.
+        """
         order = np.argsort(-self.lengths, kind="stable")
-        for start in range(0, len(order), self.batch_size):
+        for turn in range(0, self.num_batches, step):
+            start = min(turn + first, self.num_batches - 1) * self.batch_size
             rows = order[start : start + self.batch_size]
-            yield rows, self.batch(rows)
+            yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
 
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them."""
-        columns = self.features[rows]
-        features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        batch: dict[str, Tensor] = self._collate(features).data
+        batch = pad_rows(self.features, rows, self._padding)
+        if torch.device(self.device).type == "cuda":
+            # From pinned memory the copy runs beside the computation, and nothing waits for it here.
+            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 

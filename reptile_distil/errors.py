@@ -3,9 +3,22 @@
 The scripts print the message and exit with code 2; nothing else in the package catches them.
 """
 
+_LONGEST = 1500
+"""Characters of a message; the middle of a longer one is left out."""
+
 
 class ReptileDistilError(Exception):
-    """Base of every error that a user can mend: config, data, model or run folder."""
+    """Base of every error that a user can mend: config, data, model or run folder.
+
+    A message may quote what a file holds, so it is made fit for one line of a terminal here, once for all: control
+    characters are spelled out, and of a very long one the beginning and the end are kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST * 2 // 3]} [...] {line[-_LONGEST // 3 :]}"
+        super().__init__(line)
 
 
 class ConfigError(ReptileDistilError):
@@ -30,3 +43,15 @@ class RunError(ReptileDistilError):
 
 class RunInUseError(RunError):
     """A run folder in which another process is running."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is damaged, or that somebody else has put there."""
+
+
+class OutOfMemoryError(ReptileDistilError):
+    """Memory ran out, on the CPU or on a device."""
+
+
+class MissingExtraError(ReptileDistilError):
+    """An optional package that is not installed."""

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.distributed.tensor import DTensor
 
 from reptile_distil.data import Batches
 from reptile_distil.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.models import Classifier
+from reptile_distil.processes import ALONE, Processes, local_part
 
 logger = logging.getLogger(__name__)
 
@@ -21,20 +23,26 @@ WORN_TEACHER = 0.8
 
 
 @torch.no_grad()
-def predict_logits(model: Classifier, batches: Batches) -> NDArray[np.float32]:
-    """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored."""
+def predict_logits(model: Classifier, batches: Batches, processes: Processes = ALONE) -> NDArray[np.float32]:
+    """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored.
+
+    Several processes share the batches, each computed once, and each process gets all logits.
+    """
     was_training = model.training
     model.eval()
     order, logits = [], []
     try:
-        for rows, batch in batches.in_length_order():
+        for rows, batch in batches.in_length_order(processes.rank, processes.count):
             order.append(rows)
-            logits.append(model(batch).float().cpu())
+            logits.append(model(batch)[: len(rows)].float().cpu())
     finally:
         model.train(was_training)
-    in_order = np.empty((batches.num_rows, logits[0].shape[1]), dtype=np.float32)
-    in_order[np.concatenate(order)] = torch.cat(logits).numpy()
-    return in_order
+    in_order = torch.zeros(batches.num_rows, logits[0].shape[1])
+    in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits)
+    # Each row is 0 but on the one process that has computed it.
+    shared = in_order.to(batches.device)
+    processes.sum_([shared])
+    return shared.cpu().numpy()
 
 
 def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str]) -> Scores:
@@ -59,6 +67,7 @@ class Examiner:
         metrics: names of the scores.
         teacher: the teacher, or None.
         teacher_moves: whether the teacher must be examined anew each time; a frozen one is examined once.
+        processes: those that share the work; each gets the same records.
     """
 
     def __init__(
@@ -69,18 +78,22 @@ class Examiner:
         *,
         teacher: Classifier | None = None,
         teacher_moves: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self.student = student
         self.dev = dev
         self.metrics = metrics
         self.teacher = teacher
         self.teacher_moves = teacher_moves
+        self.processes = processes
+        self.predictions: dict[str, NDArray[Any]] = {}
+        """By split, what the student said of each row (N,) when it was last examined."""
         self._teacher_logits: dict[str, NDArray[np.float32]] = {}
         self._weights_at_start: list[torch.Tensor] = []
         if teacher is not None:
-            self._teacher_logits = {split: predict_logits(teacher, batches) for split, batches in dev.items()}
+            self._teacher_logits = self._predict(teacher)
             if teacher_moves:
-                self._weights_at_start = [weight.detach().cpu().clone() for weight in teacher.parameters()]
+                self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in teacher.parameters()]
         self.teacher_start = self._score(self._teacher_logits)
         self.teacher_scores = self.teacher_start
 
@@ -90,14 +103,15 @@ class Examiner:
         With a teacher also `teacher_scores`, `teacher_score`, the `agreement` of both on the first split, and
         `teacher_drift`, the distance that the teacher's weights have moved (L2 norm).
         """
-        logits = {split: predict_logits(self.student, batches) for split, batches in self.dev.items()}
+        logits = self._predict(self.student)
+        self.predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
         scores = self._score(logits)
         first = next(iter(self.dev))
         record: dict[str, Any] = {"scores": scores, "score": selection_score(scores[first])}
         if self.teacher is None:
             return record
         if self.teacher_moves:
-            self._teacher_logits = {split: predict_logits(self.teacher, batches) for split, batches in self.dev.items()}
+            self._teacher_logits = self._predict(self.teacher)
         self.teacher_scores = self._score(self._teacher_logits)
         teacher_score = selection_score(self.teacher_scores[first])
         self._warn_of_a_worn_teacher(teacher_score, selection_score(self.teacher_start[first]))
@@ -109,6 +123,9 @@ class Examiner:
             "teacher_drift": self._teacher_drift(),
         }
 
+    def _predict(self, model: Classifier) -> dict[str, NDArray[np.float32]]:
+        return {split: predict_logits(model, batches, self.processes) for split, batches in self.dev.items()}
+
     def _score(self, logits: Mapping[str, NDArray[Any]]) -> dict[str, Scores]:
         return {split: score_logits(of_split, self.dev[split], self.metrics) for split, of_split in logits.items()}
 
@@ -116,9 +133,16 @@ class Examiner:
         """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""
         if self.teacher is None:
             return 0.0
-        now = [parameter.detach().cpu() for parameter in self.teacher.parameters()]
+        weights = list(self.teacher.parameters())
+        now = [local_part(weight.detach()).cpu() for weight in weights]
         squares = [(a - b).square().sum() for a, b in zip(now, self._weights_at_start, strict=False)]
-        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        if not squares:
+            return 0.0
+        square = torch.stack(squares).sum()
+        if isinstance(weights[0], DTensor):
+            square = square.to(weights[0].device)
+            self.processes.sum_([square])
+        return float(square.sqrt())
 
     def _warn_of_a_worn_teacher(self, score: float, start: float) -> None:
         if start > 0 and score < WORN_TEACHER * start:

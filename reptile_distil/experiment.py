@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from reptile_distil.builders import (
-    autocast_dtype,
     build_batches,
     build_lessons,
     build_method,
@@ -22,15 +23,21 @@ from reptile_distil.builders import (
     build_student,
     build_task,
     check_pair,
+    check_processes,
     choose_device,
+    forward_options,
+    prepare_model,
     student_source,
     wider_tokenizer,
 )
+from reptile_distil.compute import choose_precision, use_precision
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
-from reptile_distil.errors import DataError, RunError
+from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
-from reptile_distil.memory import peak_memory, reset_peak_memory
+from reptile_distil.interrupts import Interrupts
+from reptile_distil.latency import compare_latency
+from reptile_distil.memory import explain_out_of_memory
 from reptile_distil.metrics import Scores, predictions_from_logits
 from reptile_distil.models import (
     Classifier,
@@ -38,13 +45,19 @@ from reptile_distil.models import (
     Teacher,
     check_length,
     check_same_tokenizer,
+    check_vocabulary,
     count_parameters,
     load_finetuned,
     load_pretrained,
     load_tokenizer,
 )
+from reptile_distil.plots import draw_after_run
+from reptile_distil.processes import start_processes
+from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
+from reptile_distil.sharding import whole_copy
 from reptile_distil.training import count_steps, train
+from reptile_distil.training_state import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +95,19 @@ class Experiment:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.task = build_task(config)
         self.device = choose_device(config.device)
+        self.processes = start_processes(self.device)
+        if config.distributed.shard and self.processes.count == 1:
+            raise ConfigError(
+                "distributed.shard = True: takes several processes to cut the models over; "
+                "start them with torchrun or accelerate launch"
+            )
+        check_processes(config, self.processes)
+        precision = choose_precision(config.precision, self.device)
+        use_precision(precision)
+        # A run's files say what `auto` came to.
+        self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
+        self.task = build_task(config)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
@@ -99,14 +122,16 @@ class Experiment:
     def fit(self, *, overwrite: bool = False) -> Results:
         """Trains the student with the configured method; returns the results of its run folder.
 
-        A finished run is not run again unless `overwrite`. Where a teacher is needed and missing, it is fine-tuned
-        first, into a run folder of its own that all methods share; where another process is at that already, this
-        one waits. Raises `RunInUseError` where another process is running in the student's own folder.
+        A finished run is not run again unless `overwrite`; an unfinished one goes on from its newest valid checkpoint.
+        A signal (SIGTERM, Ctrl-C, SIGUSR1) writes a checkpoint and raises `Interrupted`. Where a teacher is needed and
+        missing, it is fine-tuned first, into a run folder of its own that all methods share; where another process is
+        at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
+        folder.
         """
         return self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
 
     def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
-        """Fine-tunes `teacher.pretrained`; returns the results of its run folder. A finished run is not run again.
+        """Fine-tunes `teacher.pretrained`; returns the results of its run folder, as `fit` does.
 
         Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
         """
@@ -129,7 +154,7 @@ class Experiment:
         """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
-        logits = predict_logits(classifier, batches)
+        logits = predict_logits(classifier, batches, self.processes)
         labels = scores = None
         if "label" in batches.features.column_names:
             labels = [self._name_label(label) for label in batches.features["label"]]
@@ -148,40 +173,60 @@ class Experiment:
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
-        return self._name_predictions(predict_logits(classifier, batches))
+        return self._name_predictions(predict_logits(classifier, batches, self.processes))
 
     def _run_once(
         self,
         folder: RunFolder,
         role: MethodName | Literal["teacher"],
-        run: Callable[[dict[str, Any]], Results],
+        run: Callable[[Recovery, Interrupts], Results],
         *,
         overwrite: bool,
         wait: bool = False,
     ) -> Results:
         """The results of a finished run, or else those of `run`, with the folder kept from other processes."""
         decisive = self.config.decisive_values(role)
-        results = None if overwrite else folder.read_results(decisive)
+        finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
+        results = finished()
         if not results:
-            with folder.claimed(wait=wait):
-                # Another process may have finished it since.
-                results = None if overwrite else folder.read_results(decisive)
+            with Interrupts(self.processes, self.device) as interrupts, self._claimed(folder, wait=wait):
+                # Another run may have finished it since.
+                results = finished()
                 if not results:
-                    return run(decisive)
+                    options = self.config.checkpoint.model_dump()
+                    options |= {"device": self.device, "processes": self.processes}
+                    recovery = Recovery(folder, decisive, afresh=overwrite, **options)
+                    return run(recovery, interrupts)
+        folder.check_complete(results)
         logger.info("%s is finished: nothing to run", folder.path)
         return results
 
-    def _fit_student(self, decisive: dict[str, Any]) -> Results:
+    @contextlib.contextmanager
+    def _claimed(self, folder: RunFolder, *, wait: bool) -> Iterator[None]:
+        """`folder.claimed` by the main process for all of this run's."""
+        with contextlib.ExitStack() as held:
+            if self.processes.count == 1:
+                held.enter_context(folder.claimed(wait=wait))
+            while self.processes.count > 1:
+                try:
+                    self.processes.on_main(lambda: held.enter_context(folder.claimed()))
+                    break
+                except RunInUseError:
+                    if not wait:
+                        raise
+                    time.sleep(1.0)  # the others ask again with it: none may wait longer than processes.TIMEOUT
+            yield
+
+    def _fit_student(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         method, config = self.config.method, self.config
         teacher_name = None
         if method != "finetune":
             if config.teacher.finetuned is None:
-                if not self.teacher_folder.results.exists():
+                if not self.processes.on_main(self.teacher_folder.results.exists):
                     check_pair(config, self.task)
                 self.fit_teacher(wait=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
-        started = time.perf_counter()
-        reset_peak_memory(self.device)
+        recovery.start_clock()
         model, tokenizer = build_student(config, self.task)
         teacher, batch_tokenizer = None, tokenizer
         if teacher_name is not None:
@@ -189,36 +234,42 @@ class Experiment:
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
+            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
         data = self._load_data(batch_tokenizer, config.train, for_student=True)
-        results = self._train(method, self.folder, config.train, model, tokenizer, data, teacher)
-        return self._finish(self.folder, results, decisive, started)
+        return self._train(method, recovery, interrupts, config.train, model, tokenizer, data, teacher)
 
-    def _fit_teacher(self, decisive: dict[str, Any]) -> Results:
-        started = time.perf_counter()
-        reset_peak_memory(self.device)
+    def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
+        recovery.start_clock()
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        check_vocabulary(name, model, tokenizer)
         data = self._load_data(tokenizer, settings, for_student=False)
-        results = self._train("teacher", self.teacher_folder, settings, model, tokenizer, data, None)
-        return self._finish(self.teacher_folder, results, decisive, started)
+        return self._train("teacher", recovery, interrupts, settings, model, tokenizer, data, None)
 
     def _train(
         self,
         role: MethodName | Literal["teacher"],
-        folder: RunFolder,
+        recovery: Recovery,
+        interrupts: Interrupts,
         settings: TrainConfig,
         model: Any,
         tokenizer: Any,
         data: Mapping[str, Batches],
         teacher: Teacher | None,
     ) -> Results:
-        """Trains `model`; the results but for what concerns the whole run."""
+        """Trains `model`, from its start or from a checkpoint, and finishes the run folder."""
+        folder, settings_key = recovery.folder, "teacher.train" if role == "teacher" else "train"
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
-        student = Student(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
+        student = Student(self._placed(model), **forward_options(self.config))
         teacher_moves = role in ("reptile", "metadistil")
-        method, optimizers = build_method(self.config, student, teacher, settings, role=role)
-        folder.start(self.config.to_yaml(), self.device)
+        method, optimizers = build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
+        fingerprints = {f"{split} split": data[split].features.fingerprint() for split in data}
+        if batches.companions is not None:
+            fingerprints["rows beside the train split"] = batches.companions.features.fingerprint()
+        if teacher is not None:
+            fingerprints["teacher"] = weights_fingerprint(teacher)
+        recovery.start(self.config.to_yaml(), fingerprints)
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if role == "teacher" else role,
@@ -228,20 +279,41 @@ class Experiment:
             count_steps(batches, settings.epochs, settings.max_steps),
             folder.path,
         )
-        examiner = Examiner(student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves)
-        torch.manual_seed(self.config.seed)
-        outcome = train(
-            method,
-            batches,
-            num_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            schedules=build_schedules(optimizers, batches, settings),
-            evaluate=examiner.examine,
-            keep_best=lambda: folder.save_model(model, tokenizer),
-            log=folder.log,
-            patience=settings.patience,
-            log_every=settings.log_every,
+        # The teacher is examined as it was at the start, before a checkpoint moves it.
+        examiner = Examiner(
+            student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
         )
+        self.processes.seed_dropout(self.config.seed)
+        schedules = build_schedules(optimizers, batches, settings)
+        modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
+        progress = recovery.restore(modules, optimizers, schedules)
+
+        def save_predictions() -> None:
+            for split, predictions in examiner.predictions.items():
+                folder.save_predictions(split, predictions, dev[split].features["label"])
+
+        def keep_best() -> None:
+            self._save_model(folder, model, tokenizer)
+            self.processes.on_main(save_predictions)
+
+        with explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length"):
+            outcome = train(
+                method,
+                batches,
+                num_epochs=settings.epochs,
+                max_steps=settings.max_steps,
+                schedules=schedules,
+                evaluate=explain_out_of_memory(f"{settings_key}.eval_batch_size")(examiner.examine),
+                keep_best=keep_best,
+                log=lambda record: folder.log(record) if self.processes.is_main else None,
+                patience=settings.patience,
+                log_every=settings.log_every,
+                show_progress=self.processes.is_main,
+                title=f"{role} on {self.task.name}",
+                progress=progress,
+                checkpoints=recovery,
+                interrupts=interrupts,
+            )
         results: Results = {
             "task": self.task.name,
             "method": role,
@@ -254,13 +326,20 @@ class Experiment:
             "num_parameters": count_parameters(model),
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
+            "num_processes": self.processes.count,
         }
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": examiner.teacher_start,
-                "scores_at_end": examiner.teacher_scores,
+                "scores_at_end": outcome.last["teacher_scores"],
             }
+            if not self.config.distributed.shard:  # a process cannot time what it has only a part of
+                length = self.config.data.max_length
+                results["latency"] = compare_latency(teacher, student, length=length, device=self.device)
+        results = recovery.finish(results)
+        if self.processes.is_main:
+            draw_after_run(folder.path)
         return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
@@ -275,27 +354,30 @@ class Experiment:
         dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
         return {"train": train, **dev}
 
-    def _finish(self, folder: RunFolder, results: Results, decisive: dict[str, Any], started: float) -> Results:
-        results |= {
-            "wall_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory(self.device),
-            "device": self.device,
-            "decisive": decisive,
-        }
-        folder.finish(results)
-        return results
+    def _placed(self, model: Any) -> Any:
+        """The model on the device, the same on every process, or this process's part of it."""
+        self.processes.share_weights(model, self.device)
+        prepare_model(model, self.config, self.device)
+        return model
+
+    def _save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
+        whole = whole_copy(model) if self.config.distributed.shard else model
+        self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
 
     def _load_teacher(self, name: str) -> Teacher:
         model = load_finetuned(name, self.task, self.config.teacher.label_names)
         check_length(name, model, self.config.data.max_length)
-        return Teacher(model.to(self.device), autocast_dtype=autocast_dtype(self.config))
+        return Teacher(self._placed(model), **forward_options(self.config))
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
         name = str(model or self.folder.model)
-        classifier = load_finetuned(name, self.task, self.config.teacher.label_names).to(self.device)
-        return Classifier(classifier, autocast_dtype=autocast_dtype(self.config)), load_tokenizer(name)
+        classifier = load_finetuned(name, self.task, self.config.teacher.label_names)
+        prepare_model(classifier, self.config, self.device, may_compile=False)
+        tokenizer = load_tokenizer(name)
+        check_vocabulary(name, classifier, tokenizer)
+        return Classifier(classifier, **forward_options(self.config)), tokenizer
 
     def _name_predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:
         if self.task.is_regression:

@@ -56,6 +56,7 @@ _AX_LABELLED = _Columns(("Premise", "Hypothesis"), "Label", labels_are_names=Tru
 _COLA_HEADER = ("source", "label", "star", "sentence")  # what the header of CoLA's train and dev would say
 _MRPC_IDS = ("#1 ID", "#2 ID")
 _MRPC_TRAIN, _MRPC_TEST = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"
+_MRPC_DEV_IDS = "dev_ids.tsv"
 
 
 def find_official_file(task: Task, split: str, folder: Path) -> Path | None:
@@ -71,6 +72,11 @@ def find_official_file(task: Task, split: str, folder: Path) -> Path | None:
         # Never beside one of the two: a dev split made here could hold rows of that train.tsv.
         candidates = [_MRPC_TRAIN]
     return next((folder / name for name in candidates if (folder / name).is_file()), None)
+
+
+def files_read_with(file: Path) -> tuple[Path, ...]:
+    """The files that `read_official_file` reads for one file, itself included, whether or not they are there."""
+    return (file, file.with_name(_MRPC_DEV_IDS)) if file.name == _MRPC_TRAIN else (file,)
 
 
 def read_official_file(task: Task, split: str, file: Path) -> Rows:
@@ -107,6 +113,8 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     Raises `DataError` for a file that cannot be opened and for a line that is not UTF-8.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise DataError(f"{file} cannot be read: it is no regular file")
         with file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if number == 1:
@@ -194,7 +202,8 @@ def score(value: str, score_range: tuple[float, float] | None) -> float:
     """A regression label; raises `ValueError` when it is no finite number or lies outside `score_range`."""
     low, high = score_range or (-math.inf, math.inf)
     try:
-        number = float(value)
+        # float() takes 1_0 and digits of any script too: more likely slips than scores.
+        number = float(value) if value.isascii() and "_" not in value else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
@@ -231,7 +240,7 @@ def _divide_mrpc(file: Path, split: str, records: list[Record]) -> Iterator[Reco
     `dev_ids.tsv` says which rows are dev. Without it they are the tenth of the rows (408 of 4076) whose ids
     have the smallest hashes.
     """
-    ids_file = file.with_name("dev_ids.tsv")
+    ids_file = file.with_name(_MRPC_DEV_IDS)
     if ids_file.is_file():
         dev_ids = {tuple(fields[:2]) for _, fields in split_fields(ids_file)}
     else:

@@ -15,6 +15,7 @@ from torch import Tensor
 from reptile_distil.gradients import Batch, student_step
 from reptile_distil.losses import LossTerms
 from reptile_distil.models import Student
+from reptile_distil.processes import ALONE, Processes
 
 
 class InnerLearner:
@@ -29,6 +30,7 @@ class InnerLearner:
         eps: epsilon of either AdamW; neither decays weights.
         max_grad_norm: the gradient of each inner step is clipped to this norm.
         micro_batch_size: rows per forward pass; None takes a batch at once.
+        processes: those that share each batch; the models must not be sharded.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class InnerLearner:
         eps: float,
         max_grad_norm: float,
         micro_batch_size: int | None,
+        processes: Processes = ALONE,
     ) -> None:
         self.student = student
         self.fast_student = copy.deepcopy(student)
@@ -49,6 +52,7 @@ class InnerLearner:
         self.eps = eps
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.processes = processes
         self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
         self.is_renewed = optimizer == "adamw"
 
@@ -78,6 +82,7 @@ class InnerLearner:
             optimizer=self.optimizer,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
         self.optimizer.zero_grad(set_to_none=True)
         return logs["loss"]

@@ -1,13 +1,16 @@
-"""Peak memory of a run, in bytes."""
+"""Memory: the peak of a run, in bytes, and what to do where there is not enough."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from reptile_distil.errors import OutOfMemoryError
 
 
 def reset_peak_memory(device: str) -> None:
@@ -28,3 +31,20 @@ def peak_memory(device: str) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(setting: str) -> Iterator[None]:
+    """Where memory runs out inside, raises an `OutOfMemoryError` that says to lower `setting`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory ({' '.join(str(error).split())[:200]}): lower {setting}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on a device, in PyTorch on the CPU (a plain RuntimeError), or in Python and NumPy."""
+    is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_ours or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -8,6 +8,7 @@ from torch import nn
 from reptile_distil.gradients import Batch, Logs, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
 from reptile_distil.models import Student, Teacher
+from reptile_distil.processes import ALONE, Processes
 
 
 class FineTuner:
@@ -20,11 +21,13 @@ class FineTuner:
         student_optimizer: torch.optim.Optimizer,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.student = Student.wrap(student)
         self.student_optimizer = student_optimizer
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.processes = processes
 
     def step(self, batch: Batch) -> Logs:
         """One step on the task loss; returns detached scalars."""
@@ -36,6 +39,7 @@ class FineTuner:
             optimizer=self.student_optimizer,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
@@ -55,6 +59,7 @@ class KnowledgeDistiller:
         student_optimizer: torch.optim.Optimizer,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.teacher = Teacher.wrap(teacher)
         self.student = Student.wrap(student)
@@ -62,6 +67,7 @@ class KnowledgeDistiller:
         self.student_optimizer = student_optimizer
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.processes = processes
 
     def step(self, batch: Batch) -> Logs:
         """One step on the distillation loss; returns detached scalars."""
@@ -73,6 +79,7 @@ class KnowledgeDistiller:
             optimizer=self.student_optimizer,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
 
     def _compute_loss(self, batch: Batch) -> LossTerms:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -16,9 +14,10 @@ from torch import Tensor, nn
 from reptile_distil import toy
 from reptile_distil.errors import ModelError
 from reptile_distil.gradients import Batch
-from reptile_distil.hub import hub_is_reachable
 from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.loading import check_it_runs, first_sentence, load_config_file, load_files, seeded
 from reptile_distil.losses import Outputs
+from reptile_distil.packing import packed_logits, use_packing
 from reptile_distil.tasks import Task
 
 
@@ -28,12 +27,19 @@ class Classifier(nn.Module):
     Args:
         model: a transformers sequence classifier.
         autocast_dtype: run the forward pass under autocast to this dtype; None: in the weights' own.
+        packed: compute on the batch's real tokens alone (see `packing`); the logits are the same up to rounding.
+
+    Raises:
+        ModelError: the model cannot be packed.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
+        if packed:
+            use_packing(model)
         self.model = model
         self.autocast_dtype = autocast_dtype
+        self.packed = packed
         self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
 
     @classmethod
@@ -42,7 +48,7 @@ class Classifier(nn.Module):
         if isinstance(model, cls):
             return model
         if isinstance(model, Classifier):
-            return cls(model.model, autocast_dtype=model.autocast_dtype)
+            return cls(model.model, autocast_dtype=model.autocast_dtype, packed=model.packed)
         return cls(model)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -60,6 +66,8 @@ class Classifier(nn.Module):
             dtype=self.autocast_dtype,
             enabled=self.autocast_dtype is not None,
         ):
+            if self.packed and "attention_mask" in inputs and not hidden_states:
+                return Outputs(packed_logits(self.model, inputs))
             output = self.model(**inputs)
         # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
         if hidden_states and not output.hidden_states:
@@ -74,8 +82,8 @@ class Student(Classifier):
 class Teacher(Classifier):
     """The classifier that gives soft labels: always in eval mode, never in the student's graph, yet trainable."""
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> None:
-        super().__init__(model, autocast_dtype=autocast_dtype)
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
+        super().__init__(model, autocast_dtype=autocast_dtype, packed=packed)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -102,11 +110,11 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
 
     A head in the checkpoint is dropped. Raises `ModelError` where the model is missing or incomplete.
     """
-    with _seeded(seed):
+    with seeded(seed):
         if toy.is_toy_model(name):
             return _new_classifier(_with_labels(toy.model_config(name), task))
-        config = _with_labels(_load(transformers.AutoConfig, name), task)
-        model, report = _load(
+        config = _with_labels(load_config_file(name), task)
+        model, report = load_files(
             transformers.AutoModelForSequenceClassification,
             name,
             config=config,
@@ -122,11 +130,12 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
             f"{name}: {len(lost)} weights of the encoder are not in the checkpoint or have another shape, "
             f"{sorted(lost)[0]!r} among them; it is no checkpoint of a {type(model).__name__}"
         )
-    with _seeded(seed):
+    with seeded(seed):
         new = _new_classifier(config)
     for part, module in new.named_children():
         if part != model.base_model_prefix:
             getattr(model, part).load_state_dict(module.state_dict())
+    check_it_runs(name, model)
     return model
 
 
@@ -137,8 +146,12 @@ def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> An
     LABEL_1, ...), by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is
     missing or its labels are not the task's.
     """
-    model, report = _load(
-        transformers.AutoModelForSequenceClassification, name, dtype=torch.float32, output_loading_info=True
+    model, report = load_files(
+        transformers.AutoModelForSequenceClassification,
+        name,
+        config=load_config_file(name),
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     if report["missing_keys"]:
         raise ModelError(
@@ -146,6 +159,7 @@ def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> An
             f"{sorted(report['missing_keys'])[0]!r} among them"
         )
     _order_labels(model, name, task, label_names)
+    check_it_runs(name, model)
     return model
 
 
@@ -155,7 +169,7 @@ def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.M
         raise ModelError("a student needs at least one of the teacher's layers")
     depth = len(encoder_layers(teacher)[1])
     layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
-    with _seeded(0):  # every weight drawn here is overwritten below
+    with seeded(0):  # every weight drawn here is overwritten below
         student = _new_classifier(_with_depth(teacher.config, len(layers)))
     with torch.no_grad():
         for pair in pair_parameters(teacher, student, layer_map):
@@ -165,18 +179,25 @@ def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.M
 
 def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module:
     """A student with `num_layers` layers of the teacher's shape and random weights drawn from `seed`."""
-    with _seeded(seed):
+    with seeded(seed):
         return _new_classifier(_with_depth(teacher.config, num_layers))
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of the model `name` (folder, hub name or toy). Raises `ModelError` where it has no vocabulary."""
+    """The tokenizer of the model `name` (folder, hub name or toy).
+
+    Raises `ModelError` where it has no vocabulary, or cannot turn texts into one batch.
+    """
     if toy.is_toy_model(name):
         return toy.tokenizer()
-    tokenizer = _load(transformers.AutoTokenizer, name)
+    tokenizer = load_files(transformers.AutoTokenizer, name)
     # A folder without tokenizer files gives a tokenizer all the same, which knows nothing but its special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no vocabulary; put the tokenizer's files beside the model's")
+    try:
+        tokenizer(["a", "Ünknown ☃"], ["b c", ""], padding=True, truncation=True, max_length=8)
+    except Exception as error:
+        raise ModelError(f"{name}: its tokenizer cannot be used: {first_sentence(error)}") from None
     return tokenizer
 
 
@@ -196,6 +217,16 @@ def check_same_tokenizer(teacher_name: str, teacher: Any, student_name: str, stu
                 f"teacher {teacher_name} and student {student_name} have different {what}: "
                 "choose a pair that shares one tokenizer"
             )
+
+
+def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """Raises `ModelError` where the tokenizer gives ids that the model has no embedding for."""
+    highest, size = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if highest >= size:
+        raise ModelError(
+            f"{name}: its tokenizer gives ids up to {highest}, but the model has only {size} embeddings; "
+            "they do not belong together"
+        )
 
 
 def check_length(name: str, model: Any, max_length: int) -> None:
@@ -238,7 +269,7 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
         raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
     if task.is_regression:
         return
-    has = [model.config.id2label[i] for i in range(task.num_labels)]
+    has = [model.config.id2label.get(i, f"LABEL_{i}") for i in range(task.num_labels)]
     wanted = [_plain(label) for label in task.label_names]
     if label_names and sorted(map(_plain, has)) != sorted(wanted):
         has = list(label_names)
@@ -270,58 +301,3 @@ def _output_layer(model: Any, num_labels: int) -> nn.Linear:
     if not linears or linears[-1].out_features != num_labels:
         raise ModelError(f"{type(model).__name__}: no linear layer with {num_labels} outputs found at its end")
     return linears[-1]
-
-
-def _load(loader: Any, name: str, **options: Any) -> Any:
-    """`loader.from_pretrained(name)`: from a folder or the local cache, and only then over the network."""
-    name = str(Path(name).expanduser()) if name.startswith("~") else name
-    with quiet_transformers():
-        # Damaged files fail in many ways, each with an exception of its own.
-        try:
-            return loader.from_pretrained(name, local_files_only=True, **options)
-        except Exception as error:
-            local_fault = error
-        if Path(name).exists():
-            raise ModelError(
-                f"{name}: no model or tokenizer can be loaded from this folder: {_first_sentence(local_fault)}"
-            ) from None
-        if name.startswith((".", "/")):
-            raise ModelError(f"{name}: no such folder")
-        if not hub_is_reachable():
-            # OSError says that it is not in the cache; anything else is a fault of what is.
-            reason = "" if isinstance(local_fault, OSError) else f" ({_first_sentence(local_fault)})"
-            raise ModelError(
-                f"{name}: neither a folder here nor usable in the local cache{reason}, and the hub cannot be reached; "
-                "give the folder of a downloaded model instead"
-            )
-        try:
-            return loader.from_pretrained(name, **options)
-        except Exception as error:
-            raise ModelError(f"{name}: cannot be loaded from the hub: {_first_sentence(error)}") from None
-
-
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports inside; what matters in a report is checked, and raised."""
-    logging = transformers.utils.logging
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers drawn inside depend on `seed` alone, and leave those drawn outside as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -65,7 +65,9 @@ def _split_jsonl(file: Path, wanted: set[str]) -> Iterator[tuple[int, list[str]]
             yield number, []
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise DataError(f"{file}, line {number}: not JSON for a row: too many values within values") from None
         except ValueError as error:
             raise DataError(f"{file}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
@@ -76,6 +78,19 @@ def _split_jsonl(file: Path, wanted: set[str]) -> Iterator[tuple[int, list[str]]
         yield number, [_json_field(file, number, row, key) if key in wanted else "" for key in header]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises `ValueError` for a key that is given twice, of which one value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _json_field(file: Path, number: int, row: dict[str, Any], key: str) -> str:
     """A text, or a number as a text; raises `DataError` for anything else."""
     if key not in row:
@@ -83,4 +98,8 @@ def _json_field(file: Path, number: int, row: dict[str, Any], key: str) -> str:
     value = row[key]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{file}, line {number}: {json.dumps(value)[:40]} for {key!r}, expected a text or a number")
-    return str(value)
+    text = str(value)
+    # JSON can spell half of a character, which no file can hold.
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise DataError(f"{file}, line {number}: {text[:40]!r} for {key!r} has half of a character (a lone surrogate)")
+    return text

@@ -28,16 +28,18 @@ from reptile_distil.gradients import (
     accumulate_gradient,
     is_split,
     random_numbers_repeated,
+    split_batch,
     student_step,
 )
 from reptile_distil.inner import InnerLearner
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
 from reptile_distil.models import Student, Teacher
+from reptile_distil.processes import ALONE, Processes, local_part, whole
 from reptile_distil.variant import Variant
 
 Forward = Callable[[Batch], Outputs]
-"""From a batch, or a micro-batch, to what the student says of it."""
+"""From a micro-batch to what the student says of it."""
 
 MAX_SCRATCH_ELEMENTS = 2**22
 """Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
@@ -72,6 +74,8 @@ class ReptileDistiller:
             they save. False draws new masks for equation 3, as the released code does. It must be False where
             equation 1 is more than one fresh step on the batch of equation 3.
         variant: departures from the published step, for ablations (see `Variant`).
+        processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
+            gradient is summed over them like equation 3's, so that every process's teacher moves alike.
 
     Raises:
         LayerMapError: the two models cannot be matched.
@@ -95,6 +99,7 @@ class ReptileDistiller:
         micro_batch_size: int | None = None,
         share_forward: bool = True,
         variant: Variant | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
@@ -115,6 +120,7 @@ class ReptileDistiller:
         self.inner_eps = inner_eps
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.processes = processes
         self.share_forward = share_forward
         self.variant = variant
         matched = match_models(self.teacher.model, self.student.model, layer_map)
@@ -153,11 +159,16 @@ class ReptileDistiller:
         self.student.zero_grad(set_to_none=True)
         with self._masks_for_both_equations(batch):
             terms = accumulate_gradient(
-                self._loss_with(student), batch, self.micro_batch_size, retain_graph=self._shares_forward(batch)
+                self._loss_with(student),
+                batch,
+                self.micro_batch_size,
+                retain_graph=self._shares_forward(batch),
+                parameters=self.student.parameters(),
+                processes=self.processes,
             )
         nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
         # theta_s - theta_s' = lambda * direction
-        gradients = [theta.grad for theta in self.student.parameters() if theta.grad is not None]
+        gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
         for chunk in _in_chunks(gradients):
             if self.inner_optimizer == "adamw":
                 _divide_by_magnitude(chunk, self.inner_eps)
@@ -179,7 +190,7 @@ class ReptileDistiller:
             nn.utils.clip_grads_with_norm_(theta_t, self.max_grad_norm, gap)
         self.teacher_optimizer.step()
         self.teacher.zero_grad(set_to_none=True)
-        return gap
+        return whole(gap)
 
     def distil(self, batch: Batch, student: Forward) -> Logs:
         """Equation 3: one step of the student towards the teacher as it is now."""
@@ -190,12 +201,13 @@ class ReptileDistiller:
             optimizer=self.student_optimizer,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
 
     def _distil_alone(self, batch: Batch) -> Logs:
         """Equation 3 in a step where the teacher rests: there is no inner step, so theta_s' is theta_s."""
         self.student.zero_grad(set_to_none=True)
-        gap = nn.utils.get_total_norm(self._take_difference())
+        gap = whole(nn.utils.get_total_norm(self._take_difference()))
         logs = self.distil(batch, self._ask_student)
         return {**logs, "inner_loss": logs["loss"], "gap": gap}
 
@@ -208,22 +220,26 @@ class ReptileDistiller:
         return bool((group["num_student_steps"] - 1) % self.variant.every == 0)
 
     def _student_forward(self, batch: Batch) -> Forward:
-        """The student, or what it says of the batch, computed once for equations 1 and 3."""
+        """The student, or what it says of this process's rows, computed once for equations 1 and 3."""
         if not self._shares_forward(batch):
             return self._ask_student
+        ((own_rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
         # A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
         with compiled_autograd_config.patch(donated_buffer=False):
-            outputs = self._ask_student(batch)
+            outputs = self._ask_student(own_rows)
         return lambda _: outputs
 
     def _shares_forward(self, batch: Batch) -> bool:
-        return self.share_forward and not is_split(batch, self.micro_batch_size)
+        return self.share_forward and not self._is_split(batch)
 
     def _ask_student(self, batch: Batch) -> Outputs:
         return self.student.outputs(batch, hidden_states=self.loss.needs_hidden_states)
 
+    def _is_split(self, batch: Batch) -> bool:
+        return is_split(batch, self.micro_batch_size, self.processes)
+
     def _masks_for_both_equations(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
-        if self.share_forward and is_split(batch, self.micro_batch_size):
+        if self.share_forward and self._is_split(batch):
             return random_numbers_repeated(batch["input_ids"].device)
         return contextlib.nullcontext()
 
@@ -239,6 +255,7 @@ class ReptileDistiller:
             eps=self.inner_eps,
             max_grad_norm=self.max_grad_norm,
             micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
         )
 
     def _loss_with(self, student: Forward) -> Callable[[Batch], LossTerms]:
@@ -260,8 +277,10 @@ class ReptileDistiller:
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
         difference = self._take_inner_steps()
         with torch.no_grad():
-            torch._foreach_add_(difference, [pair.teacher for pair in self.pairs])
-            torch._foreach_sub_(difference, [pair.student for pair in self.pairs])
+            # Paired weights are sharded alike, if at all: each process subtracts its parts.
+            parts = [local_part(step) for step in difference]
+            torch._foreach_add_(parts, [local_part(pair.teacher) for pair in self.pairs])
+            torch._foreach_sub_(parts, [local_part(pair.student) for pair in self.pairs])
         return difference
 
     def _take_inner_steps(self) -> list[Tensor]:

@@ -4,7 +4,10 @@ config.yaml        the whole configuration
 environment.json   versions, device, command line
 metrics.jsonl      one line every few steps and one an epoch, written as the run goes
 model/             the best student so far; loads with AutoModelForSequenceClassification.from_pretrained
+predictions_*.json what that student says of each row of a dev split, beside the labels
+checkpoints/       where an unfinished run goes on
 results.json       written last: the run is finished
+curves.png         drawn from metrics.jsonl and results.json afterwards, where matplotlib is installed
 
 Beside the folder lies .NAME.lock, held by the process that runs in it; the system frees it when that process ends,
 however it ends.
@@ -20,17 +23,22 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
 import transformers
 import yaml
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
 
+from reptile_distil.checkpoint import describe_fault, share_files, sync_file, sync_folder
 from reptile_distil.errors import RunError, RunInUseError
-from reptile_distil.models import quiet_transformers
+from reptile_distil.loading import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +52,10 @@ class RunFolder:
         self.path = Path(path)
         self.model = self.path / "model"
         self.results = self.path / "results.json"
+        self.checkpoints = self.path / "checkpoints"
         self._config = self.path / "config.yaml"
-        self._metrics = self.path / "metrics.jsonl"
+        self._environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
         self._lock = self.path.absolute().parent / f".{self.path.absolute().name}.lock"
 
     @contextlib.contextmanager
@@ -81,19 +91,23 @@ class RunFolder:
             return None
         try:
             results: Results = json.loads(self.results.read_text(encoding="utf-8"))
-            old = results["decisive"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            old = dict(results["decisive"])
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RunError(
                 f"{self.results}: cannot be read ({error}); remove the folder or run again with --overwrite"
             ) from None
+        self.check_same("a finished run", old, decisive)
+        return results
+
+    def check_same(self, run: str, old: Mapping[str, Any], decisive: Mapping[str, Any]) -> None:
+        """Raises `RunError` where `run` was made with other decisive values, naming the first."""
         new = json.loads(json.dumps(decisive))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 raise RunError(
-                    f"{self.path}: holds a finished run with {key} = {old.get(key)!r}, not {new.get(key)!r}; "
+                    f"{self.path}: holds {run} with {key} = {old.get(key)!r}, not {new.get(key)!r}; "
                     "give another output_dir (or runs_dir), or run again with --overwrite"
                 )
-        return results
 
     def check_usable(self) -> None:
         """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""
@@ -101,6 +115,9 @@ class RunFolder:
             raise RunError(f"{self.path}: is a file; give another output_dir")
         if self.path.exists() and any(self.path.iterdir()) and not self._config.exists():
             raise RunError(f"{self.path}: is not empty and holds no run; give another output_dir")
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.is_symlink():  # what is written through it would land outside
+                raise RunError(f"{entry}: is a symbolic link, which a run does not follow; remove it")
 
     def start(self, config_yaml: str, device: str) -> None:
         """An empty folder for a new run: what an earlier run left here is removed. Raises `RunError`."""
@@ -108,44 +125,125 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # results.json first: while it exists, the folder counts as a finished run.
-            for file in (self.results, self._metrics):
+            leftovers = (self.results, self.metrics, self.path / "curves.png", *self.path.glob("predictions_*.json"))
+            for file in leftovers:
                 file.unlink(missing_ok=True)
-            shutil.rmtree(self.model, ignore_errors=True)
+            _remove(self.model)
             _write(self._config, config_yaml)
-            _write(self.path / "environment.json", _to_json(describe_environment(device)))
-            self._metrics.touch()
+            _write(self._environment, _to_json(describe_environment(device)))
+            self.metrics.touch()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def go_on(self, config_yaml: str, device: str, *, metrics_size: int, best: Path) -> None:
+        """The folder as it was at a checkpoint: with so many bytes of metrics.jsonl, and the model in `best`."""
+        self.check_usable()
+        try:
+            os.truncate(self.metrics, metrics_size)
+            if best.is_dir():
+                self._replace_model(lambda new: share_files(best, new))
+            _write(self._config, config_yaml)
+            environment = describe_environment(device)
+            with contextlib.suppress(OSError, ValueError):  # a damaged environment.json is no reason to stop
+                first = json.loads(self._environment.read_text(encoding="utf-8"))
+                environment = {**first, "gone_on": [*first.get("gone_on", ()), environment]}
+            _write(self._environment, _to_json(environment))
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_without_nan(record)) + "\n")
+        """Appends one line to metrics.jsonl. Raises `RunError` where it cannot."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_without_nan(record)) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.metrics}: cannot be written: {error.strerror}") from None
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
-        """Replaces model/ by this model and tokenizer; a reader never sees half of either."""
+        """Replaces model/ by this model and tokenizer; a reader never sees half of either.
+
+        Raises `RunError` where it cannot be written; model/ is then as it was.
+        """
+
+        def save(new: Path) -> None:
+            with quiet_transformers():
+                model.save_pretrained(new)
+                tokenizer.save_pretrained(new)
+
+        try:
+            self._replace_model(save)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self.path / "model.new", ignore_errors=True)
+            raise RunError(f"{self.model}: cannot be written: {describe_fault(error)}") from None
+
+    def _replace_model(self, write: Callable[[Path], None]) -> None:
         new, old = self.path / "model.new", self.path / "model.old"
         for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with quiet_transformers():
-            model.save_pretrained(new)
-            tokenizer.save_pretrained(new)
+            _remove(leftover)
+        write(new)
         if self.model.exists():
             self.model.rename(old)
         new.rename(self.model)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
+
+    def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
+        """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers."""
+        values = {"predictions": np.asarray(predictions).tolist(), "labels": np.asarray(labels).tolist()}
+        _write(self._predictions(split), json.dumps(_without_nan(values)) + "\n")
+
+    def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
+        file = self._predictions(split)
+        if not file.exists():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return np.asarray(values["predictions"]), np.asarray(values["labels"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise RunError(f"{file}: cannot be read ({error}); run again with --overwrite") from None
+
+    def _predictions(self, split: str) -> Path:
+        return self.path / f"predictions_{split}.json"
 
     def finish(self, results: Results) -> None:
         """Writes results.json: from now on the run is finished."""
         _write(self.results, _to_json(results))
 
+    def check_complete(self, results: Results) -> None:
+        """Raises `RunError` where the results of a finished run lack what a table of them shows."""
+        try:
+            _Shown.model_validate(results)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise RunError(
+                f"{self.results}: cannot be read ({key}: {fault['msg']}); "
+                "remove the folder or run again with --overwrite"
+            ) from None
+
     def read_config(self) -> dict[str, Any]:
         """The configuration that the run was started with, as plain values. Raises `RunError`."""
         try:
             values: dict[str, Any] = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise RunError(f"{self._config}: cannot be read: {error}") from None
         return values
+
+
+class _ShownOfTeacher(BaseModel):
+    scores_at_end: dict[str, dict[str, float | None]] = Field(min_length=1)
+
+
+class _Shown(BaseModel):
+    """What a table shows of a run."""
+
+    method: str
+    scores: dict[str, dict[str, float | None]]
+    num_parameters: int
+    best_epoch: int
+    train_seconds: float
+    examples_per_second: float
+    teacher: _ShownOfTeacher | None = None
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -163,11 +261,21 @@ def describe_environment(device: str) -> dict[str, Any]:
     }
 
 
+def _remove(path: Path) -> None:
+    """Removes a file, a link (not what it points to) or a folder, as far as that is allowed."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _write(path: Path, text: str) -> None:
-    """Writes the whole file or nothing."""
+    """Writes the whole file or nothing, and waits until it is on the disk."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="utf-8")
+    sync_file(temporary)
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def _to_json(values: Mapping[str, Any]) -> str:

@@ -4,7 +4,13 @@ With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet
 local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files.
 """
 
+import hashlib
+import io
+import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ from reptile_distil.errors import DataError
 from reptile_distil.glue_files import (
     Rows,
     class_index,
+    files_read_with,
     find_official_file,
     read_official_file,
     score,
@@ -28,6 +35,35 @@ from reptile_distil.tasks import Task
 HUB_NAME = "nyu-mll/glue"
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where one split lies; nothing of it is parsed before `read`."""
+
+    task: Task
+    split: str
+    place: str
+    """For messages: the file, folder or data set."""
+    digest: Callable[[], str]
+    """Changes with whatever `read` depends on: file contents, or rows and class names. Raises `OSError`."""
+    read: Callable[[], Rows]
+
+    def load(self, *, check_rows: bool = True) -> datasets.Dataset:
+        """The rows, checked as `load_split` says."""
+        rows = self.read()
+        if check_rows:
+            self.check_num_rows(len(rows.columns[0]))
+        return _as_dataset(self.task, rows)
+
+    def check_num_rows(self, found: int) -> None:
+        """Raises `DataError` where `task.splits` states another number of rows."""
+        expected = self.task.splits[self.split]
+        if expected and found not in expected:
+            raise DataError(
+                f"{self.place}: expected {' or '.join(map(str, expected))} rows for {self.task.name} {self.split}, "
+                f"found {found} (data.check_rows=false turns this check off)"
+            )
+
+
 def load_split(task: Task, split: str, path: Path | None, *, check_rows: bool = True) -> datasets.Dataset:
     """One split in file order: `text`, for pairs `text_pair`, and unless the split is unlabelled `label`.
 
@@ -36,23 +72,23 @@ def load_split(task: Task, split: str, path: Path | None, *, check_rows: bool = 
     `DataError` for whatever is missing or malformed, and with `check_rows` when the number of rows is not the
     one that `task.splits` states.
     """
+    return open_split(task, split, path).load(check_rows=check_rows)
+
+
+def open_split(task: Task, split: str, path: Path | None) -> Source:
+    """The split as `load_split` finds it, not read yet; raises `DataError` where it is missing."""
     if split not in task.splits:
         raise DataError(f"task {task.name} has no split {split!r}, only {', '.join(task.splits)}")
-    if task.files is not None:
-        rows = read_own_file(task, split, (path or Path()) / task.files[split])
-    elif task.folder is None:
-        raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
-    elif path is None:
-        rows = _read_hub(task, split)
-    else:
-        rows = _read_folder(task, split, path)
-    expected, found = task.splits[split], len(rows.columns[0])
-    if check_rows and expected and found not in expected:
-        raise DataError(
-            f"{rows.source}: expected {' or '.join(map(str, expected))} rows for {task.name} {split}, "
-            f"found {found} (data.check_rows=false turns this check off)"
-        )
-    return _as_dataset(task, rows)
+    try:
+        if task.files is not None:
+            file = (path or Path()) / task.files[split]
+            read = partial(read_own_file, task, split, file)
+            return Source(task, split, str(file), partial(_digest_files, file), read)
+        if task.folder is None:
+            raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
+        return _open_hub(task, split) if path is None else _open_folder(task, split, path)
+    except OSError as error:  # a path that is too long, or runs through a file
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
@@ -65,17 +101,19 @@ def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def _read_folder(task: Task, split: str, path: Path) -> Rows:
-    """Rows from the first of the three layouts that `path` holds."""
+def _open_folder(task: Task, split: str, path: Path) -> Source:
+    """The split in the first of the three layouts that `path` holds."""
     folders = (path / str(task.folder), path / task.name, path)
     for folder in (folders[0], path):
         file = find_official_file(task, split, folder)
         if file is not None:
-            return read_official_file(task, split, file)
+            files = files_read_with(file)
+            read = partial(read_official_file, task, split, file)
+            return Source(task, split, str(file), partial(_digest_files, *files), read)
     for folder in folders[1:]:
         dataset = _open_saved_split(task, split, folder)
         if dataset is not None:
-            return _read_dataset(task, split, dataset, str(folder))
+            return _dataset_source(task, split, dataset, str(folder))
     raise DataError(
         f"no {split} split of {task.name} under {path}: neither GLUE's TSV files in {folders[0]} or {path}, "
         f"nor a `datasets` folder or {_hub_split(split)}-*.parquet in {folders[1]} or {path}"
@@ -100,12 +138,14 @@ def _open_saved_split(task: Task, split: str, folder: Path) -> datasets.Dataset 
         if total and int(total[1]) != len(files):
             raise DataError(f"{folder}: found {len(files)} of the {int(total[1])} files {name}-*.parquet")
         return datasets.Dataset(pa.concat_tables([pa.parquet.ParquetFile(file).read() for file in files]))
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except DataError:
+        raise
+    except Exception as error:  # each damage has an exception of its own
         raise DataError(f"{folder}: the {name} split cannot be read: {_one_line(error)}") from error
 
 
-def _read_hub(task: Task, split: str) -> Rows:
-    """Rows of the hub's data set, from the cache of `datasets` if they are there."""
+def _open_hub(task: Task, split: str) -> Source:
+    """The split of the hub's data set, from the cache of `datasets` if it is there."""
     dataset = _open_cached_split(task, split)
     if dataset is None:
         require_hub(
@@ -119,7 +159,7 @@ def _read_hub(task: Task, split: str) -> Rows:
             dataset = datasets.load_dataset(HUB_NAME, task.name, split=_hub_split(split))
         except Exception as error:  # a download fails in the words of five libraries
             raise DataError(f"{HUB_NAME} {task.name} cannot be loaded: {_one_line(error)}") from error
-    return _read_dataset(task, split, dataset, f"hub data set {HUB_NAME} {task.name}")
+    return _dataset_source(task, split, dataset, f"hub data set {HUB_NAME} {task.name}")
 
 
 def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
@@ -129,11 +169,57 @@ def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
         return builder.as_dataset(split=_hub_split(split))
     except (OSError, ValueError):
         return None
+    except Exception as error:
+        cache = datasets.config.HF_DATASETS_CACHE
+        raise DataError(f"{HUB_NAME} {task.name} in the cache {cache} is damaged: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
-    """An error's first line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """What kind of error it is, and its first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: str) -> Source:
+    read = partial(_read_dataset, task, split, dataset, place)
+    return Source(task, split, place, partial(_digest_dataset, task, dataset), read)
+
+
+def _digest_files(*files: Path) -> str:
+    """Hash of the files' names and bytes; a missing one counts as such."""
+    digest = hashlib.sha256()
+    for file in files:
+        content = "missing"
+        if file.exists():
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.name}\n{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest_dataset(task: Task, dataset: datasets.Dataset) -> str:
+    """Hash of the rows of the columns that are read, and of their types and class names."""
+    names = [name for name in (*task.text_columns, task.label_column) if name in dataset.column_names]
+    rows = dataset.select_columns(names)
+    hashed = _HashingFile()
+    hashed.write(json.dumps(rows.features.to_dict(), sort_keys=True).encode())
+    table = rows.with_format("arrow")[:].replace_schema_metadata(None)
+    with pa.ipc.new_stream(pa.PythonFile(hashed, mode="w"), table.schema) as stream:
+        stream.write_table(table)
+    return hashed.digest.hexdigest()
+
+
+class _HashingFile(io.RawIOBase):
+    """A file to write to that keeps only the hash of what was written."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return memoryview(data).nbytes
 
 
 def _read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str) -> Rows:
@@ -147,16 +233,27 @@ def _read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str
         raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {found}")
     if len(dataset) == 0:
         raise DataError(f"{source}: {split} has no rows")
-    columns = dataset.select_columns(wanted).with_format(None)[:]
+    columns = _read_columns(dataset, wanted, f"{source}: {split}")
     for name in task.text_columns:
         for row, text in enumerate(columns[name]):
             if not isinstance(text, str):
                 raise DataError(f"{source}: row {row} of {split} has {text!r} for {name}, not a text")
     texts = tuple(tuple(columns[name]) for name in task.text_columns)
     labels = columns.get(task.label_column)
-    if labels is None or (split.startswith("test") and set(labels) == {-1}):  # the hub's "unlabelled"
+    if labels is None or (split.startswith("test") and all(label == -1 for label in labels)):  # the hub's "unlabelled"
         return Rows(source, texts, None)
     return Rows(source, texts, _read_labels(task, split, dataset.features[task.label_column], labels, source))
+
+
+def _read_columns(dataset: datasets.Dataset, names: list[str], source: str) -> dict[str, list[Any]]:
+    """The values of columns as they are stored; raises `DataError` for damaged ones."""
+    try:
+        # As Arrow: decoding could open files that a column names, and would trust damaged offsets.
+        table = dataset.select_columns(names).with_format("arrow")[:]
+        table.validate(full=True)
+        return {name: table.column(name).to_pylist() for name in names}
+    except Exception as error:
+        raise DataError(f"{source} cannot be read: {_one_line(error)}") from error
 
 
 def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source: str) -> list[float]:
@@ -164,9 +261,9 @@ def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source
     allowed: dict[str, int] = {}
     if not task.is_regression:
         names = getattr(feature, "names", None)
-        if names is None or set(names) != set(task.label_names):
+        if names is None or sorted(map(str, names)) != sorted(task.label_names):
             expected = ", ".join(task.label_names)
-            found = "numbers without class names" if names is None else ", ".join(names)
+            found = "numbers without class names" if names is None else ", ".join(map(str, names))
             raise DataError(f"{source}: expected the classes {expected} in {task.label_column}, found {found}")
         allowed = {str(index): task.label_names.index(name) for index, name in enumerate(names)}
     labels: list[float] = []

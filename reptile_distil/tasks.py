@@ -45,6 +45,11 @@ class Task:
                 f"task {self.name}: label_names needs two or more different names, "
                 f"or none for regression, got {list(names)}"
             )
+        allowed = ("accuracy", "f1", "matthews_correlation") if names else ("pearson", "spearmanr")
+        for metric in self.metrics:
+            if metric not in allowed or (metric == "f1" and len(names) != 2):
+                kind = f"a task with {len(names)} classes" if names else "a regression task"
+                raise ConfigError(f"task {self.name}: {metric} is no metric of {kind}")
         if self.folder is not None and self.files is not None:
             raise ConfigError(f"task {self.name}: folder is for GLUE and files for a task of your own, not both")
         if self.files is not None and set(self.files) != set(self.splits):

@@ -34,7 +34,7 @@ _FILLERS = (
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = sorted({*_POSITIVE, *_NEGATIVE, *_NEGATORS, *_FILLERS})
 
-_MODEL_NAME = re.compile(r"toy-bert-(\d+)L-(\d+)H")
+_MODEL_NAME = re.compile(r"toy-bert-([0-9]{1,3})L-([0-9]{1,4})H")
 
 
 def _task(name: str, **fields: Any) -> Task:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,48 +14,132 @@ import yaml
 
 from reptile_distil.errors import ConfigError
 
+MAX_BYTES = 2**17
+"""Size at which a file is refused unread; a long configuration has 4 KiB."""
+MAX_VALUES = 10_000
+"""Values in one file, each alias counted as what it stands for: a few lines of aliases can stand for billions."""
+MAX_DEPTH = 16
+"""Levels of values within values."""
+MAX_LAYERS = 16
+"""Files that extend one another."""
+
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = (
+    _TAG + "float",
+    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$", re.ASCII),
+    list("-+0123456789."),
+)
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `5e-5` is a number, `no` is a word, and a key given twice is an error."""
+    """YAML in which `5e-5` is a number, `no` and `2001-01-01` are words, and a key given twice is an error."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML in which every text that this loader, or another one, would take for something else is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Values that are equal are spelled out each time."""
+        return True
 
 
 # PyYAML follows YAML 1.1: floats need a dot, and yes/no/on/off are booleans. YAML 1.2 reads both as people do.
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        (tag, pattern) for tag, pattern in resolvers if tag not in (_TAG + "bool", _TAG + "float", _TAG + "timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(*_FLOAT)
+_Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    for key in keys:
+    keys = set()
+    for key_node, _ in node.value:
+        if key_node.tag == _TAG + "merge":
+            continue
+        key = loader.construct_object(key_node)
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a word", node.start_mark)
-        if keys.count(key) > 1:
+        if key in keys:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        keys.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_Loader.add_constructor(_TAG + "map", _construct_mapping)
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The values in `text`; raises `ConfigError`, which names `where` it stands, for anything but plain YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(loader, node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{where}: not readable as YAML: too many values within values") from None
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: not readable as YAML: {reason}") from None
+
+
+def dump_yaml(values: Mapping[str, Any], **options: Any) -> str:
+    """The values as YAML that `parse_yaml` reads back as the same values."""
+    # Without a width no text is broken across lines.
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf, **options)
+    return text
+
+
+def _measure(loader: _Loader, node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """How many values a node stands for and how deep they lie; refuses whatever is not a plain value.
+
+    Raises `ConstructorError`. It is called before anything is constructed; `known` holds what was measured before.
+    """
+    if id(node) in known:
+        measured = known[id(node)]
+        if measured is None:
+            raise _refusal(node, "an alias stands within what it stands for")
+        return measured
+    known[id(node)] = None
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(loader, node)
+        children: list[yaml.Node] = []
+    else:
+        expected = "map" if isinstance(node, yaml.MappingNode) else "seq"
+        if node.tag != _TAG + expected:
+            raise _refusal(node, f"the tag {node.tag!r} is not allowed")
+        children = [part for pair in node.value for part in pair] if expected == "map" else node.value
+    sizes = [_measure(loader, child, known) for child in children]
+    size = 1 + sum(size for size, _ in sizes)
+    depth = 1 + max((depth for _, depth in sizes), default=0)
+    if size > MAX_VALUES:
+        raise _refusal(node, f"more than {MAX_VALUES} values, aliases counted as what they stand for")
+    if depth > MAX_DEPTH:
+        raise _refusal(node, f"more than {MAX_DEPTH} levels of values within values")
+    known[id(node)] = (size, depth)
+    return size, depth
+
+
+def _check_scalar(loader: _Loader, node: yaml.ScalarNode) -> None:
+    # A tag can promise what the text is not (`!!int x`), or ask for an object.
+    plain = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+    if node.tag not in (_TAG + "str", plain):
+        raise _refusal(node, f"the tag {node.tag!r} is not allowed for {node.value!r}")
+    if node.tag == _TAG + "int" and len(node.value) > 20:
+        raise _refusal(node, "the number has more than 20 digits")
+    # No name of a file, column or label has them, and each would break a message or a file where it is used.
+    odd = next((c for c in node.value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if odd is not None:
+        raise _refusal(node, f"the character {odd!r} is not allowed in a text")
+
+
+def _refusal(node: yaml.Node, reason: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -60,14 +147,12 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
     `above` are the files that extend this one. Raises `ConfigError` for a missing or broken file, or a circle.
     """
-    if path.resolve() in above:
+    text = _read(path)
+    resolved = path.resolve()
+    if resolved in above:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(str(p) for p in above)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if len(above) == MAX_LAYERS:
+        raise ConfigError(f"{path}: more than {MAX_LAYERS} files extend one another")
     layer = parse_yaml(text, str(path))
     if layer is None:
         layer = {}
@@ -79,9 +164,23 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if base is not None:
-        values, origins = read_layers(path.parent / base, (*above, path.resolve()))
+        values, origins = read_layers(path.parent / base, (*above, resolved))
     merge_layer(values, layer, origins, str(path))
     return values, origins
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path}: has more than {MAX_BYTES} bytes, so it is no configuration")
+        # Line ends as on every system.
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a NUL
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
 def merge_layer(

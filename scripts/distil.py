@@ -12,7 +12,7 @@ from reptile_distil.cli import config_of, make_parser, run
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the method, and those it is compared with, and prints their scores beside the teacher's."""
     parser = make_parser("Distil a student from a teacher (method: finetune, kd, reptile or metadistil).")
-    parser.add_argument("--overwrite", action="store_true", help="run again where a finished run lies")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, make_parser, run
+from reptile_distil.cli import config_of, launched_rank, make_parser, run
+from reptile_distil.errors import DataError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the scores of every dev split, or of one split."""
+    """Prints the scores of every dev split (AX has its test split alone), or of one split."""
     parser = make_parser("Evaluate a saved model on any task and split.", config_required=False)
     parser.add_argument("--model", required=True, help="folder or hub name of a fine-tuned classifier")
     parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
@@ -19,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.predictions and not arguments.split:
         parser.error("--predictions needs --split: one file holds one split")
+    predictions = arguments.predictions
+    if predictions and (predictions.is_dir() or not predictions.absolute().parent.is_dir()):
+        raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
     if arguments.config is None:  # the configuration that the model was trained with
         arguments.config = Path(arguments.model).parent / "config.yaml"
         if not arguments.config.exists():
@@ -28,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.experiment import Experiment
 
     experiment = Experiment(config)
-    for split in [arguments.split] if arguments.split else experiment.task.dev_splits:
+    for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:
         examination = experiment.examine(split, model=arguments.model)
         for name, score in (examination.scores or {}).items():
             print(f"{split}\t{name}\t{score:.6f}")
         if examination.scores is None:
             print(f"{split}\tno labels, so no scores")
-        if arguments.predictions:
-            arguments.predictions.write_text(examination.to_tsv(), encoding="utf-8")
-            print(f"{split}\tpredictions written to {arguments.predictions}")
+        if predictions and launched_rank() == 0:
+            predictions.write_text(examination.to_tsv(), encoding="utf-8")
+            print(f"{split}\tpredictions written to {predictions}")
 
 
 if __name__ == "__main__":

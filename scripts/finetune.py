@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tunes one model and prints its scores."""
     parser = make_parser("Fine-tune the teacher, or the student alone, on a task.")
     parser.add_argument("--model", choices=("teacher", "student"), default="teacher", help="which one (teacher)")
-    parser.add_argument("--overwrite", action="store_true", help="run again where a finished run lies")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import run
+from reptile_distil.cli import launched_rank, run
 from reptile_distil.errors import DataError
 
 
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.output.is_dir():
         raise DataError(f"--output {arguments.output}: is a folder, expected the name of a zip")
     contents = predict_files(runs, fill_missing=arguments.fill_missing)
-    write_submission(arguments.output, {name: content.predictions for name, content in contents.items()})
+    if launched_rank() == 0:
+        write_submission(arguments.output, {name: content.predictions for name, content in contents.items()})
     for name, content in contents.items():
         print(f"{name}\t{len(content.predictions)} rows\t{content.origin}")
     print(f"{arguments.output}: written")

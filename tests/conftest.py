@@ -1,19 +1,76 @@
-"""Every test runs offline: a connection to another machine is a failure."""
+"""Every test runs offline (whatever leaves this machine, from here or from a started process, is a failure), and with
+a cache of its own.
+"""
 
-import socket
+import os
+import runpy
+from pathlib import Path
 
+import hypothesis
 import pytest
+
+from reptile_distil import cli
+from tests.guard import sitecustomize as guard
+
+guard.install()
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "tiny.yaml"
+
+# A busy machine is no failure, and the same examples each time.
+hypothesis.settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("ours")
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    connect = socket.socket.connect
+def own_cache(monkeypatch, tmp_path_factory):
+    """No test reads or writes the user's cache of tokenised data."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
 
-    def refuse(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
-            pytest.fail(f"a test tried to reach {address}")
-        return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+@pytest.fixture(scope="session", autouse=True)
+def network_attempts(tmp_path_factory):
+    """The file in which the guard notes what a test, or a process that it started, tried to reach."""
+    file = tmp_path_factory.mktemp("network") / "attempts"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NETWORK_ATTEMPTS", str(file))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(guard.__file__).parent), *_old_path()]))
+        yield file
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, network_attempts):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    yield
+    if network_attempts.exists():
+        hosts = network_attempts.read_text().split()
+        network_attempts.unlink()
+        pytest.fail(f"the test tried to reach {', '.join(hosts)}")
+
+
+def _old_path():
+    return [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than a tiny run; the tests of pictures ask for it."""
+    monkeypatch.setattr("reptile_distil.experiment.draw_after_run", lambda folder: None)
+
+
+@pytest.fixture
+def call(tmp_path, capsys):
+    """Runs a script's main in this process: its exit code, stdout and stderr."""
+
+    def call(name, *arguments, config=TINY):
+        options = ["--config", str(config)] if config else []
+        main = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
+        try:
+            code = cli.run(main, [*options, f"runs_dir={tmp_path}/runs", *map(str, arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call

@@ -9,13 +9,13 @@ from reptile_distil import toy
 from reptile_distil.companions import BatchStream, Companions, alone, companion, hold_out
 from reptile_distil.data import Batches
 from reptile_distil.errors import DataError
+from reptile_distil.features import Features
 
 
 def rows(count=20):
-    """Row i holds 2 to 8 tokens, each of them i, and the label i."""
-    return datasets.Dataset.from_dict(
-        {"input_ids": [[i] * (i % 7 + 2) for i in range(count)], "label": [float(i) for i in range(count)]}
-    )
+    """Row i holds 2 to 8 tokens, each of them i, and the label i; it is row 100 + i of its split."""
+    columns = {"input_ids": [[i] * (i % 7 + 2) for i in range(count)], "label": [float(i) for i in range(count)]}
+    return Features.from_dataset(datasets.Dataset.from_dict(columns), np.arange(count) + 100)
 
 
 def batches(count=20, batch_size=3, seed=0):
@@ -33,8 +33,17 @@ def test_every_row_is_either_trained_on_or_held_out(fraction, held_out):
     assert sorted([*kept["label"], *quiz["label"]]) == list(range(20))
 
 
+def test_both_parts_know_which_rows_of_the_split_they_hold():
+    """So that a step that is not finite names the right ones."""
+    for part in hold_out(rows(), 0.25):
+        assert part.row_ids.tolist() == [100 + label for label in part["label"]]
+        train = Batches(part, toy.tokenizer(), batch_size=3)
+        for number, batch in enumerate(train.epoch(2)):
+            assert train.row_ids(2, number) == [100 + label for label in batch["labels"]]
+
+
 def test_the_held_out_rows_are_always_the_same_and_not_simply_the_first_or_last():
-    first, again = (hold_out(rows(), 0.25)[1]["label"][:] for _ in range(2))
+    first, again = (hold_out(rows(), 0.25)[1]["label"].tolist() for _ in range(2))
     assert first == again
     assert first not in ([0, 1, 2, 3, 4], [15, 16, 17, 18, 19])
     assert first == sorted(first)
@@ -88,7 +97,13 @@ def test_the_companions_of_a_step_depend_on_seed_and_step_alone():
         train.companions = Companions("quiz", BatchStream(batches(count=9, seed=seed)))
         return [companion(batch, "quiz")["labels"].tolist() for epoch in epochs for batch in train.epoch(epoch)]
 
+    def after(skip):
+        train = batches()
+        train.companions = Companions("quiz", BatchStream(batches(count=9)))
+        return [companion(batch, "quiz")["labels"].tolist() for batch in train.epoch(2, skip=skip)]
+
     whole = quizzes((1, 2, 3))
+    assert after(4) == whole[7 + 4 : 14]  # taken up again within epoch 2
     assert quizzes((3,)) == whole[14:]  # taken up again in epoch 3
     assert quizzes((1, 2, 3), seed=1) != whole
     per_round = [sorted(np.concatenate(whole[start : start + 3])) for start in range(0, 21, 3)]

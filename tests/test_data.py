@@ -12,6 +12,7 @@ from reptile_distil import toy
 from reptile_distil.data import Batches, draw_rows, length_grouped_batches, tokenize
 from reptile_distil.errors import DataError
 from reptile_distil.evaluation import agreement, predict_logits
+from reptile_distil.features import Features
 from reptile_distil.models import Classifier, Teacher
 from tests.models import bert
 
@@ -193,6 +194,54 @@ def test_seed_and_epoch_cannot_stand_for_each_other(lengths):
 
     assert order(1, 2) != order(2, 1)
     assert order(0, 3) != order(3, 0)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 5, 13])
+def test_skipped_batches_leave_the_others_as_they_are_and_are_not_built(tokenizer, lengths, monkeypatch, skip):
+    batches = Batches(numbered_rows(lengths), tokenizer, batch_size=8, seed=5)
+    whole = labels_of(batches, 2)
+    built, build = [], Batches.batch
+    monkeypatch.setattr(Batches, "batch", lambda self, rows: built.append(rows) or build(self, rows))
+    assert [batch["labels"].tolist() for batch in batches.epoch(2, skip=skip)] == whole[skip:]
+    assert len(built) == 13 - skip
+
+
+def test_the_rows_of_a_batch_are_known_by_their_place_in_the_data_file(tokenizer, lengths):
+    batches = Batches(numbered_rows(lengths), tokenizer, batch_size=8, seed=5)
+    assert [batches.row_ids(2, index) for index in range(13)] == labels_of(batches, 2)
+    features = Features.from_dataset(numbered_rows([3, 3]), np.array([7, 40]))
+    drawn = Batches(features, tokenizer, batch_size=1)
+    assert [[drawn.row_ids(1, index)[0], batch["labels"].item()] for index, batch in enumerate(drawn.epoch(1))] in (
+        [[7, 0], [40, 1]],
+        [[40, 1], [7, 0]],
+    )
+
+
+def test_the_same_rows_have_one_fingerprint_and_any_others_another():
+    def fingerprint(ids, labels):
+        rows = dataset(input_ids=ids, attention_mask=[[1] * len(row) for row in ids], label=labels)
+        return Features.from_dataset(rows).fingerprint()
+
+    first = fingerprint([[2, 5, 3], [2, 3]], [0, 1])
+    assert first["num_rows"] == 2
+    assert fingerprint([[2, 5, 3], [2, 3]], [0, 1]) == first
+    others = [
+        fingerprint([[2, 6, 3], [2, 3]], [0, 1]),
+        fingerprint([[2, 5, 3], [2, 3]], [1, 1]),
+        fingerprint([[2, 3], [2, 5, 3]], [0, 1]),
+        fingerprint([[2, 5], [3, 2, 3]], [0, 1]),
+        fingerprint([[2, 5, 3], [2, 3]], [0.5, 1.0]),
+        fingerprint([[2, 5, 3]], [0]),
+    ]
+    assert len({other["sha256"] for other in [first, *others]}) == 7
+
+
+def test_drawn_rows_keep_their_numbers_and_have_the_fingerprint_of_those_rows_alone():
+    ids = [[2, 5, 3], [2, 3], [2, 7, 7, 3]]
+    rows = dataset(input_ids=ids, attention_mask=[[1] * len(row) for row in ids], label=[0, 1, 0])
+    chosen = Features.from_dataset(rows).select([2, 0])
+    assert chosen.row_ids.tolist() == [2, 0]
+    assert chosen.fingerprint() == Features.from_dataset(rows.select([2, 0])).fingerprint()
 
 
 def padding(batches, lengths):

@@ -8,12 +8,15 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, toy
+from reptile_distil import Experiment, models, toy
 from reptile_distil.builders import build_batches, build_lessons, build_student, build_task, choose_device
 from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher, load_tokenizer
+from reptile_distil.packing import packed_logits
+from reptile_distil.processes import Processes
+from tests.models import bert
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -47,6 +50,7 @@ def test_reptile_trains_a_missing_teacher_first_and_writes_a_whole_run_folder(ti
         "environment.json",
         "metrics.jsonl",
         "model",
+        "predictions_dev.json",
         "results.json",
     }
     assert experiment.teacher_folder.results.exists()
@@ -359,6 +363,23 @@ def test_micro_batches_do_not_change_the_scores_beyond_rounding(tiny, tmp_path):
             torch.testing.assert_close(weight, students[1][name], rtol=0, atol=2e-4, msg=name)
 
 
+def test_auto_precision_is_resolved_before_the_run_and_written_down(tiny):
+    experiment = tiny("precision=auto", "device=cpu")
+    assert experiment.config.precision == "fp32"
+    assert experiment.config.decisive_values("reptile")["precision"] == "fp32"
+
+
+def test_attention_written_out_learns_the_same(tiny):
+    # eps as in test_reptile: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
+    fused = tiny("method=finetune", "train.adam_eps=1e-4")
+    fused.fit()
+    expected = weights_of(fused)
+    eager = tiny("method=finetune", "train.adam_eps=1e-4", "compute.attention=eager")
+    eager.fit(overwrite=True)
+    for name, weight in weights_of(eager).items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5, msg=name)
+
+
 def test_bf16_trains_and_keeps_float32_weights(tiny):
     experiment = tiny("precision=bf16")
     assert experiment.fit()["num_steps"] > 0
@@ -394,14 +415,19 @@ def test_unequal_widths_are_refused_for_reptile_and_fine_for_kd(tiny, tmp_path):
     assert tiny(teacher, "method=kd").fit()["score"] > 0
 
 
-def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
+def save_distilbert(folder):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 
     vocabulary = load_tokenizer("toy-bert-2L-16H").get_vocab()
     shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 64}
-    student = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(vocabulary), **shape))
-    student.save_pretrained(tmp_path / "student")
-    DistilBertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "student")
+    model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(vocabulary), **shape))
+    model.save_pretrained(folder)
+    DistilBertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
+    save_distilbert(tmp_path / "student")
     segments = []
     targets = Teacher.targets
     monkeypatch.setattr(
@@ -426,10 +452,12 @@ def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_no
         ["student.init=pretrained", "student.num_layers=null", "student.pretrained=toy-bert-1L-32H"],
         ["output_dir=."],
         ["data.max_length=65"],
+        ["data.packing=true", "method=kd", "student.init=pretrained", "student.num_layers=null", "{distilbert}"],
     ],
 )
-def test_what_the_students_run_would_refuse_is_refused_before_the_teacher_is_fine_tuned(tiny, overrides):
-    experiment = tiny(*overrides)
+def test_what_the_students_run_would_refuse_is_refused_before_the_teacher_is_fine_tuned(tiny, tmp_path, overrides):
+    distilbert = f"student.pretrained={save_distilbert(tmp_path / 'student')}"
+    experiment = tiny(*(override.format(distilbert=distilbert) for override in overrides))
     with pytest.raises(ReptileDistilError):
         experiment.fit()
     assert not experiment.teacher_folder.path.exists()
@@ -460,12 +488,6 @@ def test_a_device_that_is_not_there_is_refused(device):
         pytest.skip("it is there")
     with pytest.raises(ConfigError, match=f"device = '{device}': PyTorch finds none here"):
         choose_device(device)
-
-
-def test_traps_10_and_11_several_processes_are_refused_rather_than_left_to_drift_apart(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="a run takes one process"):
-        choose_device("auto")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
@@ -511,6 +533,19 @@ def test_mnli_reports_both_halves_of_dev_and_chooses_by_the_matched_one(tiny, tm
     assert list(saved["id2label"].values()) == ["entailment", "neutral", "contradiction"]
 
 
+def test_a_packed_run_is_the_padded_run(tiny, monkeypatch):
+    """The toy models have no dropout."""
+    packed = []
+    monkeypatch.setattr(models, "packed_logits", lambda *inputs: packed.append(1) or packed_logits(*inputs))
+    runs = []
+    for packing in ("false", "true"):
+        experiment = tiny(f"data.packing={packing}", f"output_dir={tiny().folder.path}-{packing}")
+        experiment.fit(overwrite=True)
+        assert bool(packed) == (packing == "true")
+        runs.append([record["train"]["loss"] for record in epochs_of(experiment.folder)])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-3)
+
+
 def test_the_saved_model_loads_with_plain_transformers(tiny):
     from transformers import pipeline
 
@@ -529,3 +564,33 @@ def test_the_tokenizer_travels_with_the_model(tiny):
     experiment.fit()
     saved, original = load_tokenizer(str(experiment.folder.model)), load_tokenizer("toy-bert-2L-16H")
     assert saved("the film was good")["input_ids"] == original("the film was good")["input_ids"]
+
+
+def test_a_split_without_labels_has_no_score(tiny, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\ngood,up\nbad,down\n")
+    (tmp_path / "test.csv").write_text("text\ngood\n")
+    files = "{train: rows.csv, dev: rows.csv, test: test.csv}"
+    task = f"task={{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {files}}}"
+    experiment = tiny("method=finetune", task, f"data.path={tmp_path}", "data.max_train_rows=null")
+    experiment.fit()
+    with pytest.raises(DataError, match=r"^task mine: split test has no labels to score against$"):
+        experiment.evaluate("test")
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_trained(tiny, tmp_path):
+    """Its ids would run past the embeddings in the middle of an epoch."""
+    bert(2, num_labels=2).save_pretrained(tmp_path / "model")
+    toy.tokenizer().save_pretrained(tmp_path / "model")
+    experiment = tiny("data.max_length=16", f"teacher.pretrained={tmp_path}/model")
+    for fit in (experiment.fit, experiment.fit_teacher):
+        with pytest.raises(ModelError, match=r"its tokenizer gives ids up to .* but the model has only 30 embeddings"):
+            fit()
+    assert not (tmp_path / "runs" / "toy-sentence" / "teacher-seed42").exists()
+
+
+def test_metadistil_with_several_processes_is_refused_before_anything_is_trained(tiny, monkeypatch):
+    monkeypatch.setattr("reptile_distil.experiment.start_processes", lambda _: Processes(0, 2))
+    for overrides in (["method=metadistil"], ["method=kd", "compare_with=[metadistil]"]):
+        with pytest.raises(ConfigError, match=r"^method metadistil takes one process, but 2 were started: start it"):
+            tiny(*overrides)
+    tiny("method=reptile")

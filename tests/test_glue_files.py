@@ -153,6 +153,9 @@ def test_windows_line_ends_a_byte_order_mark_and_empty_lines_at_the_end_are_fine
         ("cola", "gj04\t1\t\n", "train.tsv, line 1", "expected 4 fields, found 3"),
         ("stsb", STSB + "0\tnews\ta\tb\tnan\n", "train.tsv, line 2", "score 'nan' is not a finite number"),
         ("stsb", STSB + "0\tnews\ta\tb\tinf\n", "train.tsv, line 2", "score 'inf' is not a finite number"),
+        ("stsb", STSB + "0\tnews\ta\tb\t0_1\n", "train.tsv, line 2", "score '0_1' is not a finite number"),
+        ("stsb", STSB + "0\tnews\ta\tb\t٣\n", "train.tsv, line 2", "score '٣' is not a finite number"),
+        ("stsb", STSB + "0\tnews\ta\tb\t1e999\n", "train.tsv, line 2", "score '1e999' is not a finite number"),
         ("stsb", STSB + "0\tnews\ta\tb\thigh\n", "train.tsv, line 2", "score 'high' is not a finite number"),
         ("stsb", STSB + "0\tnews\ta\tb\t5.001\n", "train.tsv, line 2", r"score '5.001' is not in \[0, 5\]"),
         ("stsb", STSB + "0\tnews\ta\tb\t-0.1\n", "train.tsv, line 2", r"score '-0.1' is not in \[0, 5\]"),
@@ -171,6 +174,13 @@ def test_windows_line_ends_a_byte_order_mark_and_empty_lines_at_the_end_are_fine
 def test_a_malformed_file_is_refused_with_its_line(tmp_path, task, content, place, reason):
     with pytest.raises(DataError, match=f"{place}.*{reason}"):
         read(tmp_path, task, "train", train=content)
+
+
+def test_a_long_line_with_control_characters_makes_a_message_of_one_short_line(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, "sst2", "train", train="a\x1b[31m\u2028" * 100_000 + "\tlabel\nx\t1\n")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1600
 
 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path):

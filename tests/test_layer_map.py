@@ -81,6 +81,17 @@ def test_the_named_maps_match_these_layers(layer_map, teacher_depth, student_dep
     assert resolve(layer_map, teacher_depth, student_depth) == expected
 
 
+@pytest.mark.parametrize("entry", [0.5, "1", True, None, [0.5]])
+def test_an_entry_that_is_no_number_is_refused(entry):
+    with pytest.raises(LayerMapError, match=r"is no layer number$"):
+        resolve([entry], 4, 1)
+
+
+def test_a_student_without_layers_is_refused():
+    with pytest.raises(LayerMapError, match=r"^a student needs at least one layer$"):
+        resolve("first", 4, 0)
+
+
 @pytest.mark.parametrize("layer_map", ["first", "last", "skip", "both"])
 def test_equal_depths_match_one_to_one(layer_map):
     assert resolve(layer_map, 3, 3) == ((0,), (1,), (2,))

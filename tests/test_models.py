@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import models, toy
+from reptile_distil import loading, models, toy
 from reptile_distil.errors import LayerMapError, ModelError
 from reptile_distil.models import (
     Classifier,
@@ -16,6 +16,7 @@ from reptile_distil.models import (
     Teacher,
     check_length,
     check_same_tokenizer,
+    check_vocabulary,
     count_parameters,
     load_finetuned,
     load_pretrained,
@@ -359,6 +360,13 @@ def test_trap_02_labels_without_names_are_refused_with_the_remedy(tmp_path):
         load_finetuned(folder, MNLI)
 
 
+def test_trap_02_label_numbers_that_do_not_start_at_0_are_refused(tmp_path):
+    folder = save(bert(2), tmp_path)
+    edit_config(tmp_path, id2label={"1": "entailment", "2": "neutral", "3": "contradiction"})
+    with pytest.raises(ModelError, match=f"^{folder}: its labels are LABEL_0, entailment, neutral, but task mnli has"):
+        load_finetuned(folder, MNLI)
+
+
 def test_trap_02_the_remedy_works(tmp_path):
     saved = bert(2)
     folder = save(saved, tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"])
@@ -503,9 +511,13 @@ def test_trap_17_the_local_cache_is_asked_before_the_network(monkeypatch):
         return toy.tokenizer()
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(models, "hub_is_reachable", lambda: asked.append("reachable?") or True)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: asked.append("reachable?") or True)
     assert len(load_tokenizer("some/name")) == len(toy.tokenizer())
-    assert asked == [("some/name", {"local_files_only": True}), "reachable?", ("some/name", {})]
+    assert asked == [
+        ("some/name", {"trust_remote_code": False, "local_files_only": True}),
+        "reachable?",
+        ("some/name", {"trust_remote_code": False}),
+    ]
 
 
 def test_trap_17_a_folder_is_loaded_without_asking_the_network(tmp_path, monkeypatch):
@@ -608,6 +620,92 @@ def test_a_random_student_has_the_asked_depth_and_none_of_the_teachers_matrices(
     assert not [name for name in weights(student) if ".layer.3." in name]
 
 
+# What is found before it costs anything
+
+
+def test_absurd_sizes_are_refused_before_they_fill_the_memory(tmp_path):
+    folder = save(bert(2), tmp_path, MNLI.label_names)
+    edit_config(tmp_path, num_labels=10**9)
+    for load in (
+        lambda: load_pretrained(folder, MNLI, seed=0),
+        lambda: load_finetuned(folder, MNLI),
+        lambda: load_tokenizer(folder),
+    ):
+        with pytest.raises(
+            ModelError, match=f"^{folder}/config.json: num_labels = 1000000000: expected 10000 or less$"
+        ):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": -4}, "the model fails on its first token: RuntimeError"),
+        ({"attention_probs_dropout_prob": 2}, "the model fails on its first token: ValueError|no model or tokenizer"),
+        (
+            {"attn_implementation": "somebody/code"},
+            "config.json asks for the attention code 'somebody/code' from the hub",
+        ),
+    ],
+)
+def test_a_model_that_cannot_compute_is_refused_when_it_is_loaded(tmp_path, changes, message):
+    folder = save(bert(2), tmp_path, MNLI.label_names)
+    edit_config(tmp_path, **changes)
+    for load in (lambda: load_pretrained(folder, MNLI, seed=0), lambda: load_finetuned(folder, MNLI)):
+        with pytest.raises(ModelError, match=f"^{folder}: ({message})"):
+            load()
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path):
+    model = bert(2)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[3, 4] = float("nan")
+    folder = save(model, tmp_path, MNLI.label_names)
+    message = f"^{folder}: the weights 'bert.encoder.layer.1.output.dense.weight' hold infinite or undefined numbers"
+    for load in (lambda: load_pretrained(folder, MNLI, seed=0), lambda: load_finetuned(folder, MNLI)):
+        with pytest.raises(ModelError, match=message):
+            load()
+
+
+def test_a_model_with_other_outputs_than_its_config_says_is_refused(tmp_path, monkeypatch):
+    folder = save(bert(2), tmp_path, MNLI.label_names)
+    forward = transformers.BertForSequenceClassification.forward
+
+    def wider(self, *args, **options):
+        return SimpleNamespace(logits=forward(self, *args, **options).logits.repeat(1, 2))
+
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "forward", wider)
+    with pytest.raises(ModelError, match=rf"^{folder}: gives \(1, 6\) numbers for one text, not 3$"):
+        load_finetuned(folder, MNLI)
+
+
+def test_trying_a_model_out_leaves_its_mode_and_the_random_numbers_alone(tmp_path):
+    folder = save(bert(2, dropout=0.5), tmp_path, MNLI.label_names)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert not load_finetuned(folder, MNLI).training
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("changes", [{"pad_token": None}, {"unk_token": "nowhere"}])
+def test_a_tokenizer_that_cannot_make_a_batch_is_refused(tmp_path, changes):
+    toy.tokenizer().save_pretrained(tmp_path)
+    save(bert(2), tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ModelError, match=f"^{tmp_path}: its tokenizer cannot be used: "):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused():
+    size = len(toy.tokenizer())
+    check_vocabulary("small", load_pretrained("toy-bert-1L-16H", MNLI, seed=0), toy.tokenizer())
+    message = f"^small: its tokenizer gives ids up to {size - 1}, but the model has only 30 embeddings"
+    with pytest.raises(ModelError, match=message):
+        check_vocabulary("small", bert(2), toy.tokenizer())
+
+
 # Tokenizers, lengths, sizes
 
 
@@ -669,3 +767,50 @@ def test_parameters_are_counted_as_published(depth, published):
 def test_shared_weights_are_counted_once():
     layer = torch.nn.Linear(3, 2)
     assert count_parameters(torch.nn.ModuleList([layer, layer])) == 8
+
+
+def test_no_layers_make_no_student():
+    with pytest.raises(ModelError, match=r"^a student needs at least one of the teacher's layers$"):
+        start_from_teacher_layers(bert(2), [])
+
+
+def test_a_tokenizer_that_knows_only_its_special_tokens_is_refused(tmp_path):
+    transformers.BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(
+        ModelError, match=f"^{tmp_path}: has no vocabulary; put the tokenizer's files beside the model's$"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_download_that_fails_is_one_sentence(monkeypatch):
+    def from_pretrained(name, **options):
+        raise OSError("not\nthere")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: True)
+    with pytest.raises(ModelError, match=r"^some/name: cannot be loaded from the hub: OSError: not there$"):
+        load_tokenizer("some/name")
+
+
+def test_a_damaged_model_in_the_cache_is_told_from_a_missing_one(monkeypatch):
+    def from_pretrained(name, **options):
+        raise KeyError("weight")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    message = (
+        r"^some/name: neither a folder here nor usable in the local cache \(KeyError: 'weight'\), and the hub cannot"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_tokenizer("some/name")
+
+
+@KINDS
+def test_a_fine_tuned_model_whose_outputs_cannot_be_found_is_not_permuted(tmp_path, monkeypatch, kind):
+    folder = save(classifier(kind), tmp_path, ["contradiction", "entailment", "neutral"])
+    monkeypatch.setattr(models, "nn", SimpleNamespace(Linear=torch.nn.Conv1d))
+    with pytest.raises(
+        ModelError, match=r"ForSequenceClassification: no linear layer with 3 outputs found at its end$"
+    ):
+        load_finetuned(folder, MNLI)

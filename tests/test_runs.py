@@ -40,11 +40,40 @@ def test_a_finished_run_with_other_values_is_refused_naming_the_key(folder, want
         folder.read_results(wanted)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"score": 1}', "null"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"score": 1}', "null", '{"decisive": 3}', '{"decisive": [1]}', "[" * 100_000, "\x00"]
+)
 def test_damaged_results_are_refused_not_trusted(folder, content):
     folder.results.write_text(content)
     with pytest.raises(RunError, match=r"results\.json: cannot be read"):
         folder.read_results({})
+
+
+@pytest.mark.parametrize("content", [b"[", b"\xff", b"[" * 9000])
+def test_a_damaged_configuration_is_refused(folder, content):
+    (folder.path / "config.yaml").write_bytes(content)
+    with pytest.raises(RunError, match=r"config\.yaml: cannot be read"):
+        folder.read_config()
+
+
+@pytest.mark.parametrize("name", ["model", "model.old", "model.new", "metrics.jsonl"])
+def test_a_link_in_the_folder_is_refused_and_what_it_points_to_stays(folder, tmp_path, name):
+    (tmp_path / "precious").mkdir()
+    (folder.path / name).unlink(missing_ok=True)
+    (folder.path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(RunError, match=f"{name}: is a symbolic link, which a run does not follow; remove it"):
+        folder.start(CONFIG, "cpu")
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_a_link_that_comes_up_later_is_removed_and_what_it_points_to_is_not(folder, tmp_path):
+    (tmp_path / "precious").mkdir()
+    for name in ("model", "model.old", "model.new"):
+        (folder.path / name).symlink_to(tmp_path / "precious")
+    folder.save_model(FakeModel("new"), FakeModel("tokenizer"))
+    assert (folder.model / "new.txt").exists()
+    assert not folder.model.is_symlink()
+    assert list((tmp_path / "precious").iterdir()) == []
 
 
 def test_an_undefined_score_is_null_in_every_file(folder):
@@ -99,7 +128,7 @@ def test_saving_replaces_the_model_as_a_whole(folder):
 
 def test_a_failed_save_leaves_the_model_before_it(folder):
     folder.save_model(FakeModel("old"), FakeModel("tokenizer"))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="model: cannot be written: No space left on device"):
         folder.save_model(FakeModel("new", fails=True), FakeModel("tokenizer"))
     assert (folder.model / "old.txt").read_text() == "old"
     folder.save_model(FakeModel("newer"), FakeModel("tokenizer"))
@@ -155,4 +184,20 @@ def test_a_claim_alone_leaves_no_folder(tmp_path):
 def test_a_folder_with_strangers_files_is_not_claimed(tmp_path):
     (tmp_path / "letters.txt").touch()
     with pytest.raises(RunError, match="is not empty and holds no run"), RunFolder(tmp_path).claimed():
+        pass
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_claimed(tmp_path):
+    (tmp_path / "run").touch()
+    with (
+        pytest.raises(RunError, match=r"run: is a file; give another output_dir"),
+        RunFolder(tmp_path / "run").claimed(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300 + "/run"])
+def test_a_folder_that_cannot_be_made_is_not_claimed(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="/run: cannot be claimed for this run: "), RunFolder(tmp_path / name).claimed():
         pass

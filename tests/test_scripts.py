@@ -2,34 +2,23 @@
 
 import json
 import os
-import runpy
+import re
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from reptile_distil import cli
+from reptile_distil.interrupts import Interrupted
+from reptile_distil.recovery import Recovery
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
-
-
-@pytest.fixture
-def call(tmp_path, capsys):
-    """Runs a script's main in this process: its exit code, stdout and stderr."""
-
-    def call(name, *arguments, config=TINY):
-        options = ["--config", str(config)] if config else []
-        main = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
-        try:
-            code = cli.run(main, [*options, f"runs_dir={tmp_path}/runs", *map(str, arguments)])
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
 
 
 def test_finetune_trains_the_teacher(call, tmp_path):
@@ -104,6 +93,62 @@ def test_a_three_way_student_is_evaluated_on_another_task_of_the_same_labels(cal
     assert len(file.read_text().splitlines()) == 1105
 
 
+def write_mnli(folder):
+    """The three splits of MNLI that a run needs, in the official format: 12 rows each."""
+    columns = (
+        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
+    )
+    columns = [*columns.split(), "sentence1", "sentence2", "label1", "gold_label"]
+    labels = ["contradiction", "entailment", "neutral"]
+    folder.mkdir()
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        rows = [
+            ["x"] * 8 + [f"the film was {'not ' * (row % 2)}good", "it was bad", "x", labels[row % 3]]
+            for row in range(12)
+        ]
+        (folder / f"{name}.tsv").write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
+
+
+AX_COLUMNS = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge", "Domain")
+
+
+def test_mnlis_student_has_both_halves_in_one_results_json_and_is_scored_on_ax(call, tmp_path):
+    write_mnli(tmp_path / "MNLI")
+    (tmp_path / "AX").mkdir()
+    data = [f"data.path={tmp_path}", "data.check_rows=false"]
+    code, _, err = call("distil", "method=finetune", "task=mnli", "data.max_train_rows=null", *data)
+    assert code == 0, err
+    run = tmp_path / "runs/mnli/finetune-seed42"
+    scores = json.loads((run / "results.json").read_text())["scores"]
+    assert list(scores) == ["dev_matched", "dev_mismatched"]
+    code, out, _ = call("evaluate", "--model", run / "model", *data, config=None)
+    assert out.splitlines() == [f"{split}\taccuracy\t{of_split['accuracy']:.6f}" for split, of_split in scores.items()]
+
+    rows = [
+        ("the film was good", "it was bad"),
+        ("it was bad", "the film was good"),
+        ("good", "bad"),
+        ("bad", "not good"),
+    ]
+    lines = ["index\tsentence1\tsentence2", *(f"{i}\t{a}\t{b}" for i, (a, b) in enumerate(rows))]
+    (tmp_path / "AX" / "diagnostic.tsv").write_text("\n".join(lines) + "\n")
+    evaluate = ["evaluate", "--model", run / "model", "task=ax", *data]
+    code, out, _ = call(*evaluate, config=None)
+    assert (code, out) == (0, "test\tno labels, so no scores\n")
+
+    code, _, _ = call(*evaluate, "--split", "test", "--predictions", tmp_path / "ax.tsv", config=None)
+    said = [line.split("\t")[1] for line in (tmp_path / "ax.tsv").read_text().splitlines()[1:]]
+    others = ["neutral" if label == "entailment" else "entailment" for label in said]
+    for labels, mcc in ((said, 1.0 if len(set(said)) > 1 else 0.0), (others, None)):
+        lines = ["\t".join([*AX_COLUMNS, "Premise", "Hypothesis", "Label"])]
+        lines += ["\t".join(["x"] * 5 + [*row, label]) for row, label in zip(rows, labels, strict=True)]
+        (tmp_path / "AX" / "diagnostic-full.tsv").write_text("\n".join(lines) + "\n")
+        code, out, _ = call(*evaluate, config=None)
+        split, metric, score = out.split()
+        assert (code, split, metric) == (0, "test", "matthews_correlation")
+        assert float(score) == mcc if mcc is not None else float(score) <= 0
+
+
 def test_print_config_prints_yaml_that_loads_and_trains_nothing(call, tmp_path):
     code, out, _ = call("distil", "--print-config", "seed=7")
     assert code == 0
@@ -143,12 +188,94 @@ def test_a_missing_configuration_is_one_sentence(call):
     assert (code, err) == (2, "error: nowhere.yaml: no such file\n")
 
 
-def test_ctrl_c_says_what_is_left_and_exits_130(capsys):
+def test_ctrl_c_pressed_twice_says_what_is_left_and_exits_130(capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
     assert cli.run(interrupted) == 130
-    assert "interrupted; the run is not finished" in capsys.readouterr().err
+    assert "stopped at once; the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_is_one_sentence_and_the_exit_code_that_shells_give(capsys, number, code):
+    def interrupted(_):
+        raise Interrupted(number)
+
+    assert cli.run(interrupted) == code
+    assert capsys.readouterr().err.startswith(f"interrupted by {number.name}")
+
+
+def masked(folder):
+    """What a finished run leaves, without its seconds and peak memory."""
+    wall_clock = re.compile(rb'"(train_seconds|examples_per_second|wall_seconds|peak_memory_bytes)": [^,\n}]+')
+    files = [folder / "metrics.jsonl", folder / "results.json", folder / "model" / "model.safetensors"]
+    return [wall_clock.sub(b"", file.read_bytes()) for file in files]
+
+
+LONG = ["method=finetune", "train.epochs=12"]
+
+
+def wait_for(file, text, process):
+    while not (file.exists() and text in file.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_as_a_process_a_signal_ends_the_run_within_seconds_and_the_same_command_goes_on(call, tmp_path, number, code):
+    command = [sys.executable, str(ROOT / "scripts" / "distil.py"), "--config", str(TINY), *LONG]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "runs/toy-sentence/finetune-seed42"
+    with subprocess.Popen(
+        [*command, f"runs_dir={tmp_path}/runs"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background jobs
+    ) as process:
+        wait_for(folder / "metrics.jsonl", '"epoch": 2', process)
+        process.send_signal(number)
+        sent = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30  # well under a second where nothing else runs
+    assert (process.returncode, out) == (code, "")
+    last = err.splitlines()[-1]
+    assert re.fullmatch(rf"interrupted by {number.name}; a checkpoint of step \d+ was written, and the same .*", last)
+    assert "Traceback" not in err
+    assert call("distil", *LONG)[0] == 0
+    assert call("distil", *LONG, f"runs_dir={tmp_path}/other")[0] == 0
+    assert masked(folder) == masked(tmp_path / "other/toy-sentence/finetune-seed42")
+
+
+def test_a_full_disk_in_the_middle_of_a_run_is_one_sentence_and_the_run_goes_on_later(call, tmp_path, monkeypatch):
+    """The disk takes no file larger than 20 kB from step 6 on; a checkpoint has 60 kB or more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    is_due = Recovery.is_due
+
+    def fill(self, progress):
+        if progress.step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        return is_due(self, progress)
+
+    command = ["distil", "method=finetune", "train.epochs=3", "checkpoint.every_steps=2"]
+    folder = tmp_path / "runs/toy-sentence/finetune-seed42"
+    with monkeypatch.context() as patch:
+        patch.setattr(Recovery, "is_due", fill)
+        try:
+            code, _, err = call(*command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        f"error: {folder}/checkpoints/step-00000006: the checkpoint cannot be written: File too large; "
+        "step-00000005-evaluated is intact: mend that, and the same command goes on"
+    ]
+    assert "Traceback" not in err
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-00000004", "step-00000005-evaluated"}
+    assert call(*command)[0] == 0
+    assert call(*command, f"runs_dir={tmp_path}/other")[0] == 0
+    assert masked(folder) == masked(tmp_path / "other/toy-sentence/finetune-seed42")
 
 
 @pytest.mark.parametrize(("number", "text"), [(28, "No space left on device"), (13, "Permission denied")])
@@ -158,6 +285,107 @@ def test_a_full_disk_or_a_forbidden_folder_is_one_sentence(capsys, number, text)
 
     assert cli.run(fails) == 2
     assert capsys.readouterr().err == f"error: runs/x: {text}\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_says_which_settings_to_lower(capsys, error):
+    def fails(_):
+        raise error
+
+    assert cli.run(fails) == 2
+    assert "out of memory on the device: lower train.micro_batch_size" in capsys.readouterr().err
+
+
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # an output that is written at the very end fails there once more
+
+
+def print_config(environment=BUFFERED):
+    """The process of a script that prints its configuration."""
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "distil.py"),
+        "--config",
+        str(TINY),
+        "--print-config",
+        "data.path=é",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+PRINTS_LITTLE = "import sys; from reptile_distil import cli; sys.exit(cli.run(lambda _: print('one line')))"
+
+
+def run_printing_little(stdout):
+    """Exit code and stderr."""
+    command = [sys.executable, "-c", PRINTS_LITTLE]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_goes_early_is_no_fault():
+    with print_config() as process:
+        process.stdout.close()  # as `| head -0` does
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_a_reader_that_goes_before_a_short_output_is_no_fault():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS_LITTLE], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device to write to")
+def test_an_output_that_is_full_is_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        assert run_printing_little(full) == (2, "error: the run folder or the output: No space left on device\n")
+
+
+def test_a_terminal_without_a_letter_is_no_fault():
+    with print_config({**BUFFERED, "PYTHONIOENCODING": "ascii"}) as process:
+        assert r"path: \xe9" in process.stdout.read()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_the_scripts_load_nothing_heavy_before_they_catch_ctrl_c():
+    code = (
+        "import sys, reptile_distil.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", ["", "no/such/folder/x.tsv"])
+def test_predictions_that_cannot_be_written_are_refused_before_anything_is_predicted(call, tmp_path, name):
+    code, _, err = call("evaluate", "--model", "./none", "--split", "dev", "--predictions", tmp_path / name)
+    assert code == 2
+    assert "is a folder, or lies in a folder that does not exist" in err
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": 3}, {"scores": []}, {"num_parameters": "x"}, {"teacher": {}}, {"best_epoch": None}, None]
+)
+def test_a_finished_run_with_incomplete_results_is_refused_not_shown(call, tmp_path, changes):
+    call("distil", "method=finetune")
+    path = tmp_path / "runs/toy-sentence/finetune-seed42/results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({**results, **changes} if changes else {"decisive": results["decisive"]}))
+    code, _, err = call("distil", "method=finetune")
+    assert code == 2
+    assert "results.json: cannot be read (" in err
+    assert err.endswith("remove the folder or run again with --overwrite\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

@@ -1,9 +1,14 @@
+import json
+import os
+import re
 import socket
 import time
 from pathlib import Path
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
@@ -162,6 +167,72 @@ def test_the_hubs_parquet_layout_is_read(tmp_path, below):
     assert rows.to_dict() == {"text": ["good", "bad"], "label": [1, 0]}
 
 
+def sst2_table(**columns):
+    """An Arrow table with the hub's columns for SST-2, some of them replaced."""
+    return pa.table({"sentence": ["a"], "label": [0], **columns})
+
+
+def with_features(table, features):
+    """The table with `features`, or the text that stands for them, in its metadata, as `datasets` writes them."""
+    text = features if isinstance(features, str) else json.dumps({"info": {"features": features}})
+    return table.replace_schema_metadata({"huggingface": text})
+
+
+TEXT = {"dtype": "string", "_type": "Value"}
+NOT_UTF8 = pa.array([b"\xff"], pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (with_features(sst2_table(), "{"), "JSONDecodeError"),
+        (with_features(sst2_table(), "null"), "TypeError"),
+        (with_features(sst2_table(), '{"info": {"features": "x"}}'), "AttributeError"),
+        (with_features(sst2_table(), {"sentence": TEXT, "label": {"_type": "Nope"}}), "Feature type 'Nope' not found"),
+        (
+            with_features(sst2_table(), {"sentence": TEXT, "label": {"names": [0, 1], "_type": "ClassLabel"}}),
+            "found 0, 1",
+        ),
+        (
+            with_features(
+                sst2_table(), {"sentence": TEXT, "label": {"names": [*SST2_NAMES, "positive"], "_type": "ClassLabel"}}
+            ),
+            "",
+        ),
+        (sst2_table(label=[[0]]), "expected the classes"),
+        (sst2_table(sentence=NOT_UTF8), "test cannot be read: ArrowInvalid"),
+        (sst2_table(sentence=[{"x": 1}]), "row 0 of test has {'x': 1} for sentence, not a text"),
+        (
+            pa.Table.from_arrays([pa.array(["a"])] * 2 + [pa.array([1])], names=["sentence", "sentence", "label"]),
+            "KeyError",
+        ),
+    ],
+)
+def test_a_parquet_file_of_another_kind_is_refused_in_one_line(tmp_path, table, reason):
+    pa.parquet.write_table(table, tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=f"^[^\n]*{re.escape(reason)}[^\n]*$"):
+        load_split(GLUE["sst2"], "test", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "1", '{"features": [1]}', "[" * 100_000, b"\xff"])
+def test_a_damaged_datasets_folder_is_refused_in_one_line(tmp_path, name, content):
+    datasets.DatasetDict(train=sst2(["good"], [1])).save_to_disk(tmp_path)
+    write(tmp_path / "train", name, content)
+    with pytest.raises(DataError, match=r"^[^\n]*: the train split cannot be read: [^\n]*$"):
+        load_split(GLUE["sst2"], "train", tmp_path, check_rows=False)
+
+
+def test_a_file_that_a_column_names_is_never_opened(tmp_path):
+    """A column may say that its texts are the names of pictures; decoding it would open them."""
+    features = {"sentence": {"_type": "Image"}, "label": {"names": SST2_NAMES, "_type": "ClassLabel"}}
+    table = with_features(sst2_table(sentence=[{"bytes": None, "path": str(tmp_path / "picture")}]), features)
+    pa.parquet.write_table(table, tmp_path / "train-00000-of-00001.parquet")
+    os.mkfifo(tmp_path / "picture")  # who opens it waits for ever
+    with pytest.raises(DataError, match=r"row 0 of train has .* for sentence, not a text"):
+        load_split(GLUE["sst2"], "train", tmp_path)
+
+
 def test_shards_are_read_in_order(tmp_path):
     save_parquet(sst2(["c"], [0]), tmp_path, "train-00001-of-00002.parquet")
     save_parquet(sst2(["a", "b"], [0, 1]), tmp_path, "train-00000-of-00002.parquet")
@@ -239,6 +310,13 @@ def test_a_malformed_data_set_is_refused_with_its_row(tmp_path, task, dataset, r
         load_split(GLUE[task], "train", tmp_path)
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "file.txt/below"])
+def test_a_path_that_no_folder_can_have_is_refused(tmp_path, path):
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(DataError, match=r"cannot be read: File name too long|no train split of sst2 under"):
+        load_split(GLUE["sst2"], "train", tmp_path / path)
+
+
 # The cache and the hub
 
 
@@ -247,6 +325,14 @@ def test_the_local_cache_is_read_without_a_network(tmp_path, monkeypatch):
     save_to_cache(sst2(["good", "bad"], [1, 0]), tmp_path / "cache", "sst2", "validation")
     rows = load_split(GLUE["sst2"], "dev", None, check_rows=False)
     assert rows.to_dict() == {"text": ["good", "bad"], "label": [1, 0]}
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    save_to_cache(sst2(["good"], [1]), tmp_path / "cache", "sst2", "validation")
+    (info,) = (tmp_path / "cache").rglob("dataset_info.json")
+    info.write_text("[]")
+    with pytest.raises(DataError, match=rf"^nyu-mll/glue sst2 in the cache {tmp_path}/cache is damaged: [^\n]+$"):
+        load_split(GLUE["sst2"], "dev", None)
 
 
 def test_another_task_in_the_cache_is_not_taken_for_this_one(tmp_path):
@@ -365,7 +451,10 @@ def test_an_own_pair_task_with_other_column_names(tmp_path):
 )
 def test_an_own_regression_label_is_any_finite_number(tmp_path, name, content):
     write(tmp_path, name, content)
-    assert load_split(own_task(name, label_names=()), "train", tmp_path)["label"][:] == [-3.5, 100.0]
+    assert load_split(own_task(name, label_names=(), metrics=("pearson",)), "train", tmp_path)["label"][:] == [
+        -3.5,
+        100.0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -418,6 +507,11 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ("a.jsonl", '{"text": "a"}\n', "a.jsonl, line 1", "no column 'label', the columns are text"),
         ("a.jsonl", '{"text": "a", "label": "yes"}\n{"text": "b"}\n', "a.jsonl, line 2", "no key 'label'"),
         ("a.jsonl", '{"text": "a", "label": "yes"}\n{\n', "a.jsonl, line 2", "not JSON"),
+        ("a.jsonl", '{"text": "a", "text": "b", "label": "yes"}\n', "a.jsonl, line 1", "the key 'text' is given twice"),
+        ("a.jsonl", '{"text": NaN, "label": "yes"}\n', "a.jsonl, line 1", "NaN is no JSON"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, "a.jsonl, line 1", "too many values within values"),
+        ("a.jsonl", '{"text": ' + "9" * 5000 + "}", "a.jsonl, line 1", "not JSON"),
+        ("a.jsonl", '{"text": "a\\ud800", "label": "yes"}\n', "a.jsonl, line 1", "has half of a character"),
         ("a.jsonl", '["a", "yes"]\n', "a.jsonl, line 1", "expected an object, found"),
         ("a.jsonl", '{"text": null, "label": "yes"}\n', "a.jsonl, line 1", "null for 'text'"),
         ("a.jsonl", '{"text": "a", "label": null}\n', "a.jsonl, line 1", "null for 'label'"),
@@ -435,7 +529,13 @@ def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, 
 def test_an_own_regression_label_that_is_no_number_is_refused(tmp_path):
     write(tmp_path, "train.csv", "text,label\na,nan\n")
     with pytest.raises(DataError, match=r"train\.csv, line 2: score 'nan' is not a finite number"):
-        load_split(own_task(label_names=()), "train", tmp_path)
+        load_split(own_task(label_names=(), metrics=("pearson",)), "train", tmp_path)
+
+
+def test_an_own_file_that_is_no_file_is_refused_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"train\.csv cannot be read: it is no regular file"):
+        load_split(own_task(), "train", tmp_path)
 
 
 def test_an_own_file_that_is_missing_is_refused(tmp_path):

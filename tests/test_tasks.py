@@ -150,3 +150,17 @@ def test_a_task_survives_copying_and_pickling():
 def test_the_table_imports_nothing_heavy():
     code = "import sys, reptile_distil.tasks; assert not {'datasets', 'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "kind"),
+    [
+        ((), "accuracy", "a regression task"),
+        ((), "f1", "a regression task"),
+        (("no", "yes"), "pearson", "a task with 2 classes"),
+        (("a", "b", "c"), "f1", "a task with 3 classes"),
+    ],
+)
+def test_a_metric_that_the_labels_do_not_have_is_refused(labels, metric, kind):
+    with pytest.raises(ConfigError, match=f"^task mine: {metric} is no metric of {kind}$"):
+        own_task(label_names=labels, metrics=(metric,))

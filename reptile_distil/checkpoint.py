@@ -1,0 +1,256 @@
+"""Checkpoints on disk: written whole or not at all, and checked byte for byte before anything is read from one.
+
+checkpoints/step-00000120/             after step 120; step-00000120-evaluated after the evaluation that followed it
+    tensors.safetensors                weights, optimizer states, random state
+    state.json                         everything else
+    best/                              the best model so far
+    manifest.json                      size and SHA-256 of each of the files above
+
+A checkpoint is written to a hidden folder beside these, flushed to the disk and renamed. Nothing in one is ever
+unpickled, and no file is read but by these names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from reptile_distil.errors import CheckpointError, RunError
+
+TENSORS, STATE, MANIFEST, BEST = "tensors.safetensors", "state.json", "manifest.json", "best"
+_NAME = re.compile(r"step-\d{8}(-evaluated)?")
+_FILE = re.compile(rf"{re.escape(TENSORS)}|{re.escape(STATE)}|{BEST}(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    size: NonNegativeInt
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: Literal[1]
+    files: dict[str, _File]
+
+
+class Checkpoint:
+    """One checkpoint whose files are as its manifest says. Raises `CheckpointError` where they are not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._check_files()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise CheckpointError(f"{error.filename}: {error.strerror}") from None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+
+    def read_state(self) -> Any:
+        """The values that were saved, as JSON gives them."""
+        return _read_json(self.path / STATE)
+
+    def read_tensors(self) -> dict[str, Tensor]:
+        """The tensors that were saved, on the CPU, by name."""
+        try:
+            # Copies in memory of their own: the file's are not aligned as PyTorch's are.
+            return {name: tensor.clone() for name, tensor in _load_file(self.path / TENSORS).items()}
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.path / TENSORS}: holds no tensors: {error}") from None
+
+    @property
+    def best(self) -> Path:
+        """Folder of the best model so far; it may not exist."""
+        return self.path / BEST
+
+    def _check_files(self) -> None:
+        _refuse_links(self.path)
+        try:
+            manifest = _Manifest.model_validate(_read_json(self.path / MANIFEST))
+        except ValidationError as error:
+            raise CheckpointError(f"{self.path / MANIFEST}: is no manifest ({error.errors()[0]['msg']})") from None
+        for name in {*manifest.files, TENSORS, STATE}:
+            if not _FILE.fullmatch(name) or name not in manifest.files:
+                raise CheckpointError(f"{self.path / MANIFEST}: names {name!r} wrongly or not at all")
+        here = {file.relative_to(self.path).as_posix() for file in _files_in(self.path)}
+        for name in sorted(here - {MANIFEST} - manifest.files.keys()):
+            raise CheckpointError(f"{self.path}: {name} is not in its manifest")
+        for name, expected in manifest.files.items():
+            file = self.path / name
+            if file.stat().st_size != expected.size or _sha256(file) != expected.sha256:
+                raise CheckpointError(f"{file}: is not what was written (size or checksum)")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in the folder `path`; the newest `keep` stay."""
+
+    def __init__(self, path: Path, *, keep: int = 2) -> None:
+        self.path = path
+        self.keep = keep
+
+    def names(self) -> list[str]:
+        """Names of all checkpoints, valid or not, the newest first. Raises `RunError` where the folder is a link."""
+        if self.path.is_symlink():
+            raise RunError(f"{self.path}: is a symbolic link, which a run does not follow; remove it")
+        if not self.path.is_dir():
+            return []
+        return sorted((entry.name for entry in self.path.iterdir() if _NAME.fullmatch(entry.name)), reverse=True)
+
+    def open(self, name: str) -> Checkpoint:
+        """The checkpoint of that name, checked. Raises `CheckpointError`."""
+        return Checkpoint(self.path / name)
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: Path | None) -> None:
+        """Writes a checkpoint, with the model in the folder `best`, and removes those that are not kept.
+
+        Raises `RunError` where it cannot be written; those before it are then as they were.
+        """
+        new = self.path / f".new-{name}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove(new)
+            new.mkdir()
+            safetensors.torch.save_file({key: _plain(tensor) for key, tensor in tensors.items()}, new / TENSORS)
+            (new / STATE).write_text(json.dumps(state), encoding="utf-8")
+            if best is not None:
+                share_files(best, new / BEST)
+            _write_manifest(new)
+            self._remove(self.path / name)
+            new.rename(self.path / name)
+            sync_folder(self.path)
+            for old in self.names()[self.keep :]:
+                self._remove(self.path / old)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            before = f"{self.names()[0]} is intact" if self.names() else "there is none before it"
+            raise RunError(
+                f"{self.path / name}: the checkpoint cannot be written: {describe_fault(error)}; {before}: "
+                "mend that, and the same command goes on"
+            ) from None
+
+    def forget_after(self, name: str) -> None:
+        """Removes the checkpoints newer than this one, and what unfinished writes have left."""
+        for newer in self.names():
+            if newer > name:
+                self._remove(self.path / newer)
+        for entry in self.path.iterdir():
+            if entry.name.startswith((".new-", ".old-")):
+                _remove_any(entry)
+
+    def remove_all(self) -> None:
+        """Removes the folder."""
+        self.names()  # raises where it is a link
+        self._remove(self.path)
+
+    def _remove(self, path: Path) -> None:
+        """Removes a folder; where that is cut short, what is left no longer looks like a checkpoint."""
+        hidden = path.with_name(f".old-{path.name.removeprefix('.')}")
+        _remove_any(hidden)
+        if os.path.lexists(path):
+            path.rename(hidden)
+            _remove_any(hidden)
+
+
+def share_files(source: Path, target: Path) -> None:
+    """Makes `target` a folder with the files of `source`: the same files where the disk can link them, else copies.
+
+    Raises `RunError` for a symbolic link in `source`.
+    """
+    _refuse_links(source)
+    for file in _files_in(source):
+        other = target / file.relative_to(source)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, other)
+        except OSError as error:
+            if error.errno in _DISK_IS_FULL:
+                raise
+            shutil.copyfile(file, other)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until the file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the folder's list of names is on the disk, where the system can say so."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def describe_fault(error: OSError | SafetensorError) -> str:
+    """What the system says, also where it says so through safetensors."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else str(error)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for file in _files_in(folder):
+        sync_file(file)
+        files[file.relative_to(folder).as_posix()] = _File(size=file.stat().st_size, sha256=_sha256(file))
+    manifest = folder / MANIFEST
+    manifest.write_text(_Manifest(format=1, files=files).model_dump_json(), encoding="utf-8")
+    sync_file(manifest)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+
+
+def _refuse_links(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise CheckpointError(f"{path}: is a symbolic link or no plain file or folder")
+
+
+def _remove_any(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not readable as JSON: {error}") from None

@@ -1,0 +1,176 @@
+"""Tokenised rows of unequal length, end to end in flat arrays: a few bytes a token, and a batch is a few slices.
+
+The arrays may be memory-mapped files. A batch is what the tokenizer's `pad` would make of the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reptile_distil.errors import DataError, ModelError
+
+Indices = NDArray[np.int64]
+
+TOKEN_COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
+"""What a tokenizer may say of each token."""
+
+_ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokenised rows: row i has the values `starts[i]` to `starts[i] + lengths[i]` of each column."""
+
+    columns: Mapping[str, NDArray[Any]]
+    """By name (of `TOKEN_COLUMNS`), the values of all rows end to end."""
+    starts: Indices
+    """(N,)"""
+    lengths: Indices
+    """(N,) tokens of each row."""
+    labels: NDArray[Any] | None
+    """(N,) int64 classes or float64 scores; None for unlabelled rows."""
+    row_ids: Indices
+    """(N,) number of each row in its split, counted from 0."""
+
+    @classmethod
+    def end_to_end(
+        cls, columns: Mapping[str, NDArray[Any]], lengths: NDArray[Any], labels: Any, row_ids: Indices | None = None
+    ) -> Self:
+        """Rows that follow each other without a gap; all those of a split, where `row_ids` does not say which.
+
+        Raises `DataError` where a column has not the sum of `lengths`.
+        """
+        lengths = lengths.astype(np.int64)
+        for name, values in columns.items():
+            if len(values) != lengths.sum():
+                raise DataError(f"column {name!r} has {len(values)} values for {lengths.sum()} tokens")
+        row_ids = np.arange(len(lengths)) if row_ids is None else row_ids
+        return cls(columns, np.cumsum(lengths) - lengths, lengths, labels, row_ids)
+
+    @classmethod
+    def from_dataset(cls, rows: datasets.Dataset, row_ids: Indices | None = None) -> Self:
+        """The lists of token ids, token types and masks and the `label` of a `datasets.Dataset`; see `end_to_end`.
+
+        Raises `DataError` for any other column, and where there is no `input_ids`.
+        """
+        for name in rows.column_names:
+            if name not in (*TOKEN_COLUMNS, "label"):
+                raise DataError(f"column {name!r} cannot be part of a batch: remove it, or tokenise the rows first")
+        if "input_ids" not in rows.column_names:
+            raise DataError("the rows have no column 'input_ids': tokenise them first")
+        table = rows.with_format("arrow")[:]
+        lists = {name: table[name].chunks for name in table.column_names if name != "label"}
+        return cls.end_to_end(
+            {name: _narrow([chunk.flatten().to_numpy() for chunk in chunks]) for name, chunks in lists.items()},
+            np.concatenate([chunk.value_lengths().to_numpy() for chunk in lists["input_ids"]]),
+            _wide(table["label"].to_numpy()) if "label" in table.column_names else None,
+            row_ids,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names that `[]` takes."""
+        return [*self.columns, *(() if self.labels is None else ("label",))]
+
+    def __getitem__(self, name: str) -> Any:
+        """The labels (N,) for `label`, else a list with each row's values."""
+        if name == "label" and self.labels is not None:
+            return self.labels
+        values = self.columns[name]
+        return [
+            values[start : start + length].tolist() for start, length in zip(self.starts, self.lengths, strict=True)
+        ]
+
+    def select(self, rows: Any) -> Features:
+        """The rows of these indices, in this order; nothing is copied but where they are."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Features(self.columns, self.starts[chosen], self.lengths[chosen], labels, self.row_ids[chosen])
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Number of rows, and a SHA-256 of their token ids and labels in order."""
+        digest = hashlib.sha256(self.lengths.tobytes())
+        for name in sorted(self.columns):
+            digest.update(name.encode())
+            for start in range(0, len(self), _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                tokens = _positions(self.starts[rows], self.lengths[rows])
+                digest.update(self.columns[name][tokens].astype(np.int64).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return {"num_rows": len(self), "sha256": digest.hexdigest()}
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What stands in a batch where a row has no token."""
+
+    values: Mapping[str, int]
+    """By name of column."""
+    on_the_left: bool
+    """Whether it stands before the row, not behind it."""
+    adds_mask: bool
+    """Whether a batch has an attention mask even where the rows have none."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Self:
+        """As the tokenizer's own `pad`. Raises `ModelError` where it has no padding token."""
+        if tokenizer.pad_token_id is None:
+            raise ModelError(f"the tokenizer ({type(tokenizer).__name__}) has no padding token, which batches need")
+        return cls(
+            dict(zip(TOKEN_COLUMNS, (tokenizer.pad_token_id, tokenizer.pad_token_type_id, 0), strict=True)),
+            on_the_left=tokenizer.padding_side == "left",
+            adds_mask="attention_mask" in tokenizer.model_input_names,
+        )
+
+
+def pad_rows(features: Features, rows: Indices, padding: Padding) -> dict[str, Tensor]:
+    """The given rows, padded to the longest of them: each column (B, L) int64; `labels` (B,) int64 or float32."""
+    lengths = features.lengths[rows]
+    width = int(lengths.max())
+    gaps = (width - lengths)[:, None] if padding.on_the_left else 0
+    columns_of_rows = np.arange(width) - gaps
+    is_token = (columns_of_rows >= 0) & (columns_of_rows < lengths[:, None])  # (B, L)
+    tokens = _positions(features.starts[rows], lengths)
+    batch = {}
+    for name, values in features.columns.items():
+        padded = np.full(is_token.shape, padding.values[name], dtype=np.int64)
+        padded[is_token] = values[tokens]
+        batch[name] = torch.from_numpy(padded)
+    if padding.adds_mask and "attention_mask" not in batch:
+        batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+    if features.labels is not None:
+        labels = features.labels[rows]
+        batch["labels"] = torch.from_numpy(labels.astype(np.float32) if labels.dtype.kind == "f" else labels)
+    return batch
+
+
+def _positions(starts: Indices, lengths: Indices) -> Indices:
+    """Where the tokens of rows (N,) lie in the flat columns, row after row."""
+    ends = np.cumsum(lengths)
+    # A token's number among all of them, moved to its own row's start.
+    positions: Indices = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+    return positions
+
+
+def _narrow(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """One array of all parts, in the smallest integer type that holds them: BERT's 30,522 ids fit into two bytes."""
+    values = np.concatenate(parts)
+    kind = np.result_type(np.min_scalar_type(values.min(initial=0)), np.min_scalar_type(values.max(initial=0)))
+    return values.astype(kind)
+
+
+def _wide(labels: NDArray[Any]) -> NDArray[Any]:
+    return labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64)

@@ -1,0 +1,71 @@
+"""How long two models take for the same batch, on the machine at hand."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from reptile_distil.arithmetic import wait_for
+from reptile_distil.gradients import Batch
+from reptile_distil.inference import time_in_turn
+from reptile_distil.models import Classifier
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZES = (1, 32)
+MIN_ROUNDS, MAX_ROUNDS = 3, 15
+SECONDS = 0.5
+"""After `MIN_ROUNDS`, a batch size is measured no longer than this."""
+
+
+def compare_latency(teacher: Classifier, student: Classifier, *, length: int, device: str) -> dict[str, Any] | None:
+    """Milliseconds per batch of both models, in turn, for batches of 1 and of 32 rows of `length` tokens.
+
+    Forward passes in eval mode without gradients, with all tokens attended to; the median over the rounds, of which
+    one more runs first and is not counted. The models' modes are restored. None where the device has no room for it.
+    """
+    modes = teacher.training, student.training
+    teacher.eval()
+    student.eval()
+    try:
+        batches = {size: _batch(student, size, length, device) for size in BATCH_SIZES}
+        measured = {str(size): _measure(teacher, student, batch, device) for size, batch in batches.items()}
+    except torch.OutOfMemoryError:
+        logger.warning("latency not measured: the device has no room for a batch of %d", max(BATCH_SIZES))
+        return None
+    finally:
+        teacher.train(modes[0])
+        student.train(modes[1])
+    return {"length": length, "device": device, "num_threads": torch.get_num_threads(), "batches": measured}
+
+
+@torch.no_grad()
+def _measure(teacher: Classifier, student: Classifier, batch: Batch, device: str) -> dict[str, float]:
+    def call(model: Classifier) -> None:
+        model(batch)
+        wait_for(device)
+
+    times = time_in_turn(
+        {"teacher": partial(call, teacher), "student": partial(call, student)},
+        seconds=SECONDS,
+        num_warmups=1,
+        min_rounds=MIN_ROUNDS,
+        max_rounds=MAX_ROUNDS,
+        clock=time.perf_counter,
+    )
+    medians = {f"{name}_ms": 1000 * timing.median for name, timing in times.items()}
+    return {**medians, "rounds": times["teacher"].num_rounds}
+
+
+def _batch(model: Classifier, num_rows: int, length: int, device: str) -> Batch:
+    """(num_rows, length) ids of a word from the middle of the vocabulary, which is no padding in any of them."""
+    config: Any = model.model.config
+    ids = torch.full((num_rows, length), config.vocab_size // 2, device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "type_vocab_size", 0):
+        batch["token_type_ids"] = torch.zeros_like(ids)
+    return batch

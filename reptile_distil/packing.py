@@ -1,0 +1,120 @@
+"""Packed forward passes: the rows of a batch end to end as one row without padding.
+
+Linear layers, layer norms and GELUs see real tokens only. Attention, where rows must not see each other, sets the rows
+apart again, layer by layer. The result is the padded one up to rounding, its gradient too; dropout draws other masks.
+For encoders whose model passes keyword arguments down to its attention: BERT, RoBERTa and ELECTRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from reptile_distil.errors import ModelError
+
+NAME = "reptile_distil_packed"
+"""Of the attention function; without a `layout` it is transformers' own sdpa."""
+
+_POOLED = ("BertForSequenceClassification",)
+_UNPOOLED = (
+    "RobertaForSequenceClassification",
+    "XLMRobertaForSequenceClassification",
+    "ElectraForSequenceClassification",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a batch (B, L) stand in the packed row of its T tokens."""
+
+    mask: Tensor
+    """(B, L) bool, true for tokens. Padding stands behind the tokens."""
+    tokens: Tensor
+    """(T,) position of each token in the flattened batch."""
+    starts: Tensor
+    """(B,) position of each row's first token in the packed row."""
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> Self:
+        """The layout of a batch with this mask (B, L). Raises `ModelError` for a row that starts with padding."""
+        mask = attention_mask.bool()
+        if not mask[:, 0].all():
+            raise ModelError("a batch with padding on the left cannot be packed: set data.packing=false")
+        lengths = mask.sum(dim=1)
+        return cls(mask, mask.flatten().nonzero()[:, 0], lengths.cumsum(0) - lengths)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, L, ...) to (T, ...)."""
+        return padded.flatten(0, 1).index_select(0, self.tokens)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(T, ...) to (B, L, ...), with zeros for padding."""
+        flat = packed.new_zeros(self.mask.numel(), *packed.shape[1:]).index_copy(0, self.tokens, packed)
+        return flat.view(*self.mask.shape, *packed.shape[1:])
+
+
+def use_packing(model: Any) -> None:
+    """Makes the model fit for `packed_logits`; a padded forward pass stays as it was. Raises as `check_packable`."""
+    check_packable(model)
+    model.set_attn_implementation(NAME)
+
+
+def check_packable(model: Any) -> None:
+    """Raises `ModelError` for an architecture that cannot be packed."""
+    kind = type(model).__name__
+    if kind not in (*_POOLED, *_UNPOOLED):
+        known = ", ".join(kind.removesuffix("ForSequenceClassification") for kind in (*_POOLED, *_UNPOOLED))
+        raise ModelError(f"a {kind} cannot be packed, only {known} classifiers can: set data.packing=false")
+
+
+def packed_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits (B, C) of a batch whose padding, if any, is on the right; raises `ModelError` where it is not."""
+    layout = Layout.of(inputs["attention_mask"])
+    positions = torch.arange(layout.mask.shape[1], device=layout.mask.device)
+    if hasattr(model, "roberta"):
+        positions = positions + model.config.pad_token_id + 1
+    packed = {name: layout.pack(inputs[name])[None] for name in ("input_ids", "token_type_ids") if name in inputs}
+    packed["position_ids"] = layout.pack(positions.expand_as(layout.mask))[None]
+    states = model.base_model(**packed, layout=layout).last_hidden_state[0]
+    first = states.index_select(0, layout.starts)[:, None]  # (B, 1, H), as heads that take row[:, 0] want it
+    if type(model).__name__ in _POOLED:
+        first = model.dropout(model.base_model.pooler(first))
+    logits: Tensor = model.classifier(first)
+    return logits
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention (1, H, T, D) to (1, T, H, D) within each row of the layout."""
+    if layout is None:
+        padded: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return padded
+    # (1, H, T, D) -> (B, H, L, D)
+    query, key, value = (layout.pad(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
+    seen = layout.mask[:, None, None]
+    states = functional.scaled_dot_product_attention(query, key, value, seen, dropout, scale=scaling)
+    return layout.pack(states.transpose(1, 2))[None], None
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,102 @@
+"""Measures the time and memory of a training step: fine-tuning, KD, Reptile, and Reptile as it was released.
+
+python scripts/benchmark.py --lengths 32 sst2 rte [--batch-sizes 32] [--depths 12:6] [--widths 384] [--json FILE]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reptile_distil.cli import run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a table for each case; every combination of lengths, batch sizes, depths and widths is one."""
+    arguments = parse(argv)
+
+    from reptile_distil.arithmetic import measure_peaks
+    from reptile_distil.benchmark import describe_machine, make_cases, run_case
+    from reptile_distil.benchmark_report import check_can_plot, plot, to_json, to_markdown
+
+    if arguments.plot:
+        check_can_plot()
+    settings = settings_of(arguments)
+    sizes = (arguments.batch_sizes, arguments.depths, arguments.widths)
+    cases = make_cases(arguments.lengths, *sizes, models=arguments.models, quantiles=settings.quantiles)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    peaks = measure_peaks(settings.device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    machine = describe_machine(settings.device)
+    print(
+        f"{machine}: {peaks.flops / 1e9:.0f} GFLOP/s in a matrix product, {peaks.bandwidth / 1e9:.1f} GB/s in a copy\n"
+    )
+    measured = []
+    for case in cases:
+        measured.append((case, run_case(case, settings, peaks)))
+        print(to_markdown(*measured[-1]), end="\n\n", flush=True)
+        about = {"machine": machine, "torch": torch.__version__, "peaks": peaks._asdict()}
+        if arguments.json:
+            report = to_json(measured, **about, settings=settings._asdict())
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if arguments.plot:
+            plot(measured, arguments.plot, machine)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description="Time and memory of a training step, methods taking turns.")
+    parser.add_argument(
+        "--lengths", nargs="+", default=["32", "sst2", "rte"], help="cola, sst2, stsb, rte, wnli, or numbers of tokens"
+    )
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[32])
+    parser.add_argument("--depths", nargs="+", default=["12:6"], help="teacher's and student's layers, as in 12:6")
+    parser.add_argument("--widths", nargs="+", type=int, default=[384])
+    parser.add_argument(
+        "--models", nargs=2, metavar=("TEACHER", "STUDENT"), help="folders of models, instead of depths and widths"
+    )
+    parser.add_argument(
+        "--data", nargs=2, metavar=("FOLDER", "TOKENIZER"), help="measure the tasks' lengths anew, in GLUE's own files"
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="not of the released step")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--batches", type=int, default=5, help="batches of a task, short to long (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each method takes each batch (3)")
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
+    parser.add_argument("--plot", type=Path, help="PNG to draw (needs matplotlib)")
+    return parser.parse_args(argv)
+
+
+def settings_of(arguments: argparse.Namespace) -> Any:
+    """How the options say to measure."""
+    from reptile_distil.benchmark import Settings
+    from reptile_distil.builders import choose_device
+    from reptile_distil.models import load_tokenizer
+    from reptile_distil.token_lengths import QUANTILES, measure_quantiles
+
+    quantiles = dict(QUANTILES)
+    if arguments.data:
+        folder, tokenizer = Path(arguments.data[0]), load_tokenizer(arguments.data[1])
+        tasks = [name for name in arguments.lengths if not name.isdecimal()]
+        quantiles = {name: measure_quantiles(name, folder, tokenizer) for name in tasks}
+    return Settings(
+        quantiles=quantiles,
+        methods=tuple(arguments.methods),
+        device=choose_device(arguments.device),
+        precision=arguments.precision,
+        num_threads=arguments.threads,
+        num_batches=arguments.batches,
+        num_rounds=arguments.rounds,
+    )
+
+
+METHODS = ("finetune", "kd", "reptile", "released")
+
+if __name__ == "__main__":
+    sys.exit(run(main))

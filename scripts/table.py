@@ -1,0 +1,49 @@
+"""Runs every task, method and seed of a table, or takes what is there, and makes the table with its statistics.
+
+python scripts/table.py --config configs/table.yaml [tasks=[rte,cola]] [seeds=[1]] [key=value ...]
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from reptile_distil.cli import make_parser, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table and writes it as Markdown, LaTeX and CSV; exit code 1 where a cell failed."""
+    parser = make_parser("Run the cells of a table (several workers may, on one folder), and make the table.")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--only-runs", action="store_true", help="run the cells and make no table")
+    only.add_argument("--only-table", action="store_true", help="make the table from what is there")
+    only.add_argument("--print-commands", action="store_true", help="print one command per cell, for a scheduler")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from reptile_distil.table_config import commands, describe_table, load_table_config
+
+    table = load_table_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(describe_table(table), end="")
+        return
+    if arguments.print_commands:
+        for words in commands(table, sys.argv[0], arguments.config, arguments.overrides):
+            print(shlex.join(words))
+        return
+
+    from reptile_distil.grid import Grid
+    from reptile_distil.table_data import collect
+    from reptile_distil.table_formats import write_table
+
+    grid = Grid([] if arguments.only_table else table.cells)
+    grid.run()
+    if not arguments.only_runs:
+        print(write_table(collect(table), table.output), end="")
+        print(f"written to {table.output}.md, .tex and .csv", file=sys.stderr)
+    if not arguments.only_table:
+        print(grid.report(), file=sys.stderr)
+    if grid.failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

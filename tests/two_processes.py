@@ -1,0 +1,188 @@
+"""What test_processes.py runs in each of two processes, with a launcher's variables in the environment.
+
+python -m tests.two_processes FOLDER quick|slow: each process leaves what it computed in FOLDER/<rank>.pt.
+"""
+
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+
+from reptile_distil import reptile
+from reptile_distil.data import Batches
+from reptile_distil.errors import RunError
+from reptile_distil.evaluation import Examiner, predict_logits
+from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
+from reptile_distil.losses import DistillationLoss
+from reptile_distil.methods import FineTuner, KnowledgeDistiller
+from reptile_distil.models import Classifier
+from reptile_distil.processes import ALONE, start_processes, stop_processes, whole
+from reptile_distil.reptile import ReptileDistiller
+from reptile_distil.sharding import shard_model, whole_copy
+from reptile_distil.variant import Variant
+from tests.models import batch, bert
+
+METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate", "reptile-inner", "kd-hidden")
+INNER = "reptile-inner"
+"""Two inner steps of an AdamW that remembers, in every second step, with terms on hidden states."""
+
+# Rows of each step's batch, and rows of a micro-batch. One row among two processes leaves one without any.
+PLANS = {"even": ([32] * 20, None), "uneven": ([32, 7, 1, 2, 5] * 2, 3)}
+WHOLE = [(name, plan) for name in METHODS for plan in PLANS]
+SHARDED = {
+    "quick": [("reptile-adamw", "even"), ("reptile-interpolate", "uneven")],
+    "slow": [*WHOLE[:4], ("reptile-adamw", "uneven"), ("reptile-interpolate", "even")],
+}
+
+
+def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=None):
+    """A method around a teacher of 4 layers and a student of 2, in float64."""
+    teacher = bert(4, seed=1, dropout=dropout, dtype=torch.float64)
+    student = bert(2, seed=2, dropout=dropout, dtype=torch.float64)
+    for model in (teacher, student) if shard else ():
+        shard_model(model, "cpu")
+    options = {
+        # eps: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
+        "student_optimizer": torch.optim.AdamW(student.parameters(), lr=1e-3, eps=1e-4),
+        # Clipped gradients hide their size, unclipped ones the norm.
+        "max_grad_norm": 0.1 if name in ("kd", "reptile-adamw") else 100.0,
+        "micro_batch_size": micro_batch_size,
+        "processes": processes,
+    }
+    if name == "finetune":
+        return FineTuner(student, **options), teacher, student
+    layer_map = ((1,), (3,))
+    hidden_terms = [PatientLoss(0.5, layer_map), HiddenLoss(0.1, layer_map)] if name in ("kd-hidden", INNER) else []
+    options["loss"] = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms)
+    if name.startswith("kd"):
+        return KnowledgeDistiller(teacher, student, **options), teacher, student
+    options["update"] = "interpolate" if name == "reptile-interpolate" else "adamw"
+    if name == INNER:
+        options |= {"variant": Variant(inner_steps=2, every=2), "share_forward": False}
+        options["inner_optimizer"] = "persistent_adamw"
+    if options["update"] == "adamw":
+        options |= {"inner_lr": 1e-2, "inner_eps": 1e-4}
+        options["teacher_optimizer"] = torch.optim.AdamW(teacher.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
+    else:
+        options |= {"inner_lr": 0.5, "inner_optimizer": "sgd"}
+        options["teacher_optimizer"] = torch.optim.SGD(teacher.parameters(), lr=0.05)
+    return ReptileDistiller(teacher, student, **options), teacher, student
+
+
+def train(name, plan, **options):
+    """The last step's logs and both models' weights after the plan's steps."""
+    sizes, micro_batch_size = PLANS[plan]
+    method, teacher, student = build(name, micro_batch_size=micro_batch_size, **options)
+    for step, size in enumerate(sizes):
+        inner = [batch(size, seed=100 + step), batch(9, seed=200 + step)] if name == INNER else []
+        beside = {f"inner{n}/{key}": tensor for n, one in enumerate(inner) for key, tensor in one.items()}
+        logs = method.step({**batch(size, seed=step), **beside})
+    return {
+        "logs": logs,
+        "teacher": {key: whole(weight.detach()) for key, weight in teacher.named_parameters()},
+        "student": {key: whole(weight.detach()) for key, weight in student.named_parameters()},
+    }
+
+
+def dev_set(num_rows):
+    """Rows of lengths 3 to 9, two in a batch."""
+    lengths = [3 + row % 7 for row in range(num_rows)]
+    columns = {
+        "input_ids": [[2, *[5 + row % 8] * (length - 2), 3] for row, length in enumerate(lengths)],
+        "attention_mask": [[1] * length for length in lengths],
+        "label": [row % 3 for row in range(num_rows)],
+    }
+    vocabulary = {word: index for index, word in enumerate("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e f g h".split())}
+    tokenizer = transformers.BertTokenizer(vocab=vocabulary)
+    return Batches(datasets.Dataset.from_dict(columns), tokenizer, batch_size=2)
+
+
+def refuse():
+    raise RunError("no room")
+
+
+def fault_of(call):
+    try:
+        call()
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def exchange(processes):
+    tensors = [torch.tensor([1.0, 2.0]) * (processes.rank + 1), torch.tensor(3, dtype=torch.int64) + processes.rank]
+    processes.sum_(tensors)
+    model = bert(1, seed=processes.rank)
+    processes.share_weights(model, "cpu")
+    processes.seed_dropout(7)
+    return {
+        "rank and count": (processes.rank, processes.count),
+        "sums": tensors,
+        "decided": processes.on_main(lambda: f"by {processes.rank}"),
+        "fault": fault_of(lambda: processes.on_main(refuse)),
+        "shared weights": model.state_dict(),
+        "random numbers": torch.rand(4),
+    }
+
+
+def evaluate(processes, *, shard=False):
+    model = bert(2)
+    if shard:
+        shard_model(model, "cpu")
+    return {
+        rows: torch.from_numpy(predict_logits(Classifier(model), dev_set(rows), processes)) for rows in (1, 5, 7, 8)
+    }
+
+
+def drift(processes, *, shard):
+    """How far an examiner says that a teacher has moved whose every weight has moved by 1."""
+    teacher = bert(2)
+    if shard:
+        shard_model(teacher, "cpu")
+    examiner = Examiner(
+        Classifier(bert(1)),
+        {"dev": dev_set(5)},
+        ["accuracy"],
+        teacher=Classifier(teacher),
+        teacher_moves=True,
+        processes=processes,
+    )
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight += 1
+    return examiner.examine()["teacher_drift"]
+
+
+def part_and_whole():
+    model = bert(4, seed=1)
+    shard_model(model, "cpu")
+    part = sum(weight.to_local().numel() for weight in model.parameters())
+    again = whole_copy(model)
+    return part, None if again is None else (type(again).__name__, again.config.to_dict(), again.state_dict())
+
+
+def quick(processes):
+    return {
+        "exchange": exchange(processes),
+        "logits": evaluate(processes),
+        "sharded logits": evaluate(processes, shard=True),
+        "drift": [drift(processes, shard=shard) for shard in (False, True)],
+        "dropout": train("reptile-adamw", "uneven", processes=processes, dropout=0.1),
+        "part and whole": part_and_whole(),
+        **{("whole", *job): train(*job, processes=processes) for job in WHOLE},
+    }
+
+
+def main(folder, tier):
+    processes = start_processes("cpu")
+    reptile.MAX_SCRATCH_ELEMENTS = 100  # fewer than most of these tiny weights have
+    results = quick(processes) if tier == "quick" else {}
+    results |= {("sharded", *job): train(*job, processes=processes, shard=True) for job in SHARDED[tier]}
+    torch.save(results, Path(folder) / f"{processes.rank}.pt")
+    stop_processes()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
