@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiment import Experiment
     from reptile_distil.losses import DistillationLoss
+    from reptile_distil.metadistil import MetaDistiller
     from reptile_distil.methods import FineTuner, KnowledgeDistiller
     from reptile_distil.metrics import GlueMetric
     from reptile_distil.models import Student, Teacher
@@ -25,6 +26,7 @@ __all__ = [
     "FineTuner",
     "GlueMetric",
     "KnowledgeDistiller",
+    "MetaDistiller",
     "ReptileDistilError",
     "ReptileDistiller",
     "Student",
@@ -39,6 +41,7 @@ _MODULES = {
     "FineTuner": "methods",
     "GlueMetric": "metrics",
     "KnowledgeDistiller": "methods",
+    "MetaDistiller": "metadistil",
     "ReptileDistilError": "errors",
     "ReptileDistiller": "reptile",
     "Student": "models",

@@ -13,14 +13,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil import toy
+from reptile_distil.companions import BatchStream, Companions, hold_out
 from reptile_distil.compute import compile_forward, set_attention
-from reptile_distil.config import Config, TrainConfig
+from reptile_distil.config import Config, MethodName, TrainConfig
 from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import ConfigError
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.features import Features
+from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
-from reptile_distil.losses import DistillationLoss
+from reptile_distil.losses import DistillationLoss, HiddenStateTerm
+from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import (
     Student,
@@ -41,6 +44,7 @@ from reptile_distil.sharding import shard_model
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
+from reptile_distil.variant import Variant
 
 
 class BuiltMethod(NamedTuple):
@@ -70,6 +74,36 @@ def build_batches(
     config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig, *, for_training: bool = False
 ) -> Batches:
     """The tokenised rows of a split: all of them for evaluation, or `data.max_train_rows` of them for training."""
+    features = _load_features(config, task, split, tokenizer, for_training=for_training)
+    batch_size = settings.batch_size if for_training else settings.eval_batch_size
+    return _batches_of(features, config, tokenizer, batch_size)
+
+
+def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
+    """The training batches of the configured method, each with the companions that the method's step asks for."""
+    features = _load_features(config, task, "train", tokenizer, for_training=True)
+
+    def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
+        return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size)
+
+    reptile = config.reptile
+    if config.method == "metadistil":
+        features, held_out = hold_out(features, config.metadistil.quiz_fraction)
+        batches, quiz = batches_of(features), batches_of(held_out, config.metadistil.quiz_batch_size)
+        batches.companions = Companions("quiz", BatchStream(quiz))
+    elif config.method == "reptile" and reptile.inner_batch == "held_out":
+        features, held_out = hold_out(features, reptile.held_out_fraction)
+        batches, stream = batches_of(features), BatchStream(batches_of(held_out))
+        batches.companions = Companions("inner", stream, num_batches=reptile.inner_steps)
+    else:
+        batches = batches_of(features)
+        if config.method == "reptile" and reptile.inner_steps > 1:
+            following = BatchStream(batches_of(features))
+            batches.companions = Companions("inner", following, num_batches=reptile.inner_steps, overlapping=True)
+    return batches
+
+
+def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
     max_rows = data.max_train_rows if for_training else None
     if task.name in toy.TASKS:
@@ -85,13 +119,11 @@ def build_batches(
             check_rows=data.check_rows,
             cache=_cache_folder(data.cache_dir),
         )
-    return Batches(
-        features,
-        tokenizer,
-        batch_size=settings.batch_size if for_training else settings.eval_batch_size,
-        seed=config.seed,
-        device=choose_device(config.device),
-    )
+    return features
+
+
+def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int) -> Batches:
+    return Batches(features, tokenizer, batch_size=batch_size, seed=config.seed, device=choose_device(config.device))
 
 
 def build_student(config: Config, task: Task) -> tuple[nn.Module, Any]:
@@ -124,13 +156,39 @@ def check_pair(config: Config, task: Task) -> None:
     check_length(name, teacher, limit)
     for model in (teacher, student) if config.data.packing else ():
         check_packable(model)
+    build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
+
+
+def check_processes(config: Config, processes: Processes) -> None:
+    """Raises `ConfigError` for a method that several processes cannot share."""
+    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
+        raise ConfigError(
+            f"method metadistil takes one process, but {processes.count} were started: start it with python"
+        )
 
 
 def wider_tokenizer(teacher: Any, student: Any) -> Any:
     """Of two tokenizers with the same ids, the one that gives more inputs: BERT needs segments, DistilBERT has none."""
     return max(student, teacher, key=lambda tokenizer: len(tokenizer.model_input_names))
+
+
+def build_loss(config: Config, teacher: nn.Module, student: nn.Module) -> DistillationLoss:
+    """The loss, its terms on hidden states matched for these two models. Raises `ModelError` where they do not fit."""
+    loss = config.loss
+    hidden_terms: list[HiddenStateTerm] = []
+    if loss.patient or loss.hidden:
+        layer_map = match_states(teacher, student, loss.layer_map)
+        hidden_terms += [PatientLoss(loss.patient, layer_map)] if loss.patient else []
+        hidden_terms += [HiddenLoss(loss.hidden, layer_map)] if loss.hidden else []
+    return DistillationLoss(
+        alpha=loss.alpha,
+        temperature=loss.temperature,
+        regression=loss.regression,
+        soft=loss.soft,
+        hidden_terms=hidden_terms,
+    )
 
 
 def build_method(
@@ -139,10 +197,10 @@ def build_method(
     teacher: Teacher | None,
     settings: TrainConfig,
     *,
-    teacher_moves: bool,
+    role: MethodName | Literal["teacher"],
     processes: Processes = ALONE,
 ) -> BuiltMethod:
-    """Fine-tuning where there is no teacher, distillation from a frozen one, or Reptile where it moves."""
+    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
     shared: dict[str, Any] = {
         "student_optimizer": optimizer,
@@ -152,11 +210,11 @@ def build_method(
     }
     if teacher is None:
         return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
-    loss = DistillationLoss(
-        alpha=config.loss.alpha, temperature=config.loss.temperature, regression=config.loss.regression
-    )
-    if not teacher_moves:
+    loss = build_loss(config, teacher.model, student.model)
+    if role == "kd":
         return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
+    if role == "metadistil":
+        return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
     reptile = config.reptile
     teacher_optimizer: Optimizer = (
         adamw(teacher, lr=reptile.mu, eps=settings.adam_eps)
@@ -174,19 +232,59 @@ def build_method(
         inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
         inner_eps=reptile.inner_eps,
         share_forward=reptile.share_forward,
+        variant=Variant(
+            inner_steps=reptile.inner_steps,
+            inner_batch=reptile.inner_batch,
+            every=reptile.every,
+            move_head=reptile.move_head,
+            move_embeddings=reptile.move_embeddings,
+        ),
         **shared,
     )
-    return BuiltMethod(distiller, {"lr": optimizer, "teacher_lr": teacher_optimizer})
+    optimizers = {"lr": optimizer, "teacher_lr": teacher_optimizer}
+    if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
+        optimizers["inner_lr"] = distiller.inner_learner.optimizer
+    return BuiltMethod(distiller, optimizers)
+
+
+def _build_metadistil(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    loss: DistillationLoss,
+    student_optimizer: Optimizer,
+) -> BuiltMethod:
+    metadistil = config.metadistil
+    teacher_optimizer = adamw(teacher, lr=metadistil.teacher_lr, eps=settings.adam_eps)
+    distiller = MetaDistiller(
+        teacher,
+        student,
+        loss=loss,
+        student_optimizer=student_optimizer,
+        teacher_optimizer=teacher_optimizer,
+        assumed_optimizer=metadistil.assumed_optimizer,
+        assumed_lr=settings.lr if metadistil.assumed_lr is None else metadistil.assumed_lr,
+        assumed_eps=settings.adam_eps,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
 
 
 def build_schedules(
     optimizers: dict[str, Optimizer], batches: Batches, settings: TrainConfig
 ) -> dict[str, LRScheduler]:
-    """For each optimizer, a linear rise over the warm-up and a linear fall to 0 at the last step."""
+    """For each optimizer, a linear rise over the warm-up and a linear fall to 0 at the last step.
+
+    `inner_lr`, equation 1's learning rate, is constant.
+    """
     num_steps = count_steps(batches, settings.epochs, settings.max_steps)
     num_warmup_steps = round(settings.warmup_ratio * num_steps)
     return {
-        name: transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
+        name: transformers.get_constant_schedule(optimizer)
+        if name == "inner_lr"
+        else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
         for name, optimizer in optimizers.items()
     }
 

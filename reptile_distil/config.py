@@ -17,7 +17,7 @@ from reptile_distil.errors import ConfigError
 from reptile_distil.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
 
 LayerMapName = Literal["first", "last", "skip", "both"]
-MethodName = Literal["finetune", "kd", "reptile"]
+MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 COMMAND_LINE = "command line"
@@ -156,7 +156,7 @@ class StudentConfig(_Section):
 
 
 class LossConfig(_Section):
-    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student)."""
+    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student) + patient * ... + hidden * ..."""
 
     alpha: float = Field(0.5, ge=0, le=1)
     """Weight of the distillation term."""
@@ -164,6 +164,25 @@ class LossConfig(_Section):
     """T, divides both models' logits."""
     regression: Literal["mse", "none"] = "mse"
     """Distillation term for one logit: mse of the logits, or none as in the authors' code (KL over one logit is 0)."""
+    soft: Literal["kl", "mse"] = "kl"
+    """Distillation term for classes: kl, or mse: T² * mean squared difference of the probabilities (MetaDistil)."""
+    patient: float = Field(0.0, ge=0)
+    """Weight of the squared distance of normalised first-token states, last layer left out (PKD); 0: none.
+
+    PKD's weight of 100 is 100 / width here, because its code also takes the mean over the width.
+    """
+    hidden: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference of the hidden states of all real tokens; 0: none."""
+    layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
+    """Which teacher layer(s) each student layer is compared with in `patient` and `hidden`; as `reptile.layer_map`."""
+
+    @model_validator(mode="after")
+    def _map_has_a_use(self) -> LossConfig:
+        if self.layer_map != "skip" and not (self.patient or self.hidden):
+            raise ValueError(
+                "layer_map is only for patient and hidden, which are both 0; for Reptile: reptile.layer_map"
+            )
+        return self
 
 
 class ReptileConfig(_Section):
@@ -178,14 +197,54 @@ class ReptileConfig(_Section):
     """
     layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
     """Which teacher layer(s) each student layer moves: first, last, skip, both, or a list by student layer."""
-    inner_optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Equation 1: a fresh AdamW each step (released code), or plain gradient descent (printed equation)."""
+    inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw"
+    """Equation 1: a fresh AdamW each step (released code), plain gradient descent (printed equation), or an AdamW
+    whose moments live on (persistent_adamw)."""
     inner_lr: float | None = Field(None, ge=0)
     """lambda of equation 1, constant; null: `train.lr`."""
     inner_eps: float = Field(1e-8, gt=0)
     """epsilon of the fresh AdamW of equation 1."""
     share_forward: bool = True
     """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
+    inner_steps: int = Field(1, ge=1)
+    """Inner steps of equation 1 per training step, on successive batches; more than 1 takes a copy of the student."""
+    inner_batch: Literal["same", "held_out"] = "same"
+    """Equation 1 begins with the batch of equation 3, or takes training rows that equation 3 never sees (held_out)."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows that is held out for it, drawn once with seed 0 (the same for all seeds)."""
+    every: int = Field(1, ge=1)
+    """The teacher moves (equations 1 and 2) in the first step and every so many steps after it."""
+    move_head: bool = True
+    """Whether equation 2 moves what lies behind the encoder: pooler and classifier."""
+    move_embeddings: bool = True
+    """Whether equation 2 moves the embeddings."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ReptileConfig:
+        plain = self.inner_steps == 1 and self.inner_batch == "same" and self.inner_optimizer != "persistent_adamw"
+        if self.share_forward and not plain:
+            raise ValueError(
+                "share_forward: equation 1 can share equation 3's forward pass only as one fresh step on the same "
+                "batch; set it to false with inner_steps > 1, inner_batch: held_out or persistent_adamw"
+            )
+        if self.inner_batch == "same" and self.held_out_fraction != 0.1:
+            raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
+        return self
+
+
+class MetadistilConfig(_Section):
+    """The teacher's update by MetaDistil: second-order, from a quiz of training rows the student never trains on."""
+
+    teacher_lr: float = Field(1e-5, ge=0)
+    """Peak learning rate of the teacher's AdamW; falls linearly to 0."""
+    quiz_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows held out for the quiz, drawn once with seed 0 (the same for all seeds)."""
+    quiz_batch_size: int | None = Field(None, ge=1)
+    """Examples of the quiz per step; null: `train.batch_size`."""
+    assumed_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The student's assumed step: plain gradient descent (released code), or the first step of a fresh AdamW."""
+    assumed_lr: float | None = Field(None, ge=0)
+    """Learning rate of the assumed step, constant; null: `train.lr`."""
 
 
 class DistributedConfig(_Section):
@@ -230,7 +289,8 @@ class Config(_Section):
     ]
     """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
     method: MethodName = "reptile"
-    """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach."""
+    """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
+    metadistil: from one that learns to teach by second-order gradients (a baseline)."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
@@ -254,7 +314,21 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     reptile: ReptileConfig = ReptileConfig()
+    metadistil: MetadistilConfig = MetadistilConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _metadistil_can_learn(self) -> Config:
+        if "metadistil" not in (self.method, *self.compare_with):
+            return self
+        if self.train.micro_batch_size is not None:
+            raise ValueError(
+                "train.micro_batch_size: metadistil differentiates through the whole batch at once; "
+                "set it to null, and a smaller train.batch_size where memory runs out"
+            )
+        if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+            raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so metadistil could teach it nothing")
+        return self
 
     @model_validator(mode="after")
     def _one_folder_per_method(self) -> Config:
@@ -270,6 +344,29 @@ class Config(_Section):
             raise ValueError("data.packing cannot be compiled: choose it or compute.compile")
         if self.distributed.shard and self.compute.compile:
             raise ValueError("distributed.shard cannot be compiled: choose it or compute.compile")
+        return self
+
+    @model_validator(mode="after")
+    def _method_can_be_computed_so(self) -> Config:
+        methods = (self.method, *self.compare_with)
+        if self.data.packing and (self.loss.patient or self.loss.hidden) and set(methods) != {"finetune"}:
+            raise ValueError(
+                "data.packing gives no hidden states: set it to false, or loss.patient and loss.hidden to 0"
+            )
+        if "metadistil" in methods:
+            for name, is_on in {
+                "data.packing": self.data.packing,
+                "compute.compile": self.compute.compile,
+                "distributed.shard": self.distributed.shard,
+            }.items():
+                if is_on:
+                    raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
+        remembers = self.reptile.inner_steps > 1 or self.reptile.inner_optimizer == "persistent_adamw"
+        if self.distributed.shard and remembers and "reptile" in methods:
+            raise ValueError(
+                "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
+                "student: set it to false"
+            )
         return self
 
     @property
@@ -288,6 +385,7 @@ class Config(_Section):
             "finetune": ("data", "student", "train"),
             "kd": ("data", "teacher", "student", "train", "loss"),
             "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
+            "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),
         }[role]
         values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
         if role == "finetune" and self.student.init != "pretrained":
@@ -324,7 +422,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     values, origins = read_layers(Path(path))
     merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
-    return check_config(values, origins, str(path))
+    config = check_config(values, origins, str(path))
+    _refuse_options_of_other_methods(config, overrides)
+    return config
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -350,9 +450,23 @@ def check_config(
     run in the same file, for the hint at what an unknown key may mean.
     """
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, values, origins, path, also_known)) from None
+    return config
+
+
+def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -> None:
+    """A file may hold the options of every method, but who gives one on the command line expects it to do something."""
+    methods = (config.method, *config.compare_with)
+    for override in overrides:
+        key = override.partition("=")[0]
+        section = key.partition(".")[0]
+        if section in ("reptile", "metadistil") and section not in methods:
+            raise ConfigError(
+                f"command line: {key} has no effect on method {config.method}; leave it out, or give "
+                f"method={section} or compare_with=[{section}]"
+            )
 
 
 def describe(config: BaseModel, without: Collection[str] = ()) -> str:

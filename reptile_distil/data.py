@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -70,6 +70,19 @@ def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoc
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
+class CompanionRows(Protocol):
+    """Further rows for each training batch (see `companions`)."""
+
+    @property
+    def features(self) -> Features:
+        """The rows they are taken from."""
+        ...
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """What the batch of this step of the run, counted from 0, has beside its own entries."""
+        ...
+
+
 class Batches:
     """Batches of a tokenised data set, on a device.
 
@@ -96,6 +109,8 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self.companions: CompanionRows | None = None
+        """What each training batch has beside its own rows; None: nothing."""
         self._padding = Padding.of(tokenizer)
 
     @property
@@ -114,9 +129,12 @@ class Batches:
         return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels."""
-        for rows in self._order(epoch)[skip:]:
-            yield self.batch(rows)
+        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels.
+
+        Companions, if any, are those of the step's number in the run, whatever is left out.
+        """
+        for step, rows in enumerate(self._order(epoch)[skip:], start=(epoch - 1) * self.num_batches + skip):
+            yield self.batch(rows) | (self.companions(step) if self.companions else {})
 
     def row_ids(self, epoch: int, batch: int) -> list[int]:
         """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""

@@ -148,7 +148,7 @@ class Examiner:
         if start > 0 and score < WORN_TEACHER * start:
             logger.warning(
                 "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "
-                "try update: interpolate, or a smaller mu",
+                "try reptile.update: interpolate, or a smaller reptile.mu or metadistil.teacher_lr",
                 start,
                 score,
             )

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from reptile_distil.builders import (
     build_batches,
+    build_lessons,
     build_method,
     build_schedules,
     build_student,
     build_task,
     check_pair,
+    check_processes,
     choose_device,
     forward_options,
     prepare_model,
@@ -100,6 +102,7 @@ class Experiment:
                 "distributed.shard = True: takes several processes to cut the models over; "
                 "start them with torchrun or accelerate launch"
             )
+        check_processes(config, self.processes)
         precision = choose_precision(config.precision, self.device)
         use_precision(precision)
         # A run's files say what `auto` came to.
@@ -232,7 +235,7 @@ class Experiment:
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
             teacher = self._load_teacher(teacher_name)
             check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
-        data = self._load_data(batch_tokenizer, config.train)
+        data = self._load_data(batch_tokenizer, config.train, for_student=True)
         return self._train(method, recovery, interrupts, config.train, model, tokenizer, data, teacher)
 
     def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
@@ -240,12 +243,12 @@ class Experiment:
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
         check_vocabulary(name, model, tokenizer)
-        data = self._load_data(tokenizer, settings)
+        data = self._load_data(tokenizer, settings, for_student=False)
         return self._train("teacher", recovery, interrupts, settings, model, tokenizer, data, None)
 
     def _train(
         self,
-        role: str,
+        role: MethodName | Literal["teacher"],
         recovery: Recovery,
         interrupts: Interrupts,
         settings: TrainConfig,
@@ -259,11 +262,11 @@ class Experiment:
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
         student = Student(self._placed(model), **forward_options(self.config))
-        teacher_moves = role == "reptile"
-        method, optimizers = build_method(
-            self.config, student, teacher, settings, teacher_moves=teacher_moves, processes=self.processes
-        )
+        teacher_moves = role in ("reptile", "metadistil")
+        method, optimizers = build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
         fingerprints = {f"{split} split": data[split].features.fingerprint() for split in data}
+        if batches.companions is not None:
+            fingerprints["rows beside the train split"] = batches.companions.features.fingerprint()
         if teacher is not None:
             fingerprints["teacher"] = weights_fingerprint(teacher)
         recovery.start(self.config.to_yaml(), fingerprints)
@@ -339,15 +342,17 @@ class Experiment:
             draw_after_run(folder.path)
         return results
 
-    def _load_data(self, tokenizer: Any, settings: TrainConfig) -> dict[str, Batches]:
+    def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
         if "train" not in self.task.splits:
             raise DataError(f"task {self.task.name} has no train split to train on")
-        splits = ("train", self.task.selection_split, *self.task.dev_splits[1:])
-        return {
-            split: build_batches(self.config, self.task, split, tokenizer, settings, for_training=split == "train")
-            for split in splits
-        }
+        if for_student:
+            train = build_lessons(self.config, self.task, tokenizer)
+        else:
+            train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
+        splits = (self.task.selection_split, *self.task.dev_splits[1:])
+        dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
+        return {"train": train, **dev}
 
     def _placed(self, model: Any) -> Any:
         """The model on the device, the same on every process, or this process's part of it."""

@@ -63,15 +63,17 @@ def accumulate_gradient(
     processes computes its rows' part; the terms, and the gradients of `parameters`, which must have none before, are
     then summed over all of them.
     """
-    sums: list[Tensor] = []
+    sums: LossTerms | None = None
     for part, share in split_batch(batch, micro_batch_size, processes):
         terms = compute_loss(part)
         (terms.total * share).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
-        weighted = [term.detach() * share for term in terms]
-        sums = weighted if not sums else [total + term for total, term in zip(sums, weighted, strict=True)]
+        weighted = terms.detached(share)
+        sums = weighted if sums is None else sums.plus(weighted)
+    if sums is None:
+        raise ValueError("the batch has no rows")
     processes.sum_gradients(parameters)
-    processes.sum_(sums)
-    return LossTerms(*sums)
+    processes.sum_([*sums[:3], *sums.extra.values()])
+    return sums
 
 
 def _most_rows(batch: Batch, processes: Processes) -> int:
@@ -106,9 +108,4 @@ def student_step(
     # After the exchange: the norm that clips is the whole batch's.
     grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
-    return {
-        "loss": terms.total,
-        "task_loss": terms.task,
-        "distillation_loss": terms.distillation,
-        "grad_norm": whole(grad_norm),
-    }
+    return {**terms.logs(), "grad_norm": whole(grad_norm)}

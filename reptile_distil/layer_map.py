@@ -8,7 +8,7 @@ layers (embeddings, pooler, classifier) are matched one to one, by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -136,6 +136,14 @@ def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap)
             pairs.append(ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter))
     _check_none_left_over(teacher, teacher_prefix, student, pairs)
     return pairs
+
+
+def part_of_model(model: nn.Module, name: str) -> Literal["embeddings", "encoder", "head"]:
+    """Where a parameter lies: before the encoder, in it, or behind it (pooler and classifier)."""
+    encoder = encoder_layers(model)[0].rpartition(".")[0]  # such as bert.encoder
+    if name.startswith(encoder + "."):
+        return "encoder"
+    return "embeddings" if name.startswith(encoder.rpartition(".")[0] + ".embeddings") else "head"
 
 
 def _partners(student_name: str, student_prefix: str, teacher_prefix: str, layer_map: LayerMap) -> tuple[str, ...]:

@@ -83,5 +83,6 @@ class KnowledgeDistiller:
         )
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        terms: LossTerms = self.loss(self.student(batch), self.teacher.soft_labels(batch), batch["labels"])
-        return terms
+        with_states = self.loss.needs_hidden_states
+        targets = self.teacher.targets(batch, hidden_states=with_states)
+        return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)

@@ -26,6 +26,7 @@ CITATION = f"""@inproceedings{{ma-etal-2022-knowledge,
 
 _METHODS = {
     "reptile": "distilled from a teacher that learns to teach by first-order Reptile updates",
+    "metadistil": "distilled from a teacher that learns to teach by second-order gradients (MetaDistil)",
     "kd": "distilled from a frozen teacher",
     "finetune": "fine-tuned without a teacher",
     "teacher": "fine-tuned as a teacher",

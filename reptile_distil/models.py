@@ -16,6 +16,7 @@ from reptile_distil.errors import ModelError
 from reptile_distil.gradients import Batch
 from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
 from reptile_distil.loading import check_it_runs, first_sentence, load_config_file, load_files, seeded
+from reptile_distil.losses import Outputs
 from reptile_distil.packing import packed_logits, use_packing
 from reptile_distil.tasks import Task
 
@@ -52,17 +53,26 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, C). Entries of the batch that the model does not take, such as labels, are left out."""
-        inputs = {name: tensor for name, tensor in batch.items() if name in self._inputs}
+        return self.outputs(batch).logits
+
+    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
+        """Logits, and where asked for hidden states. Raises `ModelError` where the model gives none."""
+        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in self._inputs}
+        if hidden_states:
+            inputs["output_hidden_states"] = True
         # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
         with torch.autocast(
             inputs["input_ids"].device.type,
             dtype=self.autocast_dtype,
             enabled=self.autocast_dtype is not None,
         ):
-            if self.packed and "attention_mask" in inputs:
-                return packed_logits(self.model, inputs)
-            logits: Tensor = self.model(**inputs).logits
-        return logits
+            if self.packed and "attention_mask" in inputs and not hidden_states:
+                return Outputs(packed_logits(self.model, inputs))
+            output = self.model(**inputs)
+        # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
+        if hidden_states and not output.hidden_states:
+            raise ModelError(f"{type(self.model).__name__} gives no hidden states: a loss on them cannot be computed")
+        return Outputs(output.logits, output.hidden_states if hidden_states else ())
 
 
 class Student(Classifier):
@@ -80,12 +90,19 @@ class Teacher(Classifier):
         """Stays in eval mode, whatever is asked: dropout has no place in soft labels."""
         return super().train(False)
 
-    @torch.no_grad()
+    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
+        """As any classifier's, in eval mode even where someone has put the inner model into train mode."""
+        self.eval()
+        return super().outputs(batch, hidden_states=hidden_states)
+
     def soft_labels(self, batch: Batch) -> Tensor:
         """Logits (B, C) without a graph, from the weights as they are now."""
-        self.eval()
-        logits: Tensor = self(batch)
-        return logits
+        return self.targets(batch).logits
+
+    @torch.no_grad()
+    def targets(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
+        """What a student is compared with, without a graph, from the weights as they are now."""
+        return self.outputs(batch, hidden_states=hidden_states)
 
 
 def load_pretrained(name: str, task: Task, *, seed: int) -> Any:

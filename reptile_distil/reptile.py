@@ -21,6 +21,7 @@ import torch
 import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
+from reptile_distil.companions import alone
 from reptile_distil.gradients import (
     Batch,
     Logs,
@@ -30,13 +31,15 @@ from reptile_distil.gradients import (
     split_batch,
     student_step,
 )
+from reptile_distil.inner import InnerLearner
 from reptile_distil.layer_map import match_models
-from reptile_distil.losses import DistillationLoss, LossTerms
+from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
 from reptile_distil.models import Student, Teacher
 from reptile_distil.processes import ALONE, Processes, local_part, whole
+from reptile_distil.variant import Variant
 
-Forward = Callable[[Batch], Tensor]
-"""From a micro-batch to the student's logits (B, C)."""
+Forward = Callable[[Batch], Outputs]
+"""From a micro-batch to what the student says of it."""
 
 MAX_SCRATCH_ELEMENTS = 2**22
 """Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
@@ -58,7 +61,8 @@ class ReptileDistiller:
             so that every matched weight moves about mu a step, whatever the gap. "interpolate" is the printed
             equation: the difference goes through plain SGD, unclipped.
         inner_optimizer: equation 1's step. "adamw": the first step of a fresh AdamW without weight decay (released
-            code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation).
+            code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation). "persistent_adamw": an
+            AdamW without weight decay whose moments live on from step to step, `inner_learner.optimizer`.
         inner_lr: lambda of equation 1. The released code keeps it constant.
         inner_eps: epsilon of the fresh AdamW. The AdamW of transformers 4, with eps, equals this one with
             eps / sqrt(1 - beta2).
@@ -67,7 +71,9 @@ class ReptileDistiller:
         share_forward: equations 1 and 3 see the student with the same dropout masks. A batch that is taken at once then
             goes through the student once, and backwards through that graph twice. A batch cut into micro-batches goes
             through it twice all the same, with repeated masks: keeping every micro-batch's graph would undo what
-            they save. False draws new masks for equation 3, as the released code does.
+            they save. False draws new masks for equation 3, as the released code does. It must be False where
+            equation 1 is more than one fresh step on the batch of equation 3.
+        variant: departures from the published step, for ablations (see `Variant`).
         processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
             gradient is summed over them like equation 3's, so that every process's teacher moves alike.
 
@@ -86,16 +92,23 @@ class ReptileDistiller:
         teacher_optimizer: torch.optim.Optimizer,
         layer_map: str | Sequence[int | Sequence[int]] = "skip",
         update: Literal["adamw", "interpolate"] = "adamw",
-        inner_optimizer: Literal["adamw", "sgd"] = "adamw",
+        inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw",
         inner_lr: float = 5e-5,
         inner_eps: float = 1e-8,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
         share_forward: bool = True,
+        variant: Variant | None = None,
         processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
-        _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd"))
+        _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
+        variant = variant or Variant()
+        if share_forward and (variant.takes_other_batches or inner_optimizer == "persistent_adamw"):
+            raise ValueError(
+                "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the "
+                "same batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
+            )
         self.teacher = Teacher.wrap(teacher)
         self.student = Student.wrap(student)
         self.loss = loss
@@ -109,19 +122,34 @@ class ReptileDistiller:
         self.micro_batch_size = micro_batch_size
         self.processes = processes
         self.share_forward = share_forward
-        self.pairs = match_models(self.teacher.model, self.student.model, layer_map)
+        self.variant = variant
+        matched = match_models(self.teacher.model, self.student.model, layer_map)
+        self.pairs = variant.moving_pairs(matched, self.student.model)
+        self.inner_learner = self._new_inner_learner()
         self._check_optimizers()
+        if variant.every > 1:
+            teacher_optimizer.param_groups[0]["num_student_steps"] = 0
 
-    def step(self, batch: Batch) -> Logs:
+    def step(self, batch: Batch, inner_batches: Sequence[Batch] | None = None) -> Logs:
         """One step of equations 1 to 3; returns detached scalars, none of which has been waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
         are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1, and
         `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
+
+        Equation 1 takes one inner step on each of `inner_batches`. By default they are the batch itself; with
+        `inner_steps` > 1 or `held_out` they are in it, under `inner/input_ids` or `inner0/input_ids` and so on.
         """
         self.student.train()
+        inner_batches = self.variant.inner_batches(batch, inner_batches)
+        batch = alone(batch)
+        if not self._is_teachers_turn():
+            return self._distil_alone(batch)
         student = self._student_forward(batch)
-        inner_loss = self.inner_update(batch, student)
+        if self.inner_learner is None:
+            inner_loss = self.inner_update(inner_batches[0], student)
+        else:
+            inner_loss = self.inner_learner.learn(inner_batches)
         gap = self.update_teacher()
         logs = self.distil(batch, student)
         return {**logs, "inner_loss": inner_loss, "gap": gap}
@@ -129,13 +157,12 @@ class ReptileDistiller:
     def inner_update(self, batch: Batch, student: Forward) -> Tensor:
         """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
         self.student.zero_grad(set_to_none=True)
-        is_shared = student is not self.student
         with self._masks_for_both_equations(batch):
             terms = accumulate_gradient(
                 self._loss_with(student),
                 batch,
                 self.micro_batch_size,
-                retain_graph=is_shared,
+                retain_graph=self._shares_forward(batch),
                 parameters=self.student.parameters(),
                 processes=self.processes,
             )
@@ -154,14 +181,7 @@ class ReptileDistiller:
         Takes theta_s - theta_s' from the student's `.grad`, and leaves no gradient on either model.
         """
         theta_t: list[Tensor] = [pair.teacher for pair in self.pairs]
-        theta_s: list[Tensor] = [pair.student for pair in self.pairs]
-        # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
-        difference = self._take_inner_steps()
-        with torch.no_grad():
-            # Paired weights are sharded alike, if at all: each process subtracts its parts.
-            parts = [local_part(gradient) for gradient in difference]
-            torch._foreach_add_(parts, [local_part(theta) for theta in theta_t])
-            torch._foreach_sub_(parts, [local_part(theta) for theta in theta_s])
+        difference = self._take_difference()
         self.teacher.zero_grad(set_to_none=True)
         for theta, gradient in zip(theta_t, difference, strict=True):
             theta.grad = gradient
@@ -184,15 +204,36 @@ class ReptileDistiller:
             processes=self.processes,
         )
 
+    def _distil_alone(self, batch: Batch) -> Logs:
+        """Equation 3 in a step where the teacher rests: there is no inner step, so theta_s' is theta_s."""
+        self.student.zero_grad(set_to_none=True)
+        gap = whole(nn.utils.get_total_norm(self._take_difference()))
+        logs = self.distil(batch, self._ask_student)
+        return {**logs, "inner_loss": logs["loss"], "gap": gap}
+
+    def _is_teachers_turn(self) -> bool:
+        if self.variant.every == 1:
+            return True
+        # Counted where the optimizer keeps its own state, so that a run that is taken up again goes on counting.
+        group = self.teacher_optimizer.param_groups[0]
+        group["num_student_steps"] += 1
+        return bool((group["num_student_steps"] - 1) % self.variant.every == 0)
+
     def _student_forward(self, batch: Batch) -> Forward:
-        """The student, or its logits of the batch, computed once for equations 1 and 3."""
-        if not self.share_forward or self._is_split(batch):
-            return self.student
+        """The student, or what it says of this process's rows, computed once for equations 1 and 3."""
+        if not self._shares_forward(batch):
+            return self._ask_student
         ((own_rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
         # A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
         with compiled_autograd_config.patch(donated_buffer=False):
-            logits: Tensor = self.student(own_rows)
-        return lambda _: logits
+            outputs = self._ask_student(own_rows)
+        return lambda _: outputs
+
+    def _shares_forward(self, batch: Batch) -> bool:
+        return self.share_forward and not self._is_split(batch)
+
+    def _ask_student(self, batch: Batch) -> Outputs:
+        return self.student.outputs(batch, hidden_states=self.loss.needs_hidden_states)
 
     def _is_split(self, batch: Batch) -> bool:
         return is_split(batch, self.micro_batch_size, self.processes)
@@ -202,14 +243,45 @@ class ReptileDistiller:
             return random_numbers_repeated(batch["input_ids"].device)
         return contextlib.nullcontext()
 
+    def _new_inner_learner(self) -> InnerLearner | None:
+        """What takes equation 1's steps where they have no closed form."""
+        if self.variant.inner_steps == 1 and self.inner_optimizer != "persistent_adamw":
+            return None
+        return InnerLearner(
+            self.student,
+            self._loss_of,
+            optimizer=self.inner_optimizer,
+            lr=self.inner_lr,
+            eps=self.inner_eps,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
+        )
+
     def _loss_with(self, student: Forward) -> Callable[[Batch], LossTerms]:
         """L(x; theta_s; theta_t) as a function of x."""
 
         def compute_loss(batch: Batch) -> LossTerms:
-            terms: LossTerms = self.loss(student(batch), self.teacher.soft_labels(batch), batch["labels"])
-            return terms
+            targets = self.teacher.targets(batch, hidden_states=self.loss.needs_hidden_states)
+            return self.loss.compare(student(batch), targets, batch)
 
         return compute_loss
+
+    def _loss_of(self, learner: Student, batch: Batch) -> LossTerms:
+        """L(x; theta; theta_t) for another student than the one that is distilled."""
+        outputs = learner.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+        return self._loss_with(lambda _: outputs)(batch)
+
+    def _take_difference(self) -> list[Tensor]:
+        """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
+        # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
+        difference = self._take_inner_steps()
+        with torch.no_grad():
+            # Paired weights are sharded alike, if at all: each process subtracts its parts.
+            parts = [local_part(step) for step in difference]
+            torch._foreach_add_(parts, [local_part(pair.teacher) for pair in self.pairs])
+            torch._foreach_sub_(parts, [local_part(pair.student) for pair in self.pairs])
+        return difference
 
     def _take_inner_steps(self) -> list[Tensor]:
         """theta_s - theta_s' of each pair, taken from the student's `.grad`: the memory becomes the caller's.

@@ -10,7 +10,8 @@ from reptile_distil.runs import Results
 def comparison_table(results: Sequence[Results]) -> str:
     """A Markdown table, aligned for the terminal: one row a run, scores in percent, sizes, times.
 
-    `teacher at end` is the teacher's own score after the run, which only Reptile changes. An undefined score is `-`.
+    `teacher at end` is the teacher's own score after the run, which only Reptile and MetaDistil change. A score that is
+    undefined is `-`.
     """
     rows = [["run", *_score_names(results[0]), "teacher at end", "parameters", "best epoch", "train s", "examples/s"]]
     for result in results:

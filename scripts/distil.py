@@ -11,7 +11,7 @@ from reptile_distil.cli import config_of, make_parser, run
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the method, and those it is compared with, and prints their scores beside the teacher's."""
-    parser = make_parser("Distil a student from a teacher (method: finetune, kd or reptile).")
+    parser = make_parser("Distil a student from a teacher (method: finetune, kd, reptile or metadistil).")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)

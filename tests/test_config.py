@@ -1,5 +1,6 @@
 """Strict configuration: what is read is what was meant, or one sentence says what is wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_there_are_shipped_files_to_test():
 
 
 RUNS = [
-    path for path in sorted(CONFIGS.glob("**/*.yaml")) if not path.name.startswith("table")
+    path for path in sorted(CONFIGS.glob("**/*.yaml")) if not path.name.startswith(("table", "ablation"))
 ]  # see test_table_config
 
 
@@ -106,7 +107,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("train=3", "train = 3: expected a section of `key: value` lines"),
         ("loss.alpha=1.1", "loss.alpha = 1.1: expected less than or equal to 1"),
         ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
-        ("method=distill", "method = 'distill': expected 'finetune', 'kd' or 'reptile'"),
+        ("method=distill", "method = 'distill': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
         (
             "reptile.layer_map=middle",
             "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
@@ -115,7 +116,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("seed=", "seed = None: expected a valid integer"),
         ("student.init=random", "student: init: random needs student.num_layers"),
         ("student.num_layers=3", "num_layers and teacher_layers belong to init: teacher_layers or random"),
-        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd' or 'reptile'"),
+        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),
         ("task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}", "task.metrics.0 = 'acc'"),
@@ -123,6 +124,19 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
             "task={name: a, text: [x], metrics: [f1], files: {valid: a.csv}}",
             "'valid' is no split: expected train, dev or test",
         ),
+        ("reptile.every=0", "reptile.every = 0: expected greater than or equal to 1"),
+        ("reptile.inner_steps=0", "reptile.inner_steps = 0: expected greater than or equal to 1"),
+        ("reptile.inner_steps=2", "reptile: share_forward: equation 1 can share equation 3's forward pass only as one"),
+        ("reptile.inner_batch=held_out", "set it to false with inner_steps > 1, inner_batch: held_out or"),
+        ("reptile.inner_optimizer=persistent_adamw", "reptile: share_forward: equation 1 can share"),
+        (
+            "reptile.held_out_fraction=0.2",
+            "held_out_fraction belongs to inner_batch: held_out, but inner_batch is same",
+        ),
+        ("metadistil.quiz_fraction=1", "metadistil.quiz_fraction = 1: expected less than 1"),
+        ("loss.soft=l1", "loss.soft = 'l1': expected 'kl' or 'mse'"),
+        ("loss.patient=-1", "loss.patient = -1: expected greater than or equal to 0"),
+        ("loss.layer_map=last", "loss: layer_map is only for patient and hidden, which are both 0"),
         ("train.a b=1", "unknown key 'train.a b'"),
         ("int=1", "command line: unknown key 'int'"),
         ("seed=0x" + "f" * 5000, "the number has more than 20 digits"),
@@ -310,6 +324,91 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         load_config(minimal, ["compare_with=[kd]", "output_dir=here", "student.pretrained=x"])
 
 
+@pytest.mark.parametrize("where", ["method=metadistil", "compare_with=[metadistil]"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.micro_batch_size=4",
+            "train.micro_batch_size: metadistil differentiates through the whole batch at once",
+        ),
+        ("loss.alpha=0", "loss.alpha = 0 leaves the teacher out of the loss"),
+    ],
+)
+def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", [where, override])
+    load_config(CONFIGS / "rte.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section"),
+    [
+        (["method=kd", "reptile.mu=0.1"], "reptile"),
+        (["method=finetune", "reptile.every=2"], "reptile"),
+        (["method=reptile", "metadistil.teacher_lr=0.1"], "metadistil"),
+        (["method=metadistil", "reptile={move_head: false}"], "reptile"),
+    ],
+)
+def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(overrides, section):
+    with pytest.raises(ConfigError, match=rf"{section}\S* has no effect on method .* method={section} or compare_with"):
+        load_config(CONFIGS / "rte.yaml", overrides)
+    load_config(CONFIGS / "rte.yaml", [*overrides, f"compare_with=[{section}]"])
+
+
+ABLATION = yaml.safe_load((CONFIGS / "ablation.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ABLATION["variants"])
+def test_each_ablation_differs_from_its_method_in_the_keys_it_names_and_no_other(name):
+    variant = dict(ABLATION["variants"][name])
+    method = variant.pop("method")
+    named = {f"{section}.{key}": value for section, values in variant.items() for key, value in values.items()}
+    plain = load_config(CONFIGS / "rte.yaml", [f"method={method}"]).decisive_values(method)
+    overrides = [f"{key}={value}".replace("True", "true").replace("False", "false") for key, value in named.items()]
+    changed = load_config(CONFIGS / "rte.yaml", [f"method={method}", *overrides]).decisive_values(method)
+    assert named
+    assert {key for key in plain if plain[key] != changed[key]} == set(named)
+
+
+def test_the_ablations_ask_about_every_switch():
+    """Every row is in the table, and between them they turn every key that issues from the step's equations."""
+    assert set(ABLATION["methods"]) == {"finetune", "kd", "reptile", "metadistil", *ABLATION["variants"]}
+    turned = {
+        f"{section}.{key}"
+        for variant in ABLATION["variants"].values()
+        for section, values in variant.items()
+        if section != "method"
+        for key in values
+    }
+    assert turned == {
+        "loss.alpha",
+        "loss.temperature",
+        "loss.soft",
+        "loss.patient",
+        "loss.hidden",
+        "reptile.update",
+        "reptile.mu",
+        "reptile.layer_map",
+        "reptile.inner_optimizer",
+        "reptile.inner_steps",
+        "reptile.inner_batch",
+        "reptile.share_forward",
+        "reptile.every",
+        "reptile.move_head",
+        "reptile.move_embeddings",
+    }
+
+
+def test_metadistils_defaults_are_the_published_ones():
+    metadistil = load_config(CONFIGS / "rte.yaml", ["method=metadistil"]).metadistil
+    assert (metadistil.teacher_lr, metadistil.assumed_optimizer) == (1e-5, "sgd")
+    assert (metadistil.assumed_lr, metadistil.quiz_batch_size) == (
+        None,
+        None,
+    )  # those of train, 5e-5 and 32 in base.yaml
+
+
 @pytest.mark.parametrize(
     ("role", "override", "matters"),
     [
@@ -325,10 +424,21 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
         ("kd", "reptile.mu=0.1", False),
         ("kd", "teacher.finetuned=other", True),
         ("reptile", "reptile.mu=0.1", True),
+        ("reptile", "metadistil.teacher_lr=0.1", False),
+        ("reptile", "loss.hidden=0.1", True),
+        ("metadistil", "metadistil.teacher_lr=0.1", True),
+        ("metadistil", "metadistil.quiz_fraction=0.2", True),
+        ("metadistil", "reptile.mu=0.1", False),
+        ("metadistil", "loss.soft=mse", True),
+        ("metadistil", "teacher.finetuned=other", True),
+        ("kd", "loss.patient=0.1", True),
+        ("finetune", "loss.patient=0.1", False),
+        ("reptile", "reptile.every=2", True),
+        ("reptile", "reptile.move_head=false", True),
+        ("reptile", "reptile.share_forward=false", True),
         ("reptile", "train.micro_batch_size=4", False),
         ("reptile", "train.log_every=3", False),
         ("reptile", "distributed.shard=true", False),
-        ("reptile", "reptile.share_forward=false", True),
         ("reptile", "precision=tf32", True),
         ("reptile", "compute.compile=true", False),
         ("reptile", "compute.attention=eager", False),
@@ -342,8 +452,9 @@ def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
     ],
 )
 def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
+    beside = ["compare_with=[metadistil]"] if override.startswith("metadistil.") else []
     before = load_config(CONFIGS / "rte.yaml").decisive_values(role)
-    after = load_config(CONFIGS / "rte.yaml", [override]).decisive_values(role)
+    after = load_config(CONFIGS / "rte.yaml", [override, *beside]).decisive_values(role)
     assert (before != after) == matters
 
 
@@ -365,3 +476,43 @@ def test_a_student_made_of_the_teachers_layers_depends_on_the_pretrained_teacher
 def test_ways_to_compute_that_do_not_go_together_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(CONFIGS / "rte.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.packing=true", "loss.patient=0.1"], "data.packing gives no hidden states: set it to false, or"),
+        (["data.packing=true", "loss.hidden=0.1", "method=kd"], "data.packing gives no hidden states"),
+        (["data.packing=true", "method=metadistil"], "metadistil cannot be computed with data.packing: set it to"),
+        (["compute.compile=true", "method=metadistil"], "metadistil cannot be computed with compute.compile"),
+        (
+            ["distributed.shard=true", "compare_with=[metadistil]"],
+            "metadistil cannot be computed with distributed.shard",
+        ),
+        (
+            ["distributed.shard=true", "reptile.inner_steps=2", "reptile.share_forward=false"],
+            "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw",
+        ),
+        (
+            ["distributed.shard=true", "reptile.inner_optimizer=persistent_adamw", "reptile.share_forward=false"],
+            "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw",
+        ),
+    ],
+)
+def test_a_way_to_compute_that_the_method_cannot_take_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_config(CONFIGS / "rte.yaml", overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.packing=true", "loss.hidden=0.1", "method=finetune"],
+        ["distributed.shard=true", "reptile.inner_batch=held_out", "reptile.share_forward=false"],
+        ["distributed.shard=true", "loss.patient=0.1"],
+        ["compute.compile=true", "loss.patient=0.1"],
+    ],
+)
+def test_a_way_to_compute_that_the_method_can_take_is_not_refused(overrides):
+    load_config(CONFIGS / "rte.yaml", overrides)

@@ -9,11 +9,13 @@ import torch
 import transformers
 
 from reptile_distil import Experiment, models, toy
-from reptile_distil.builders import build_batches, build_student, build_task, choose_device
+from reptile_distil.builders import build_batches, build_lessons, build_student, build_task, choose_device
+from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher, load_tokenizer
 from reptile_distil.packing import packed_logits
+from reptile_distil.processes import Processes
 from tests.models import bert
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -71,6 +73,112 @@ def test_every_epoch_shows_what_happens_to_the_teacher(tiny):
         assert record["last_gap"] > 0
         assert record["teacher_drift"] > 0
     assert results["teacher"]["scores_at_end"] == epochs[-1]["teacher_scores"]
+
+
+def test_metadistil_trains_on_the_rows_that_are_not_in_the_quiz_and_moves_the_teacher(tiny):
+    experiment = tiny("method=metadistil", "train.epochs=2", "metadistil.quiz_fraction=0.2")
+    results = experiment.fit()
+    assert results["num_train_rows"] == 56
+    assert results["num_steps"] == 8
+    for record in epochs_of(experiment.folder):
+        assert {"quiz_loss", "assumed_loss", "teacher_grad_norm"} < record["train"].keys()
+        assert record["teacher_drift"] > 0
+        assert record["teacher_scores"]["dev"]["accuracy"] > 0
+
+
+def test_the_quiz_is_made_of_training_rows_that_no_lesson_has_and_never_of_dev_rows(tiny):
+    config = tiny("method=metadistil", "train.epochs=2", "data.max_train_rows=300").config
+    task, tokenizer = build_task(config), toy.tokenizer()
+
+    def texts(batch):
+        return [tuple(row[row != tokenizer.pad_token_id].tolist()) for row in batch["input_ids"]]
+
+    lessons, quizzes = [], []
+    batches = build_lessons(config, task, tokenizer)
+    for epoch in (1, 2):
+        for batch in batches.epoch(epoch):
+            lessons += texts(alone(batch))
+            quizzes += texts(companion(batch, "quiz"))
+    plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
+    trained_on = [row for batch in plain.epoch(1) for row in texts(batch)]
+    assert len(set(quizzes)) == 30
+    assert len(lessons) == 2 * 270
+    assert sorted(lessons[:270] + list(set(quizzes))) == sorted(trained_on)
+
+
+@pytest.mark.parametrize("task", ["toy-pair", "toy-threeway", "toy-regression"])
+def test_metadistil_runs_on_every_kind_of_task(tiny, task):
+    results = tiny(f"task={task}", "method=metadistil", "metadistil.assumed_optimizer=adamw", "loss.soft=mse").fit()
+    assert math.isfinite(results["score"])
+
+
+@pytest.mark.parametrize(
+    ("options", "num_train_rows"),
+    [
+        (["inner_steps=3", "share_forward=false"], 70),
+        (["inner_batch=held_out", "held_out_fraction=0.2", "share_forward=false"], 56),
+        (["inner_batch=held_out", "inner_steps=2", "share_forward=false"], 63),
+        (["inner_optimizer=persistent_adamw", "share_forward=false"], 70),
+        (["every=3", "move_head=false", "move_embeddings=false"], 70),
+    ],
+)
+def test_reptiles_ablations_run_by_configuration_alone(tiny, options, num_train_rows):
+    experiment = tiny("train.epochs=2", *(f"reptile.{option}" for option in options))
+    assert experiment.fit()["num_train_rows"] == num_train_rows
+    for epoch in epochs_of(experiment.folder):
+        assert epoch["last_gap"] > 0
+        assert epoch["teacher_drift"] > 0
+
+
+def test_more_inner_steps_take_the_batches_that_follow(tiny):
+    config = tiny("reptile.inner_steps=2", "reptile.share_forward=false").config
+    task, tokenizer = build_task(config), toy.tokenizer()
+    batches = build_lessons(config, task, tokenizer)
+    plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
+    order = [batch["input_ids"] for epoch in (1, 2) for batch in plain.epoch(epoch)]
+    for step, batch in enumerate(batches.epoch(1)):
+        for number, ids in enumerate((alone(batch), companion(batch, "inner0"), companion(batch, "inner1"))):
+            assert torch.equal(ids["input_ids"], order[step + max(number - 1, 0)])
+
+
+def test_held_out_inner_batches_never_have_a_row_of_equation_3(tiny):
+    config = tiny("reptile.inner_batch=held_out", "reptile.share_forward=false", "data.max_train_rows=300").config
+    rows = {"own": set(), "inner": set()}
+    for batch in build_lessons(config, build_task(config), toy.tokenizer()).epoch(1):
+        for name, part in (("own", alone(batch)), ("inner", companion(batch, "inner"))):
+            rows[name] |= {tuple(ids[ids != toy.tokenizer().pad_token_id].tolist()) for ids in part["input_ids"]}
+    assert (len(rows["own"]), len(rows["inner"])) == (270, 30)
+    assert not rows["own"] & rows["inner"]
+
+
+def test_a_persistent_inner_adamw_keeps_its_learning_rate(tiny):
+    options = ["reptile.inner_optimizer=persistent_adamw", "reptile.share_forward=false", "reptile.inner_lr=0.01"]
+    experiment = tiny(*options, "train.log_every=1")
+    experiment.fit()
+    records = [json.loads(line) for line in (experiment.folder.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["event"] == "step"]
+    assert {record["inner_lr"] for record in steps} == {0.01}
+    assert steps[0]["teacher_lr"] > steps[-1]["teacher_lr"]
+
+
+@pytest.mark.parametrize("method", ["kd", "reptile", "metadistil"])
+def test_terms_on_hidden_states_are_logged_by_name(tiny, method):
+    layers = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
+    experiment = tiny(f"method={method}", *layers, "loss.patient=1", "loss.hidden=0.1", "loss.layer_map=last")
+    experiment.fit()
+    (epoch,) = epochs_of(experiment.folder)
+    assert epoch["train"]["patient_loss"] > 0
+    assert epoch["train"]["hidden_loss"] > 0
+
+
+def test_unequal_widths_are_fine_for_metadistil_but_not_for_terms_on_hidden_states(tiny, tmp_path):
+    start = ["student.init=pretrained", "student.num_layers=null", "student.pretrained=toy-bert-1L-32H"]
+    with pytest.raises(ModelError, match=r"the student's is 32 and the teacher's 16: set both to 0"):
+        tiny("method=metadistil", *start, "loss.hidden=1").fit()
+    with pytest.raises(ModelError, match=r"loss\.patient leaves the student's last layer out"):
+        tiny("method=metadistil", "loss.patient=1").fit()
+    assert not tiny().teacher_folder.path.exists()
+    assert tiny("method=metadistil", *start).fit()["score"] > 0
 
 
 def test_a_frozen_teacher_does_not_drift(tiny):
@@ -321,9 +429,11 @@ def save_distilbert(folder):
 def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
     save_distilbert(tmp_path / "student")
     segments = []
-    soft_labels = Teacher.soft_labels
+    targets = Teacher.targets
     monkeypatch.setattr(
-        Teacher, "soft_labels", lambda self, b: segments.append(b["token_type_ids"].max()) or soft_labels(self, b)
+        Teacher,
+        "targets",
+        lambda self, b, **asked: segments.append(b["token_type_ids"].max()) or targets(self, b, **asked),
     )
     start = ["student.init=pretrained", "student.num_layers=null", f"student.pretrained={tmp_path}/student"]
     experiment = tiny("task=toy-pair", "method=kd", *start)
@@ -493,3 +603,11 @@ def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
     latency = tiny("method=kd").fit()["latency"]
     assert (latency["length"], latency["device"], list(latency["batches"])) == (32, "cpu", ["1", "32"])
     assert "latency" not in tiny("method=finetune").fit()
+
+
+def test_metadistil_with_several_processes_is_refused_before_anything_is_trained(tiny, monkeypatch):
+    monkeypatch.setattr("reptile_distil.experiment.start_processes", lambda _: Processes(0, 2))
+    for overrides in (["method=metadistil"], ["method=kd", "compare_with=[metadistil]"]):
+        with pytest.raises(ConfigError, match=r"^method metadistil takes one process, but 2 were started: start it"):
+            tiny(*overrides)
+    tiny("method=reptile")

@@ -69,14 +69,14 @@ def test_trap_03_regression_distils_the_mean_squared_difference_without_temperat
     student, teacher = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [5.0]])
     terms = DistillationLoss(alpha=0.25, temperature=temperature)(student, teacher, torch.tensor([0.0, 3.5]))
     # (1² + 0.5²) / 2, (1² + 2²) / 2, and 0.75 * 0.625 + 0.25 * 2.5
-    assert [term.item() for term in terms] == [1.09375, 0.625, 2.5]
+    assert [term.item() for term in terms[:3]] == [1.09375, 0.625, 2.5]
 
 
 def test_trap_03_regression_none_is_the_authors_plain_fine_tuning():
     student, teacher = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [5.0]])
     loss = DistillationLoss(alpha=0.25, temperature=5.0, regression="none")
     terms = loss(student, teacher, torch.tensor([0.0, 3.5]))
-    assert [term.item() for term in terms] == [0.75 * 0.625, 0.625, 0.0]
+    assert [term.item() for term in terms[:3]] == [0.75 * 0.625, 0.625, 0.0]
 
 
 def test_regression_none_changes_nothing_for_classes():
@@ -135,7 +135,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype, num_logits):
     labels = torch.tensor([0, 1, 2, 0, 1, 2]) if num_logits == 3 else torch.rand(6) * 5
     halves = DistillationLoss()(student, teacher, labels)
     floats = DistillationLoss()(student.float(), teacher.float(), labels)
-    for half, full in zip(halves, floats, strict=True):
+    for half, full in zip(halves[:3], floats[:3], strict=True):
         assert half.dtype == torch.float32
         assert torch.equal(half, full)
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from reptile_distil import Experiment, cli, toy
+from reptile_distil.companions import Companions
 from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.evaluation import Examiner
 from reptile_distil.methods import FineTuner
@@ -202,6 +203,52 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
     experiment("method=finetune").fit()
     assert "going on from the checkpoint of step 10" in caplog.text
     assert contents(runs, "finetune") == uninterrupted["finetune"][0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "method=reptile",
+            "reptile.inner_optimizer=persistent_adamw",
+            "reptile.share_forward=false",
+            "reptile.every=2",
+        ],
+        ["method=reptile", "reptile.inner_batch=held_out", "reptile.inner_steps=2", "reptile.share_forward=false"],
+        ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
+    ],
+    ids=["persistent inner AdamW, every second step", "held-out inner batches", "metadistil"],
+)
+def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, tmp_path, overrides):
+    """Stopped within an epoch, after an odd number of steps: before one in which the teacher would rest."""
+    method = overrides[0].removeprefix("method=")
+
+    def experiment(name):
+        changes = [*overrides, "checkpoint.every_steps=3", f"runs_dir={tmp_path / name}"]
+        return Experiment.from_yaml(TINY, *settings, *changes)
+
+    experiment("whole").fit()
+    shutil.copytree(tmp_path / "whole/toy-sentence/teacher-seed42", tmp_path / "parts/toy-sentence/teacher-seed42")
+    die_after(experiment("parts"), 9)
+    experiment("parts").fit()
+    last = f"step-{3 * count_batches(tmp_path / 'parts', method):08d}-evaluated"
+    whole, parts = (contents(tmp_path / name, method, checkpoint=last) for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def count_batches(runs, method):
+    """Steps of an epoch."""
+    results = json.loads((runs / "toy-sentence" / f"{method}-seed42" / "results.json").read_text())
+    return results["num_steps"] // 3
+
+
+def test_rows_held_out_that_changed_between_the_runs_are_refused(settings, tmp_path, monkeypatch):
+    overrides = [*settings, f"runs_dir={tmp_path}", "method=metadistil", "train.micro_batch_size=null"]
+    die_after(Experiment.from_yaml(TINY, *overrides), 8)
+    quiz = Companions.features.fget
+    monkeypatch.setattr(Companions, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
+    with pytest.raises(RunError, match="the rows beside the train split has changed since this run began"):
+        Experiment.from_yaml(TINY, *overrides).fit()
 
 
 def test_a_run_leaves_checkpoints_only_while_it_is_not_finished(stop, experiment):

@@ -46,6 +46,30 @@ def test_the_shipped_toy_table_has_four_tasks_three_methods_and_three_seeds():
     assert {cell.config.num_threads for cell in table.cells} == {1}
 
 
+def test_the_shipped_ablations_are_a_table_of_thirty_methods_and_variants():
+    table = load_table_config(CONFIGS / "ablation.yaml")
+    assert len(table.rows) == 1 + 30  # the teacher
+    assert len(table.cells) == 4 * 3 * 31
+    persistent = cell(table, "rte", "inner-persistent-adamw", 43).config
+    assert (persistent.method, persistent.reptile.inner_optimizer) == ("reptile", "persistent_adamw")
+    assert cell(table, "rte", "metadistil-mse", 43).config.loss.soft == "mse"
+
+
+def test_metadistil_is_a_method_of_a_table_with_the_tables_own_teacher():
+    table = load_table_config(TINY, ["methods=[metadistil]", "metadistil.teacher_lr=1e-4"])
+    assert table.rows == ("teacher", "metadistil")
+    students = [cell for cell in table.cells if cell.row == "metadistil"]
+    assert {(cell.config.method, cell.config.metadistil.teacher_lr) for cell in students} == {("metadistil", 1e-4)}
+    assert all(cell.needs_teacher for cell in students)
+
+
+def test_an_option_of_reptile_holds_for_its_rows_and_variants_and_is_none_of_the_others():
+    variants = "variants={slow: {method: reptile, reptile: {update: interpolate}}}"
+    table = load_table_config(TINY, ["methods=[kd, reptile, slow]", variants, "reptile.mu=0.25"])
+    assert {cell.config.reptile.mu for cell in table.cells if cell.row in ("reptile", "slow")} == {0.25}
+    assert not any("reptile.mu" in cell.decisive for cell in table.cells if cell.row == "kd")
+
+
 @pytest.mark.parametrize("task", ["rte", "stsb"])
 @pytest.mark.parametrize("method", ["finetune", "kd", "reptile"])
 def test_a_cell_is_the_run_of_the_tasks_own_file(task, method):
@@ -157,7 +181,10 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["tasks=[ax]"], "command line: tasks: ax has no train split"),
         (["seeds=[-1]"], "command line: seeds.0 = -1: expected greater than or equal to 0"),
         (["seeds=[a]"], "command line: seeds.0 = 'a': expected"),
-        (["methods=[kdd]"], "unknown method 'kdd', known: finetune, kd, reptile, teacher; did you mean 'kd'?"),
+        (
+            ["methods=[kdd]"],
+            "unknown method 'kdd', known: finetune, kd, reptile, metadistil, teacher; did you mean 'kd'?",
+        ),
         (["seed=0"], "command line: seed = 0: a table has no seed, give seeds="),
         (["method=kd"], "a table has no method, give methods="),
         (["task=rte"], "a table has no task, give tasks="),

@@ -20,6 +20,7 @@ from reptile_distil.data import Batches
 from reptile_distil.errors import RunError
 from reptile_distil.evaluation import Examiner, predict_logits
 from reptile_distil.experiment import Experiment
+from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.interrupts import Interrupted
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
@@ -27,11 +28,15 @@ from reptile_distil.models import Classifier
 from reptile_distil.processes import ALONE, start_processes, stop_processes, whole
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sharding import shard_model, whole_copy
+from reptile_distil.variant import Variant
 from tests.models import batch, bert
 
 experiments.draw_after_run = lambda folder: None  # takes longer than a tiny run
 
-METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate")
+METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate", "reptile-inner", "kd-hidden")
+INNER = "reptile-inner"
+"""Two inner steps of an AdamW that remembers, in every second step, with terms on hidden states."""
+
 # Rows of each step's batch, and rows of a micro-batch. One row among two processes leaves one without any.
 PLANS = {"even": ([32] * 20, None), "uneven": ([32, 7, 1, 2, 5] * 2, 3)}
 WHOLE = [(name, plan) for name in METHODS for plan in PLANS]
@@ -57,11 +62,16 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
     }
     if name == "finetune":
         return FineTuner(student, **options), teacher, student
-    options["loss"] = DistillationLoss(alpha=0.5, temperature=4.0)
-    if name == "kd":
+    layer_map = ((1,), (3,))
+    hidden_terms = [PatientLoss(0.5, layer_map), HiddenLoss(0.1, layer_map)] if name in ("kd-hidden", INNER) else []
+    options["loss"] = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms)
+    if name.startswith("kd"):
         return KnowledgeDistiller(teacher, student, **options), teacher, student
-    options["update"] = name.removeprefix("reptile-")
-    if name == "reptile-adamw":
+    options["update"] = "interpolate" if name == "reptile-interpolate" else "adamw"
+    if name == INNER:
+        options |= {"variant": Variant(inner_steps=2, every=2), "share_forward": False}
+        options["inner_optimizer"] = "persistent_adamw"
+    if options["update"] == "adamw":
         options |= {"inner_lr": 1e-2, "inner_eps": 1e-4}
         options["teacher_optimizer"] = torch.optim.AdamW(teacher.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
     else:
@@ -75,7 +85,9 @@ def train(name, plan, **options):
     sizes, micro_batch_size = PLANS[plan]
     method, teacher, student = build(name, micro_batch_size=micro_batch_size, **options)
     for step, size in enumerate(sizes):
-        logs = method.step(batch(size, seed=step))
+        inner = [batch(size, seed=100 + step), batch(9, seed=200 + step)] if name == INNER else []
+        beside = {f"inner{n}/{key}": tensor for n, one in enumerate(inner) for key, tensor in one.items()}
+        logs = method.step({**batch(size, seed=step), **beside})
     return {
         "logs": logs,
         "teacher": {key: whole(weight.detach()) for key, weight in teacher.named_parameters()},
