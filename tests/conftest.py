@@ -3,6 +3,9 @@ a cache of its own.
 """
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which else asks the hub about its caller
+
 import runpy
 from pathlib import Path
 

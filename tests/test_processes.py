@@ -298,6 +298,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_to_the_same_bits(both
 
 
 def test_what_two_processes_began_one_can_finish_with_a_warning_about_its_dropout(both, folder, caplog):
+    caplog.set_level("WARNING", logger="reptile_distil")  # whatever a script has set it to
     results = two_processes.experiment(folder / "left", folder / "teacher").fit()
     assert (results["num_steps"], results["num_processes"]) == (15, 1)
     assert "began as 2 processes and goes on as 1" in caplog.text

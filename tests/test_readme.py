@@ -1,7 +1,8 @@
 """The README's blocks, run as written in a world where the quick start has been run with models of a few weights.
 
 A comment before a block says what it takes: `<!-- needs: hub -->` or `<!-- needs: data -->`: its commands are run with
---print-config alone; `<!-- takes: minutes -->`: run in full by the slow tests, with --print-config by the others.
+--print-config alone; `<!-- takes: minutes -->`: run in full by the slow tests, with --print-config by the others;
+`<!-- needs: patience -->`: with --help alone. What a launcher starts several times is run once.
 """
 
 import re
@@ -65,6 +66,8 @@ def call(words):
     try:
         if words[0] == "reptile-distil" or words[:3] == ["python", "-m", "reptile_distil"]:
             return door.main(words[1:] if words[0] == "reptile-distil" else words[3:])
+        if words[0] in ("torchrun", "accelerate"):
+            words = ["python", *words[next(i for i, word in enumerate(words) if word.startswith("scripts/")) :]]
         assert words[0] == "python", words
         return cli.run(runpy.run_path(words[1])["main"], words[2:])
     except SystemExit as stop:
@@ -77,7 +80,7 @@ def test_every_block_is_found_and_every_mark_is_known():
         re.findall(r"^```(?:bash|python|yaml)$", readme, re.M)
     )
     marks = re.findall(r"<!-- (.*?) -->", readme)
-    assert set(marks) <= {"needs: hub", "needs: data", "takes: minutes"}
+    assert set(marks) <= {"needs: hub", "needs: data", "needs: patience", "takes: minutes"}
     assert len(marks) == sum(mark is not None for mark, _ in blocks("bash") + blocks("python") + blocks("yaml"))
     assert RUNNABLE
 
@@ -86,8 +89,9 @@ def test_every_block_is_found_and_every_mark_is_known():
 def test_each_command_runs_as_written_or_prints_its_configuration(world, capsys, mark, words):
     if "--onnx" in words:
         pytest.importorskip("onnxruntime")
-    if mark is not None and "--print-config" not in words:
-        words = [*words, "--print-config"]
+    option = "--help" if mark == "needs: patience" else "--print-config"
+    if mark is not None and option not in words:
+        words = [*words, option]
     assert call(words) == 0, capsys.readouterr().err
     assert capsys.readouterr().out
 
