@@ -13,6 +13,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from reptile_distil.arithmetic import Peaks, Shape, floor_seconds, step_flops, wait_for
 from reptile_distil.data import length_grouped_batches
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.memory import peak_memory, reset_peak_memory
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
@@ -144,7 +146,8 @@ def run_case(case: Case, settings: Settings, peaks: Peaks) -> list[Measurement]:
         steps[method], shape = build_step(method, case, settings)
     assert shape is not None
     taken = time_in_turns(steps, rows, case, settings)
-    return [_summarise(method, taken[method], rows, case, shape, settings, peaks) for method in steps]
+    steps.clear()  # the models' memory is wanted for the measurement of memory
+    return [_summarise(method, taken[method], rows, case, shape, settings, peaks) for method in settings.methods]
 
 
 def grouped_rows(case: Case, settings: Settings) -> list[Lengths]:
@@ -226,9 +229,12 @@ def time_in_turns(
 
 
 def measure_memory(method: str, case: Case, settings: Settings) -> int:
-    """Peak bytes of two steps on the longest batch, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory_of, (method, case, settings))
+    """Peak bytes of a step on the longest batch, in a process of its own. Raises `RunError` where that is killed."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_memory_of, method, case, settings).result()
+        except BrokenProcessPool:
+            raise RunError(f"{case}: the process that measured {method} was killed; is there enough memory?") from None
 
 
 def describe_machine(device: str) -> str:

@@ -74,7 +74,7 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
-        if self._received is not None and kind is None:
+        if self._others is not None and self._received is not None and kind is None:
             signal.raise_signal(self._received)  # noted, but not acted on: for whoever was asked before
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 
 import numpy as np
@@ -18,12 +19,13 @@ from reptile_distil.benchmark import (
     grouped_rows,
     make_batch,
     make_cases,
+    measure_memory,
     padded_length,
     time_in_turns,
 )
 from reptile_distil.benchmark_report import plot, to_markdown
 from reptile_distil.cli import run
-from reptile_distil.errors import ConfigError, DataError
+from reptile_distil.errors import ConfigError, DataError, RunError
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.token_lengths import QUANTILES, draw_lengths, measure_quantiles
 from scripts import benchmark
@@ -147,6 +149,21 @@ def test_every_combination_is_a_case():
 def test_depths_and_widths_that_no_model_has_are_refused(depth, width):
     with pytest.raises(ConfigError, match=r"--(depths|widths) .*: expected"):
         make_cases(["32"], [8], [depth], [width])
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    own = measure_memory("kd", TINY, Settings())
+    assert 1_000_000 < own < 2_000_000_000
+
+
+def test_a_killed_measurement_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("reptile_distil.benchmark._memory_of", die)
+    with pytest.raises(RunError, match=r"2->1 layers of 64.*the process that measured kd was killed"):
+        measure_memory("kd", TINY, Settings())
+
+
+def die(*_):
+    os._exit(9)
 
 
 def measurement(method, seconds):

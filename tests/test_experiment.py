@@ -594,3 +594,20 @@ def test_metadistil_with_several_processes_is_refused_before_anything_is_trained
         with pytest.raises(ConfigError, match=r"^method metadistil takes one process, but 2 were started: start it"):
             tiny(*overrides)
     tiny("method=reptile")
+
+
+def test_the_kept_predictions_are_those_of_the_best_student_and_score_what_the_results_say(tiny):
+    experiment = tiny("method=kd", "train.epochs=3", "train.lr=3e-2")
+    results = experiment.fit()
+    kept = json.loads((experiment.folder.path / "predictions_dev.json").read_text())
+    assert kept["labels"] == toy.load_split(toy.TASKS["toy-sentence"], "dev")["label"]
+    right = sum(said == label for said, label in zip(kept["predictions"], kept["labels"], strict=True))
+    assert right / 500 == results["scores"]["dev"]["accuracy"]
+    names = toy.TASKS["toy-sentence"].label_names
+    assert [names[said] for said in kept["predictions"]] == [row.label for row in experiment.examine("dev").predictions]
+
+
+def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
+    latency = tiny("method=kd").fit()["latency"]
+    assert (latency["length"], latency["device"], list(latency["batches"])) == (32, "cpu", ["1", "32"])
+    assert "latency" not in tiny("method=finetune").fit()

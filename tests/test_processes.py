@@ -22,6 +22,7 @@ from reptile_distil.processes import ALONE, Processes, start_processes
 from reptile_distil.runs import RunFolder
 from tests import two_processes
 from tests.models import bert
+from tests.test_recovery import contents
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -54,8 +55,13 @@ def run_both(folder, tier):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    return run_both(tmp_path_factory.mktemp("quick"), "quick")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("quick")
+
+
+@pytest.fixture(scope="module")
+def both(folder):
+    return run_both(folder, "quick")
 
 
 def assert_equals_one_process(both, where, job):
@@ -69,6 +75,14 @@ def assert_equals_one_process(both, where, job):
     for name, value in one["logs"].items():
         assert torch.equal(first["logs"][name], second["logs"][name]), name
         torch.testing.assert_close(first["logs"][name], value, rtol=1e-5, atol=1e-8, msg=name)
+
+
+def check_resumed(both, folder):
+    """The signal that one process got has stopped both at the same step; both have gone on as if nothing had been."""
+    assert [results["stop"] for results in both] == [(143, 10), (143, 10)]
+    whole, stopped = (contents(folder / name, "reptile") for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    assert [name for name in whole if whole[name] != stopped[name]] == []
 
 
 # Two processes, one result
@@ -85,8 +99,9 @@ def test_two_sharded_processes_train_teacher_and_student_as_one_does(both, job):
 
 
 @pytest.mark.slow
-def test_two_sharded_processes_train_with_every_method_as_one_does(tmp_path):
+def test_two_sharded_processes_train_with_every_method_as_one_does_and_go_on_after_a_signal(tmp_path):
     both = run_both(tmp_path, "slow")
+    check_resumed(both, tmp_path)
     for job in two_processes.SHARDED["slow"]:
         assert_equals_one_process(both, "sharded", job)
 
@@ -273,6 +288,25 @@ def test_a_process_beside_the_main_one_prints_nothing_and_waits_before_it_tells_
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", "error: process 1: no room\n")
     assert waited == [cli.SECONDS_FOR_THE_MAIN_PROCESS]
+
+
+# Interrupted and gone on with
+
+
+def test_a_signal_to_one_process_stops_both_and_they_go_on_to_the_same_bits(both, folder):
+    check_resumed(both, folder)
+
+
+def test_what_two_processes_began_one_can_finish_with_a_warning_about_its_dropout(both, folder, caplog):
+    results = two_processes.experiment(folder / "left", folder / "teacher").fit()
+    assert (results["num_steps"], results["num_processes"]) == (15, 1)
+    assert "began as 2 processes and goes on as 1" in caplog.text
+    lines = (folder / "left" / "toy-sentence" / "reptile-seed42" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"epoch"' in line and '"event": "epoch"' in line] == [
+        5,
+        10,
+        15,
+    ]
 
 
 # Whole scripts under the launchers

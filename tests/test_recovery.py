@@ -26,7 +26,9 @@ TINY = ROOT / "tests" / "tiny.yaml"
 METHODS = ("finetune", "kd", "reptile")
 LAST = "step-00000015-evaluated"  # 3 epochs of 5 steps
 
-WALL_CLOCK = re.compile(rb'"(train_seconds|examples_per_second|wall_seconds|peak_memory_bytes)": [^,\n}]+')
+WALL_CLOCK = re.compile(
+    rb'"(train_seconds|examples_per_second|wall_seconds|peak_memory_bytes|teacher_ms|student_ms|rounds)": [^,\n}]+'
+)
 """All that may differ between a run that was interrupted and one that was not."""
 
 
@@ -61,6 +63,7 @@ def contents(runs, method, *, checkpoint=LAST):
     folder = runs / "toy-sentence" / f"{method}-seed42"
     tensors = folder / "checkpoints" / checkpoint / "tensors.safetensors"
     files = [*(folder / "model").iterdir(), folder / "metrics.jsonl", folder / "results.json", tensors]
+    files += folder.glob("predictions_*.json")
     return {file.name: WALL_CLOCK.sub(b"masked", file.read_bytes()) for file in files}
 
 
@@ -257,6 +260,7 @@ def test_a_run_leaves_checkpoints_only_while_it_is_not_finished(stop, experiment
         "environment.json",
         "metrics.jsonl",
         "model",
+        "predictions_dev.json",
         "results.json",
     }
 

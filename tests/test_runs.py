@@ -201,3 +201,20 @@ def test_a_folder_that_cannot_be_made_is_not_claimed(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="/run: cannot be claimed for this run: "), RunFolder(tmp_path / name).claimed():
         pass
+
+
+def test_predictions_come_back_as_they_were_kept_and_go_with_a_new_start(folder):
+    folder.start("task: rte\n", "cpu")
+    folder.save_predictions("dev", [0.5, 2.25], [1.0, 2.0])
+    predictions, labels = folder.read_predictions("dev")
+    assert (predictions.tolist(), labels.tolist()) == ([0.5, 2.25], [1.0, 2.0])
+    assert folder.read_predictions("dev_matched") is None
+    folder.start("task: rte\n", "cpu")
+    assert folder.read_predictions("dev") is None
+
+
+def test_damaged_predictions_are_refused_not_trusted(folder):
+    folder.start("task: rte\n", "cpu")
+    (folder.path / "predictions_dev.json").write_text("{}")
+    with pytest.raises(RunError, match=r"predictions_dev.json: cannot be read"):
+        folder.read_predictions("dev")

@@ -1,8 +1,11 @@
 """What test_processes.py runs in each of two processes, with a launcher's variables in the environment.
 
-python -m tests.two_processes FOLDER quick|slow: each process leaves what it computed in FOLDER/<rank>.pt.
+python -m tests.two_processes FOLDER quick|slow: each process leaves what it computed in FOLDER/<rank>.pt, and together
+they leave the runs of `interrupted`.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,11 +13,15 @@ import datasets
 import torch
 import transformers
 
-from reptile_distil import reptile
+from reptile_distil import builders, reptile, toy
+from reptile_distil import experiment as experiments
+from reptile_distil.config import load_config
 from reptile_distil.data import Batches
 from reptile_distil.errors import RunError
 from reptile_distil.evaluation import Examiner, predict_logits
+from reptile_distil.experiment import Experiment
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
+from reptile_distil.interrupts import Interrupted
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import Classifier
@@ -23,6 +30,8 @@ from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sharding import shard_model, whole_copy
 from reptile_distil.variant import Variant
 from tests.models import batch, bert
+
+experiments.draw_after_run = lambda folder: None  # takes longer than a tiny run
 
 METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate", "reptile-inner", "kd-hidden")
 INNER = "reptile-inner"
@@ -163,8 +172,53 @@ def part_and_whole():
     return part, None if again is None else (type(again).__name__, again.config.to_dict(), again.state_dict())
 
 
-def quick(processes):
+class SignalInStep(ReptileDistiller):
+    """Gets a SIGTERM in its 7th step."""
+
+    num_steps = 0
+
+    def step(self, batch):
+        self.num_steps += 1
+        if self.num_steps == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(batch)
+
+
+def experiment(runs, teacher, *, shard=False):
+    """Three epochs of five steps with dropout, of two processes or one."""
+    overrides = [f"teacher.pretrained={teacher}", f"runs_dir={runs}", f"distributed.shard={str(shard).lower()}"]
+    overrides += ["device=cpu", "train.epochs=3", "train.micro_batch_size=5"]
+    overrides += ["checkpoint.every_steps=2", "checkpoint.keep_when_finished=true"]
+    return Experiment(load_config(Path(__file__).parent / "tiny.yaml", overrides))
+
+
+def interrupted(processes, folder, *, shard=False):
+    """The run `whole`; `stopped`, in which the second process alone gets a signal, and gone on with; and `left`."""
+    teacher = folder / "teacher"
+    if processes.is_main:
+        config = toy.model_config("toy-bert-2L-16H")
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.2
+        transformers.BertForSequenceClassification(config).save_pretrained(teacher)
+        toy.tokenizer().save_pretrained(teacher)
+    processes.on_main(lambda: None)
+    experiment(folder / "whole", teacher, shard=shard).fit()
+    for name in ("stopped", "left"):
+        if processes.rank == 1:
+            builders.ReptileDistiller = SignalInStep
+        try:
+            experiment(folder / name, teacher, shard=shard).fit()
+            stop = None
+        except Interrupted as error:
+            stop = error.exit_code, error.saved_step
+        finally:
+            builders.ReptileDistiller = ReptileDistiller
+    experiment(folder / "stopped", teacher, shard=shard).fit()
+    return stop
+
+
+def quick(processes, folder):
     return {
+        "stop": interrupted(processes, folder),
         "exchange": exchange(processes),
         "logits": evaluate(processes),
         "sharded logits": evaluate(processes, shard=True),
@@ -178,9 +232,10 @@ def quick(processes):
 def main(folder, tier):
     processes = start_processes("cpu")
     reptile.MAX_SCRATCH_ELEMENTS = 100  # fewer than most of these tiny weights have
-    results = quick(processes) if tier == "quick" else {}
+    folder = Path(folder)
+    results = quick(processes, folder) if tier == "quick" else {"stop": interrupted(processes, folder, shard=True)}
     results |= {("sharded", *job): train(*job, processes=processes, shard=True) for job in SHARDED[tier]}
-    torch.save(results, Path(folder) / f"{processes.rank}.pt")
+    torch.save(results, folder / f"{processes.rank}.pt")
     stop_processes()
 
 
