@@ -300,7 +300,7 @@ def test_out_of_memory_says_which_settings_to_lower(capsys, error):
         raise error
 
     assert cli.run(fails) == 2
-    assert "out of memory on the device: lower train.micro_batch_size" in capsys.readouterr().err
+    assert "out of memory: lower train.micro_batch_size" in capsys.readouterr().err
 
 
 BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # an output that is written at the very end fails there once more
