@@ -78,7 +78,7 @@ def notes(data: TableData) -> list[str]:
         paragraphs.append(
             "Speed-up: milliseconds of the teacher over those of the student, measured in turn at the end of each run "
             f"that has both in memory (so not of finetune), {_listed(lengths)} tokens a row, on {_listed(devices)}; "
-            "the median over n runs."
+            "the median over n runs; on a busy machine it means little."
         )
     if pairs_to_compare(data):
         paragraphs.append(
