@@ -566,6 +566,14 @@ def test_the_tokenizer_travels_with_the_model(tiny):
     assert saved("the film was good")["input_ids"] == original("the film was good")["input_ids"]
 
 
+def test_an_own_task_with_a_toys_name_reads_its_own_files(tiny, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\ngood,up\nbad,down\n")
+    files = "{train: rows.csv, dev: rows.csv}"
+    task = f"task={{name: toy-sentence, text: [text], labels: [down, up], metrics: [accuracy], files: {files}}}"
+    results = tiny("method=finetune", task, f"data.path={tmp_path}", "data.max_train_rows=null").fit()
+    assert results["num_train_rows"] == 2
+
+
 def test_a_split_without_labels_has_no_score(tiny, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\ngood,up\nbad,down\n")
     (tmp_path / "test.csv").write_text("text\ngood\n")
