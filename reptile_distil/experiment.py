@@ -37,7 +37,7 @@ from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseErro
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
-from reptile_distil.memory import explain_out_of_memory
+from reptile_distil.memory import explain_out_of_memory, peak_memory
 from reptile_distil.metrics import Scores, predictions_from_logits
 from reptile_distil.models import (
     Classifier,
@@ -327,6 +327,7 @@ class Experiment:
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
             "num_processes": self.processes.count,
+            "peak_memory_bytes": peak_memory(self.device),  # before latency is measured, at another batch size
         }
         if teacher is not None:
             results["teacher"] = {

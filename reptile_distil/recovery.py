@@ -212,7 +212,8 @@ class Recovery:
     def finish(self, results: Results) -> Results:
         """Adds what concerns the whole run to its results and writes them: from now on the run is finished.
 
-        Each process gets the main one's.
+        `peak_memory_bytes` comes as that of this part of the run, and becomes that of all parts. Each process gets the
+        main one's.
         """
         return self._processes.on_main(lambda: self._finish(results))
 
@@ -221,7 +222,7 @@ class Recovery:
         results = {
             **results,
             "wall_seconds": time.perf_counter() - self._started,
-            "peak_memory_bytes": max(before, peak_memory(self._device)),
+            "peak_memory_bytes": max(before, results["peak_memory_bytes"]),
             "device": self._device,
             "decisive": self.decisive,
         }
