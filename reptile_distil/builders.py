@@ -46,6 +46,9 @@ from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
 from reptile_distil.variant import Variant
 
+VALIDATION = "validation"
+"""Name of the split that `data.validation_fraction` makes of training rows."""
+
 
 class BuiltMethod(NamedTuple):
     """A method and the optimizers it steps, under the names that their learning rates are logged by."""
@@ -73,7 +76,10 @@ def build_task(config: Config) -> Task:
 def build_batches(
     config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig, *, for_training: bool = False
 ) -> Batches:
-    """The tokenised rows of a split: all of them for evaluation, or `data.max_train_rows` of them for training."""
+    """The tokenised rows of a split: all of them for evaluation, or those that the configuration trains on.
+
+    The split `VALIDATION` is what `data.validation_fraction` holds out of the latter.
+    """
     features = _load_features(config, task, split, tokenizer, for_training=for_training)
     batch_size = settings.batch_size if for_training else settings.eval_batch_size
     return _batches_of(features, config, tokenizer, batch_size)
@@ -104,6 +110,15 @@ def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
 
 
 def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
+    fraction = config.data.validation_fraction
+    if split == VALIDATION or for_training:
+        features = _load_split(config, task, "train", tokenizer, for_training=True)
+        to_train_on, validation = (features, None) if fraction is None else hold_out(features, fraction)
+        return validation if split == VALIDATION and validation is not None else to_train_on
+    return _load_split(config, task, split, tokenizer, for_training=False)
+
+
+def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
     max_rows = data.max_train_rows if for_training else None
     if isinstance(config.task, str) and task.name in toy.TASKS:  # an own task may have a toy's name

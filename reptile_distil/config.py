@@ -74,6 +74,9 @@ class DataConfig(_Section):
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
     max_train_rows: int | None = Field(None, ge=1)
     """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
+    validation_fraction: float | None = Field(None, gt=0, lt=1)
+    """Hold out this fraction of those rows (drawn once with seed 0) and choose the best epoch by it, so that the dev
+    splits are looked at once, when the run is over; null: the dev split chooses."""
     check_rows: bool = True
     """Refuse official splits whose number of rows is not the published one."""
     packing: bool = False

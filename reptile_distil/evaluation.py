@@ -50,6 +50,29 @@ def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str])
     return compute_scores(predictions_from_logits(logits), np.asarray(batches.features["label"]), metrics)
 
 
+def examine_splits(
+    model: Classifier, splits: Mapping[str, Batches], metrics: Sequence[str], processes: Processes = ALONE
+) -> tuple[dict[str, Scores], dict[str, NDArray[Any]]]:
+    """The scores of each split, and what the model says of each row (N,) of it."""
+    logits = predict_splits(model, splits, processes)
+    predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+    return score_splits(logits, splits, metrics), predictions
+
+
+def predict_splits(
+    model: Classifier, splits: Mapping[str, Batches], processes: Processes = ALONE
+) -> dict[str, NDArray[np.float32]]:
+    """`predict_logits` of each split."""
+    return {split: predict_logits(model, batches, processes) for split, batches in splits.items()}
+
+
+def score_splits(
+    logits: Mapping[str, NDArray[Any]], splits: Mapping[str, Batches], metrics: Sequence[str]
+) -> dict[str, Scores]:
+    """`score_logits` of each split."""
+    return {split: score_logits(of_split, splits[split], metrics) for split, of_split in logits.items()}
+
+
 def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> float:
     """Fraction of rows on which both choose the same class; for regression, their Pearson correlation."""
     student, teacher = predictions_from_logits(student_logits), predictions_from_logits(teacher_logits)
@@ -63,7 +86,7 @@ class Examiner:
 
     Args:
         student: the model whose score chooses the best epoch.
-        dev: batches of each dev split; the first one's score is the one that chooses.
+        dev: batches of each split to examine them on; the first one's score is the one that chooses.
         metrics: names of the scores.
         teacher: the teacher, or None.
         teacher_moves: whether the teacher must be examined anew each time; a frozen one is examined once.
@@ -124,10 +147,10 @@ class Examiner:
         }
 
     def _predict(self, model: Classifier) -> dict[str, NDArray[np.float32]]:
-        return {split: predict_logits(model, batches, self.processes) for split, batches in self.dev.items()}
+        return predict_splits(model, self.dev, self.processes)
 
     def _score(self, logits: Mapping[str, NDArray[Any]]) -> dict[str, Scores]:
-        return {split: score_logits(of_split, self.dev[split], self.metrics) for split, of_split in logits.items()}
+        return score_splits(logits, self.dev, self.metrics)
 
     def _teacher_drift(self) -> float:
         """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""

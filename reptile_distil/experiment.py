@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from reptile_distil.builders import (
+    VALIDATION,
     build_batches,
     build_lessons,
     build_method,
@@ -34,7 +35,7 @@ from reptile_distil.compute import choose_precision, use_precision
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
-from reptile_distil.evaluation import Examiner, predict_logits, score_logits
+from reptile_distil.evaluation import Examiner, examine_splits, predict_logits, score_logits
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
 from reptile_distil.memory import explain_out_of_memory, peak_memory
@@ -261,6 +262,8 @@ class Experiment:
         folder, settings_key = recovery.folder, "teacher.train" if role == "teacher" else "train"
         check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
+        # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
+        watched = {VALIDATION: data[VALIDATION]} if VALIDATION in data else dev
         student = Student(self._placed(model), **forward_options(self.config))
         teacher_moves = role in ("reptile", "metadistil")
         method, optimizers = build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
@@ -281,20 +284,22 @@ class Experiment:
         )
         # The teacher is examined as it was at the start, before a checkpoint moves it.
         examiner = Examiner(
-            student, dev, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
+            student, watched, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
         )
+        unseen = {} if watched is dev else dev
+        teacher_start = examiner.teacher_start | self._score(teacher, unseen)
         self.processes.seed_dropout(self.config.seed)
         schedules = build_schedules(optimizers, batches, settings)
         modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
         progress = recovery.restore(modules, optimizers, schedules)
 
-        def save_predictions() -> None:
-            for split, predictions in examiner.predictions.items():
-                folder.save_predictions(split, predictions, dev[split].features["label"])
+        def save_predictions(predictions: Mapping[str, NDArray[Any]]) -> None:
+            for split, of_split in predictions.items():
+                folder.save_predictions(split, of_split, data[split].features["label"])
 
         def keep_best() -> None:
             self._save_model(folder, model, tokenizer)
-            self.processes.on_main(save_predictions)
+            self.processes.on_main(lambda: save_predictions(examiner.predictions))
 
         with explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length"):
             outcome = train(
@@ -314,11 +319,18 @@ class Experiment:
                 checkpoints=recovery,
                 interrupts=interrupts,
             )
+        peak = peak_memory(self.device)  # the training's, before the best student and the latency are measured
+        scores = outcome.best["scores"]
+        if unseen:
+            best, _ = self._load_trained(folder.model)
+            dev_scores, predictions = examine_splits(best, unseen, self.task.metrics, self.processes)
+            self.processes.on_main(lambda: save_predictions(predictions))
+            scores = scores | dev_scores
         results: Results = {
             "task": self.task.name,
             "method": role,
             "seed": self.config.seed,
-            "scores": outcome.best["scores"],
+            "scores": scores,
             "score": outcome.best["score"],
             "best_epoch": outcome.best["epoch"],
             "num_steps": outcome.num_steps,
@@ -327,13 +339,13 @@ class Experiment:
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
             "num_processes": self.processes.count,
-            "peak_memory_bytes": peak_memory(self.device),  # before latency is measured, at another batch size
+            "peak_memory_bytes": peak,
         }
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
-                "scores_at_start": examiner.teacher_start,
-                "scores_at_end": outcome.last["teacher_scores"],
+                "scores_at_start": teacher_start,
+                "scores_at_end": outcome.last["teacher_scores"] | self._score(teacher, unseen),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
                 length = self.config.data.max_length
@@ -352,8 +364,14 @@ class Experiment:
         else:
             train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
         splits = (self.task.selection_split, *self.task.dev_splits[1:])
+        if self.config.data.validation_fraction is not None:
+            splits = (VALIDATION, *splits)
         dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
         return {"train": train, **dev}
+
+    def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
+        """The model's scores by split; none where there is no model."""
+        return {} if model is None else examine_splits(model, splits, self.task.metrics, self.processes)[0]
 
     def _placed(self, model: Any) -> Any:
         """The model on the device, the same on every process, or this process's part of it."""

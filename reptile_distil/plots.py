@@ -152,8 +152,8 @@ def legend_above(axes: Axes, num_columns: int = 2) -> None:
 
 
 def _draw_scores(axes: Axes, results: Record, epochs: Sequence[Record], _: Sequence[Record]) -> None:
-    """Each dev score of the student and of the teacher, the latter from before the first step on."""
-    axes.set_title("Dev score (%)")
+    """Each watched score of the student and of the teacher, the latter from before the first step on."""
+    axes.set_title("Validation score (%)" if "validation" in epochs[0]["scores"] else "Dev score (%)")
     role = "teacher" if results["method"] == "teacher" else "student"
     positions = [record["epoch"] for record in epochs]
     _draw_each_score(axes, positions, [record["scores"] for record in epochs], role)
@@ -165,7 +165,7 @@ def _draw_scores(axes: Axes, results: Record, epochs: Sequence[Record], _: Seque
 
 
 def _draw_each_score(axes: Axes, positions: Sequence[float], scores: Sequence[Record], role: str) -> None:
-    names = [(split, metric) for split, values in scores[0].items() for metric in values]
+    names = [(split, metric) for split, values in scores[-1].items() for metric in values]
     several_splits = len({split for split, _ in names}) > 1
     for (split, metric), style in zip(names, _LINE_STYLES * len(names), strict=False):
         label = f"{role}, {metric}" + (f" ({split})" if several_splits else "")

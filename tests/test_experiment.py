@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from reptile_distil import Experiment, models, toy
+from reptile_distil import experiment as experiment_module
 from reptile_distil.builders import build_batches, build_lessons, build_student, build_task, choose_device
 from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
@@ -619,3 +620,74 @@ def test_metadistil_with_several_processes_is_refused_before_anything_is_trained
         with pytest.raises(ConfigError, match=r"^method metadistil takes one process, but 2 were started: start it"):
             tiny(*overrides)
     tiny("method=reptile")
+
+
+def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
+    looks = []
+    real = experiment_module.examine_splits
+
+    def examine_splits(model, splits, *rest):
+        looks.append(tuple(splits))
+        return real(model, splits, *rest)
+
+    monkeypatch.setattr(experiment_module, "examine_splits", examine_splits)
+    experiment = tiny("data.validation_fraction=0.2", "train.epochs=2", "method=kd")
+    teacher = experiment.fit_teacher()
+    assert looks == [("dev",)]
+    results = experiment.fit()
+    assert looks[1:] == [("dev",)] * 3, "the teacher before and after, and the best student"
+    assert results["num_train_rows"] == teacher["num_train_rows"] == 56
+    for record in epochs_of(experiment.folder):
+        assert record["scores"].keys() == record["teacher_scores"].keys() == {"validation"}
+    best = max(epochs_of(experiment.folder), key=lambda record: record["score"])
+    assert (results["best_epoch"], results["score"]) == (best["epoch"], best["score"])
+    assert results["scores"]["validation"] == best["scores"]["validation"]
+    for split, num_rows in {"validation": 14, "dev": len(toy.load_split(experiment.task, "dev"))}.items():
+        predictions, labels = experiment.folder.read_predictions(split)
+        assert len(labels) == num_rows
+        assert results["scores"][split]["accuracy"] == pytest.approx(float((predictions == labels).mean()))
+    assert results["scores"]["dev"] == experiment.evaluate("dev")["dev"]
+    assert results["teacher"]["scores_at_start"].keys() == results["teacher"]["scores_at_end"].keys()
+    assert results["teacher"]["scores_at_start"]["dev"] == teacher["scores"]["dev"]
+    assert (experiment.folder.path / "config.yaml").exists()
+
+
+def test_validation_rows_are_training_rows_that_no_lesson_has(tiny):
+    experiment = tiny("data.validation_fraction=0.2", "method=metadistil", "metadistil.quiz_fraction=0.25")
+    tokenizer = load_tokenizer("toy-bert-2L-16H")
+    whole = build_batches(tiny().config, tiny().task, "train", tokenizer, tiny().config.train, for_training=True)
+    validation = build_batches(experiment.config, experiment.task, "validation", tokenizer, experiment.config.train)
+    lessons = build_lessons(experiment.config, experiment.task, tokenizer)
+    parts = [validation.features, lessons.features, lessons.companions.features]
+    assert [len(part) for part in parts] == [14, 42, 14]
+    rows = [(*part["input_ids"][i], part["label"][i]) for part in parts for i in range(len(part))]
+    expected = [(*whole.features["input_ids"][i], whole.features["label"][i]) for i in range(70)]
+    assert sorted(rows) == sorted(expected)
+
+
+def test_the_choice_by_validation_rows_does_not_depend_on_the_dev_split(tiny, tmp_path):
+    for name, swap in (("a", False), ("b", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [f"{'good' if i % 3 else 'bad'} film number {i}\t{'pos' if i % 3 else 'neg'}" for i in range(60)]
+        (folder / "train.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+        dev = [row.replace("pos", "x").replace("neg", "pos").replace("x", "neg") if swap else row for row in rows[:9]]
+        (folder / "dev.tsv").write_text("\n".join(["text\tlabel", *dev]) + "\n")
+    files = "{train: train.tsv, dev: dev.tsv}"
+    task = f"task={{name: own, text: [text], labels: [neg, pos], metrics: [accuracy], files: {files}}}"
+    results = [
+        tiny(
+            task,
+            f"data.path={tmp_path}/{name}",
+            "data.validation_fraction=0.3",
+            "data.max_train_rows=null",
+            "train.epochs=3",
+            "method=finetune",
+            f"output_dir={tmp_path}/run-{name}",
+        ).fit()
+        for name in ("a", "b")
+    ]
+    first, second = results
+    assert first["scores"]["validation"] == second["scores"]["validation"]
+    assert first["best_epoch"] == second["best_epoch"]
+    assert first["scores"]["dev"]["accuracy"] == pytest.approx(1 - second["scores"]["dev"]["accuracy"])
