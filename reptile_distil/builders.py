@@ -44,6 +44,7 @@ from reptile_distil.sharding import shard_model
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.training import Method, count_steps
+from reptile_distil.upkeep import TeacherUpkeep
 from reptile_distil.variant import Variant
 
 VALIDATION = "validation"
@@ -236,6 +237,13 @@ def build_method(
         if reptile.update == "adamw"
         else torch.optim.SGD(teacher.parameters(), lr=reptile.mu)
     )
+    optimizers = {"lr": optimizer, "teacher_lr": teacher_optimizer}
+    upkeep = None
+    if reptile.task_lr or reptile.pull:
+        task_optimizer = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps) if reptile.task_lr else None
+        optimizers |= {"teacher_task_lr": task_optimizer} if task_optimizer is not None else {}
+        options = {name: value for name, value in shared.items() if name != "student_optimizer"}
+        upkeep = TeacherUpkeep(teacher, task_optimizer=task_optimizer, pull=reptile.pull, **options)
     distiller = ReptileDistiller(
         teacher,
         student,
@@ -254,9 +262,9 @@ def build_method(
             move_head=reptile.move_head,
             move_embeddings=reptile.move_embeddings,
         ),
+        upkeep=upkeep,
         **shared,
     )
-    optimizers = {"lr": optimizer, "teacher_lr": teacher_optimizer}
     if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
         optimizers["inner_lr"] = distiller.inner_learner.optimizer
     return BuiltMethod(distiller, optimizers)
@@ -288,18 +296,19 @@ def _build_metadistil(
 
 
 def build_schedules(
-    optimizers: dict[str, Optimizer], batches: Batches, settings: TrainConfig
+    optimizers: dict[str, Optimizer], batches: Batches, settings: TrainConfig, *, mu_until: float = 1.0
 ) -> dict[str, LRScheduler]:
     """For each optimizer, a linear rise over the warm-up and a linear fall to 0 at the last step.
 
-    `inner_lr`, equation 1's learning rate, is constant.
+    `teacher_lr` is at 0 after the fraction `mu_until` of the steps; `inner_lr`, that of equation 1, is constant.
     """
     num_steps = count_steps(batches, settings.epochs, settings.max_steps)
     num_warmup_steps = round(settings.warmup_ratio * num_steps)
+    last_steps = {"teacher_lr": max(num_warmup_steps + 1, round(mu_until * num_steps))}
     return {
         name: transformers.get_constant_schedule(optimizer)
         if name == "inner_lr"
-        else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, num_steps)
+        else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, last_steps.get(name, num_steps))
         for name, optimizer in optimizers.items()
     }
 

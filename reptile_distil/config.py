@@ -198,6 +198,8 @@ class ReptileConfig(_Section):
 
     adamw: about the change of each matched weight per step; interpolate: the fraction of the gap closed per step.
     """
+    mu_until: float = Field(1.0, gt=0, le=1)
+    """Fraction of the steps after which mu has fallen to 0, and the teacher stays where it is."""
     layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
     """Which teacher layer(s) each student layer moves: first, last, skip, both, or a list by student layer."""
     inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw"
@@ -221,6 +223,10 @@ class ReptileConfig(_Section):
     """Whether equation 2 moves what lies behind the encoder: pooler and classifier."""
     move_embeddings: bool = True
     """Whether equation 2 moves the embeddings."""
+    task_lr: float = Field(0.0, ge=0)
+    """Upkeep: peak learning rate of an AdamW step of the teacher's own on the task, after equation 2; 0: none."""
+    pull: float = Field(0.0, ge=0, le=1)
+    """Upkeep: the fraction of its way back to its start that each teacher weight goes after that; 0: none."""
 
     @model_validator(mode="after")
     def _options_fit(self) -> ReptileConfig:
@@ -232,6 +238,8 @@ class ReptileConfig(_Section):
             )
         if self.inner_batch == "same" and self.held_out_fraction != 0.1:
             raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
+        if self.every > 1 and (self.task_lr or self.pull):
+            raise ValueError("task_lr and pull follow every equation 2: set every to 1 with them")
         return self
 
 

@@ -289,7 +289,8 @@ class Experiment:
         unseen = {} if watched is dev else dev
         teacher_start = examiner.teacher_start | self._score(teacher, unseen)
         self.processes.seed_dropout(self.config.seed)
-        schedules = build_schedules(optimizers, batches, settings)
+        mu_until = self.config.reptile.mu_until if role == "reptile" else 1.0
+        schedules = build_schedules(optimizers, batches, settings, mu_until=mu_until)
         modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
         progress = recovery.restore(modules, optimizers, schedules)
 

@@ -36,6 +36,7 @@ from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
 from reptile_distil.models import Student, Teacher
 from reptile_distil.processes import ALONE, Processes, local_part, whole
+from reptile_distil.upkeep import TeacherUpkeep
 from reptile_distil.variant import Variant
 
 Forward = Callable[[Batch], Outputs]
@@ -74,6 +75,7 @@ class ReptileDistiller:
             they save. False draws new masks for equation 3, as the released code does. It must be False where
             equation 1 is more than one fresh step on the batch of equation 3.
         variant: departures from the published step, for ablations (see `Variant`).
+        upkeep: what follows equation 2 to keep the teacher good at the task; as published nothing.
         processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
             gradient is summed over them like equation 3's, so that every process's teacher moves alike.
 
@@ -99,6 +101,7 @@ class ReptileDistiller:
         micro_batch_size: int | None = None,
         share_forward: bool = True,
         variant: Variant | None = None,
+        upkeep: TeacherUpkeep | None = None,
         processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
@@ -123,6 +126,7 @@ class ReptileDistiller:
         self.processes = processes
         self.share_forward = share_forward
         self.variant = variant
+        self.upkeep = upkeep
         matched = match_models(self.teacher.model, self.student.model, layer_map)
         self.pairs = variant.moving_pairs(matched, self.student.model)
         self.inner_learner = self._new_inner_learner()
@@ -151,8 +155,9 @@ class ReptileDistiller:
         else:
             inner_loss = self.inner_learner.learn(inner_batches)
         gap = self.update_teacher()
+        of_upkeep = {} if self.upkeep is None else self.upkeep.after_update(batch)
         logs = self.distil(batch, student)
-        return {**logs, "inner_loss": inner_loss, "gap": gap}
+        return {**logs, "inner_loss": inner_loss, "gap": gap, **of_upkeep}
 
     def inner_update(self, batch: Batch, student: Forward) -> Tensor:
         """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""

@@ -121,6 +121,7 @@ def test_metadistil_runs_on_every_kind_of_task(tiny, task):
         (["inner_batch=held_out", "inner_steps=2", "share_forward=false"], 63),
         (["inner_optimizer=persistent_adamw", "share_forward=false"], 70),
         (["every=3", "move_head=false", "move_embeddings=false"], 70),
+        (["task_lr=1e-3", "pull=0.1", "mu_until=0.5"], 70),
     ],
 )
 def test_reptiles_ablations_run_by_configuration_alone(tiny, options, num_train_rows):
@@ -160,6 +161,25 @@ def test_a_persistent_inner_adamw_keeps_its_learning_rate(tiny):
     steps = [record for record in records if record["event"] == "step"]
     assert {record["inner_lr"] for record in steps} == {0.01}
     assert steps[0]["teacher_lr"] > steps[-1]["teacher_lr"]
+
+
+def test_mu_falls_to_0_after_the_fraction_of_the_steps_that_mu_until_says(tiny):
+    experiment = tiny("reptile.mu_until=0.5", "reptile.mu=0.01", "train.epochs=2", "train.log_every=1")
+    experiment.fit()
+    records = [json.loads(line) for line in (experiment.folder.path / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["teacher_lr"] for record in records if record["event"] == "step"]
+    assert rates == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002, 0, 0, 0, 0, 0])
+    lr = [record["lr"] for record in records if record["event"] == "step"]
+    assert lr[-1] == pytest.approx(1e-3 / 10), "the student's falls to the end"
+
+
+def test_the_teachers_own_task_step_has_its_own_learning_rate_and_loss_in_the_log(tiny):
+    experiment = tiny("reptile.task_lr=1e-3", "train.log_every=1")
+    experiment.fit()
+    records = [json.loads(line) for line in (experiment.folder.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["event"] == "step"]
+    assert steps[0]["teacher_task_lr"] == pytest.approx(1e-3)
+    assert all(step["teacher_task_loss"] > 0 for step in steps)
 
 
 @pytest.mark.parametrize("method", ["kd", "reptile", "metadistil"])
