@@ -31,6 +31,7 @@ from reptile_distil.models import (
     check_length,
     check_same_tokenizer,
     check_vocabulary,
+    load_finetuned,
     load_pretrained,
     load_tokenizer,
     start_from_teacher_layers,
@@ -142,11 +143,19 @@ def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: 
     return Batches(features, tokenizer, batch_size=batch_size, seed=config.seed, device=choose_device(config.device))
 
 
-def build_student(config: Config, task: Task) -> tuple[nn.Module, Any]:
-    """The student at its start, the same for every method with the same seed, and its tokenizer."""
+def build_student(config: Config, task: Task, finetuned_teacher: str | None = None) -> tuple[nn.Module, Any]:
+    """The student at its start, the same for every method with the same seed, and its tokenizer.
+
+    `finetuned_teacher` is the folder that `student.init: finetuned_layers` starts from; before there is one, the
+    pretrained teacher stands in for it.
+    """
     start, source = config.student, student_source(config)
-    model = load_pretrained(source, task, seed=config.seed)
-    if start.init == "teacher_layers":
+    if start.init == "finetuned_layers" and finetuned_teacher is not None:
+        source = finetuned_teacher
+        model = load_finetuned(source, task, config.teacher.label_names)
+    else:
+        model = load_pretrained(source, task, seed=config.seed)
+    if start.init in ("teacher_layers", "finetuned_layers"):
         model = start_from_teacher_layers(model, _layers_to_copy(config, model))
     elif start.init == "random" and start.num_layers is not None:
         model = start_random(model, start.num_layers, seed=config.seed)

@@ -130,25 +130,28 @@ class TeacherConfig(_Section):
 class StudentConfig(_Section):
     """The small model."""
 
-    init: Literal["pretrained", "teacher_layers", "random"] = "pretrained"
-    """Start from a checkpoint, from layers of `teacher.pretrained`, or from random weights in the teacher's shape."""
+    init: Literal["pretrained", "teacher_layers", "finetuned_layers", "random"] = "pretrained"
+    """Start from a checkpoint, from layers of `teacher.pretrained`, from layers and head of the fine-tuned teacher, or
+    from random weights in the teacher's shape."""
     pretrained: str | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
     num_layers: int | None = Field(None, ge=1, le=1000)
-    """Depth of the student (init: teacher_layers or random)."""
+    """Depth of the student (every init but pretrained)."""
     teacher_layers: tuple[int, ...] = ()
-    """Which layers to copy, counted from 0 (init: teacher_layers); empty: evenly spaced, as the `skip` layer map."""
+    """Which layers to copy, counted from 0 (init: teacher_layers or finetuned_layers); empty: evenly spaced, as the
+    `skip` layer map."""
 
     @model_validator(mode="after")
     def _start_is_complete(self) -> StudentConfig:
         if self.init == "pretrained" and (self.num_layers is not None or self.teacher_layers):
             raise ValueError(
-                "num_layers and teacher_layers belong to init: teacher_layers or random, but init is pretrained"
+                "num_layers and teacher_layers belong to init: teacher_layers, finetuned_layers or random, but init is "
+                "pretrained"
             )
         if self.init == "pretrained" and self.pretrained is None:
             raise ValueError("init: pretrained needs student.pretrained, a hub name or a folder")
         if self.init == "random" and self.teacher_layers:
-            raise ValueError("teacher_layers belongs to init: teacher_layers, but init is random")
+            raise ValueError("teacher_layers belongs to init: teacher_layers or finetuned_layers, but init is random")
         if self.init != "pretrained" and self.num_layers is None and not self.teacher_layers:
             raise ValueError(f"init: {self.init} needs student.num_layers")
         if self.teacher_layers and self.num_layers not in (None, len(self.teacher_layers)):
@@ -385,6 +388,10 @@ class Config(_Section):
         """Name of the task, GLUE's or the user's own."""
         return self.task if isinstance(self.task, str) else self.task.name
 
+    def needs_teacher(self, method: MethodName) -> bool:
+        """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""
+        return method != "finetune" or self.student.init == "finetuned_layers"
+
     def with_values(self, **changes: Any) -> Config:
         """A copy with some top-level values replaced, checked again."""
         return Config.model_validate({**self.model_dump(), **changes})
@@ -393,7 +400,7 @@ class Config(_Section):
         """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
         sections = {
             "teacher": ("data", "teacher"),
-            "finetune": ("data", "student", "train"),
+            "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
             "kd": ("data", "teacher", "student", "train", "loss"),
             "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
             "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),

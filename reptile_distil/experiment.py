@@ -221,16 +221,16 @@ class Experiment:
     def _fit_student(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         method, config = self.config.method, self.config
         teacher_name = None
-        if method != "finetune":
+        if config.needs_teacher(method):
             if config.teacher.finetuned is None:
                 if not self.processes.on_main(self.teacher_folder.results.exists):
                     check_pair(config, self.task)
                 self.fit_teacher(wait=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
-        model, tokenizer = build_student(config, self.task)
+        model, tokenizer = build_student(config, self.task, teacher_name)
         teacher, batch_tokenizer = None, tokenizer
-        if teacher_name is not None:
+        if teacher_name is not None and method != "finetune":
             teacher_tokenizer = load_tokenizer(teacher_name)
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)

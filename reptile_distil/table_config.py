@@ -78,7 +78,8 @@ class Cell:
     @property
     def needs_teacher(self) -> bool:
         """Whether it is a student's run that waits for the table's own teacher."""
-        return self.row != TEACHER and self.config.method != "finetune" and self.config.teacher.finetuned is None
+        needs_one = self.row != TEACHER and self.config.needs_teacher(self.config.method)
+        return needs_one and self.config.teacher.finetuned is None
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
             "runs of a table must compute alike; give fp32, tf32 or bf16"
         )
     _check_per_task(keys, [cell.task.name for cell in cells], origins)
-    with_teacher = any(cell.row == TEACHER or cell.config.method != "finetune" for cell in cells)
+    with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
     return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, "table")))

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.tables import comparison_table
 
     experiment = Experiment(config)
-    results = [] if config.teacher.finetuned or config.method == "finetune" else [experiment.fit_teacher()]
+    results = [] if config.teacher.finetuned or not config.needs_teacher(config.method) else [experiment.fit_teacher()]
     for method in dict.fromkeys((config.method, *config.compare_with)):
         experiment = Experiment(config.with_values(method=method, compare_with=()))
         results.append(experiment.fit(overwrite=arguments.overwrite))

@@ -115,7 +115,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("data.path=3", "data.path = 3: expected a valid string"),
         ("seed=", "seed = None: expected a valid integer"),
         ("student.init=random", "student: init: random needs student.num_layers"),
-        ("student.num_layers=3", "num_layers and teacher_layers belong to init: teacher_layers or random"),
+        (
+            "student.num_layers=3",
+            "num_layers and teacher_layers belong to init: teacher_layers, finetuned_layers or random",
+        ),
         ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),

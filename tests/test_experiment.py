@@ -711,3 +711,34 @@ def test_the_choice_by_validation_rows_does_not_depend_on_the_dev_split(tiny, tm
     assert first["scores"]["validation"] == second["scores"]["validation"]
     assert first["best_epoch"] == second["best_epoch"]
     assert first["scores"]["dev"]["accuracy"] == pytest.approx(1 - second["scores"]["dev"]["accuracy"])
+
+
+def test_a_student_may_start_from_the_fine_tuned_teachers_layers_and_head(tiny):
+    options = ["student.init=finetuned_layers", "student.num_layers=1", "method=finetune"]
+    experiment = tiny(*options)
+    assert experiment.fit()["method"] == "finetune"
+    assert experiment.teacher_folder.results.exists(), "the teacher is needed for the start alone"
+    teacher = models.load_finetuned(str(experiment.teacher_folder.model), experiment.task).state_dict()
+    student, _ = build_student(experiment.config, experiment.task, str(experiment.teacher_folder.model))
+    for name, weight in student.state_dict().items():
+        # The `skip` map takes the teacher's second layer of two.
+        assert torch.equal(weight, teacher[name.replace("layer.0.", "layer.1.")]), name
+    assert experiment.config.decisive_values("finetune")["teacher.train.lr"] == 1e-3
+    assert "teacher.train.lr" not in tiny("method=finetune").config.decisive_values("finetune")
+
+
+def test_kd_from_the_fine_tuned_teachers_own_layers_begins_above_a_start_from_nothing(tiny):
+    losses = {}
+    for init in ("finetuned_layers", "teacher_layers"):
+        options = [
+            f"student.init={init}",
+            "student.num_layers=2",
+            "method=kd",
+            "train.max_steps=1",
+            "train.log_every=1",
+        ]
+        experiment = tiny(*options, f"output_dir={tiny().config.runs_dir}/{init}", "teacher.train.epochs=3")
+        experiment.fit()
+        lines = (experiment.folder.path / "metrics.jsonl").read_text().splitlines()
+        losses[init] = json.loads(lines[0])["distillation_loss"]
+    assert losses["finetuned_layers"] < losses["teacher_layers"]

@@ -46,13 +46,19 @@ def test_the_shipped_toy_table_has_four_tasks_three_methods_and_three_seeds():
     assert {cell.config.num_threads for cell in table.cells} == {1}
 
 
-def test_the_shipped_ablations_are_a_table_of_thirty_methods_and_variants():
+def test_the_shipped_ablations_are_a_table_of_thirty_four_methods_and_variants():
     table = load_table_config(CONFIGS / "ablation.yaml")
-    assert len(table.rows) == 1 + 30  # the teacher
-    assert len(table.cells) == 4 * 3 * 31
+    assert len(table.rows) == 1 + 34  # the teacher
+    assert len(table.cells) == 4 * 3 * 35
     persistent = cell(table, "rte", "inner-persistent-adamw", 43).config
     assert (persistent.method, persistent.reptile.inner_optimizer) == ("reptile", "persistent_adamw")
     assert cell(table, "rte", "metadistil-mse", 43).config.loss.soft == "mse"
+
+
+def test_the_shipped_study_chooses_by_training_rows_in_every_cell():
+    table = load_table_config(CONFIGS / "minilm" / "table.yaml")
+    assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
+    assert {cell.config.seed for cell in table.cells} == {42, 43, 44}
 
 
 def test_metadistil_is_a_method_of_a_table_with_the_tables_own_teacher():
@@ -85,6 +91,13 @@ def test_a_cell_is_the_run_of_the_tasks_own_file(task, method):
 def test_teachers_come_first_and_once_per_task_and_seed():
     table = load_table_config(TINY, ["methods=[kd,reptile]", "seeds=[1,2]"])
     assert [cell.row for cell in table.cells] == ["teacher"] * 4 + ["kd", "reptile"] * 4
+
+
+def test_finetuning_from_the_fine_tuned_teachers_layers_waits_for_the_teacher(write):
+    student = "student: {init: finetuned_layers, num_layers: 1}\n"
+    table = load_table_config(write(f"{student}tasks: [toy-sentence]\nmethods: [finetune]\nseeds: [1]\n"))
+    assert table.rows == ("teacher", "finetune")
+    assert cell(table, "toy-sentence", "finetune", 1).needs_teacher
 
 
 def test_finetuning_alone_needs_no_teacher():
