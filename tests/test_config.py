@@ -96,7 +96,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
     [
         ("tran.lr=1", "command line: unknown key 'tran'; did you mean 'train'?"),
         ("train.lrr=1", "command line: unknown key 'train.lrr'; did you mean 'train.lr'?"),
-        ("reptile.teacher_mu=1", "unknown key 'reptile.teacher_mu'; known here: update, mu, layer_map"),
+        ("reptile.teacher_mu=1", "unknown key 'reptile.teacher_mu'; known here: update, mu, mu_until, layer_map"),
         ("train.lr=fast", "command line: train.lr = 'fast': expected a valid number"),
         ("train.lr=nan", "train.lr = 'nan': expected a valid number"),
         ("train.lr=.nan", "train.lr = nan: expected a finite number"),
