@@ -30,6 +30,7 @@ from reptile_distil.builders import (
     student_source,
     wider_tokenizer,
 )
+from reptile_distil.callbacks import RunCallbacks, RunInfo, check_callbacks
 from reptile_distil.compute import choose_precision, use_precision
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
@@ -94,7 +95,8 @@ class Experiment:
     >>> experiment.fit()["scores"]["dev"]["accuracy"]  # doctest: +SKIP
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+        self.callbacks = check_callbacks(callbacks)
         self.device = choose_device(config.device)
         self.processes = start_processes(self.device)
         if config.distributed.shard and self.processes.count == 1:
@@ -115,9 +117,9 @@ class Experiment:
         self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
 
     @classmethod
-    def from_yaml(cls, path: str | Path, *overrides: str) -> Experiment:
+    def from_yaml(cls, path: str | Path, *overrides: str, callbacks: Sequence[object] = ()) -> Experiment:
         """The experiment of a YAML file with `key=value` overrides."""
-        return cls(load_config(path, overrides))
+        return cls(load_config(path, overrides), callbacks=callbacks)
 
     def fit(self, *, overwrite: bool = False) -> Results:
         """Trains the student with the configured method; returns the results of its run folder.
@@ -287,6 +289,15 @@ class Experiment:
         schedules = build_schedules(optimizers, batches, settings)
         modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
         progress = recovery.restore(modules, optimizers, schedules)
+        run = RunInfo(
+            task=self.task.name,
+            method=role,
+            seed=self.config.seed,
+            folder=folder.path,
+            num_steps=count_steps(batches, settings.epochs, settings.max_steps),
+            config=self.config.model_dump(mode="json"),
+        )
+        callbacks = RunCallbacks(self.callbacks, run, device=self.device, processes=self.processes)
 
         def save_predictions() -> None:
             for split, predictions in examiner.predictions.items():
@@ -313,6 +324,7 @@ class Experiment:
                 progress=progress,
                 checkpoints=recovery,
                 interrupts=interrupts,
+                callbacks=callbacks,
             )
         results: Results = {
             "task": self.task.name,
@@ -329,6 +341,8 @@ class Experiment:
             "num_processes": self.processes.count,
             "peak_memory_bytes": peak_memory(self.device),  # before latency is measured, at another batch size
         }
+        if outcome.stopped_by is not None:
+            results["stopped_by"] = outcome.stopped_by
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
@@ -341,6 +355,7 @@ class Experiment:
         results = recovery.finish(results)
         if self.processes.is_main:
             draw_after_run(folder.path)
+        callbacks.on_train_end(results)
         return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
