@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reptile_distil.callbacks import Callback, RunInfo, StopTraining
     from reptile_distil.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiment import Experiment
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Config",
     "DistillationLoss",
     "Experiment",
@@ -29,12 +31,15 @@ __all__ = [
     "MetaDistiller",
     "ReptileDistilError",
     "ReptileDistiller",
+    "RunInfo",
+    "StopTraining",
     "Student",
     "Teacher",
     "load_config",
 ]
 
 _MODULES = {
+    "Callback": "callbacks",
     "Config": "config",
     "DistillationLoss": "losses",
     "Experiment": "experiment",
@@ -44,6 +49,8 @@ _MODULES = {
     "MetaDistiller": "metadistil",
     "ReptileDistilError": "errors",
     "ReptileDistiller": "reptile",
+    "RunInfo": "callbacks",
+    "StopTraining": "callbacks",
     "Student": "models",
     "Teacher": "models",
     "load_config": "config",

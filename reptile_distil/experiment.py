@@ -31,6 +31,7 @@ from reptile_distil.builders import (
     student_source,
     wider_tokenizer,
 )
+from reptile_distil.callbacks import RunCallbacks, RunInfo, check_callbacks
 from reptile_distil.compute import choose_precision, use_precision
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
@@ -95,7 +96,8 @@ class Experiment:
     >>> experiment.fit()["scores"]["dev"]["accuracy"]  # doctest: +SKIP
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+        self.callbacks = check_callbacks(callbacks)
         self.device = choose_device(config.device)
         self.processes = start_processes(self.device)
         if config.distributed.shard and self.processes.count == 1:
@@ -116,9 +118,9 @@ class Experiment:
         self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
 
     @classmethod
-    def from_yaml(cls, path: str | Path, *overrides: str) -> Experiment:
+    def from_yaml(cls, path: str | Path, *overrides: str, callbacks: Sequence[object] = ()) -> Experiment:
         """The experiment of a YAML file with `key=value` overrides."""
-        return cls(load_config(path, overrides))
+        return cls(load_config(path, overrides), callbacks=callbacks)
 
     def fit(self, *, overwrite: bool = False) -> Results:
         """Trains the student with the configured method; returns the results of its run folder.
@@ -293,6 +295,15 @@ class Experiment:
         schedules = build_schedules(optimizers, batches, settings, mu_until=mu_until)
         modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
         progress = recovery.restore(modules, optimizers, schedules)
+        run = RunInfo(
+            task=self.task.name,
+            method=role,
+            seed=self.config.seed,
+            folder=folder.path,
+            num_steps=count_steps(batches, settings.epochs, settings.max_steps),
+            config=self.config.model_dump(mode="json"),
+        )
+        callbacks = RunCallbacks(self.callbacks, run, device=self.device, processes=self.processes)
 
         def save_predictions(predictions: Mapping[str, NDArray[Any]]) -> None:
             for split, of_split in predictions.items():
@@ -319,6 +330,7 @@ class Experiment:
                 progress=progress,
                 checkpoints=recovery,
                 interrupts=interrupts,
+                callbacks=callbacks,
             )
         peak = peak_memory(self.device)  # the training's, before the best student and the latency are measured
         scores = outcome.best["scores"]
@@ -342,6 +354,8 @@ class Experiment:
             "num_processes": self.processes.count,
             "peak_memory_bytes": peak,
         }
+        if outcome.stopped_by is not None:
+            results["stopped_by"] = outcome.stopped_by
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
@@ -354,6 +368,7 @@ class Experiment:
         results = recovery.finish(results)
         if self.processes.is_main:
             draw_after_run(folder.path)
+        callbacks.on_train_end(results)
         return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
