@@ -174,7 +174,7 @@ def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, me
         ("{pretrained: null}", "init: pretrained needs student.pretrained, a hub name or a folder"),
         (
             "{init: random, num_layers: 1, teacher_layers: [0]}",
-            "teacher_layers belongs to init: teacher_layers, but init is random",
+            "teacher_layers belongs to init: teacher_layers or finetuned_layers, but init is random",
         ),
         (
             "{init: teacher_layers, num_layers: 3, teacher_layers: [0, 1]}",
