@@ -1,4 +1,4 @@
-"""A table's sheets as Markdown and LaTeX, its numbers as CSV, and the three files."""
+"""A table's sheets as Markdown and LaTeX, its numbers as CSV, and the files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from reptile_distil.glue_table import (
 )
 from reptile_distil.latency import BATCH_SIZES
 from reptile_distil.table_data import BySeed, TableData, columns_of, summarise_scores
+from reptile_distil.table_epochs import to_epochs_csv
 
 
 def write_table(data: TableData, output: Path) -> str:
-    """Writes OUTPUT.md, OUTPUT.tex and OUTPUT.csv, each whole or not at all; returns the Markdown.
+    """Writes OUTPUT.md, OUTPUT.tex, OUTPUT.csv and OUTPUT-epochs.csv, each whole or not at all; returns the Markdown.
 
-    Raises `RunError` where they cannot be written.
+    Raises `RunError` where they cannot be written, or a run's metrics cannot be read.
     """
     sheets = [sheet for sheet in (score_sheet(data), difference_sheet(data)) if sheet is not None]
     markdown = to_markdown(sheets, notes(data))
-    for suffix, text in ((".md", markdown), (".tex", to_latex(sheets, notes(data))), (".csv", to_csv(data))):
+    files = {".md": markdown, ".tex": to_latex(sheets, notes(data)), ".csv": to_csv(data)}
+    for suffix, text in (*files.items(), ("-epochs.csv", to_epochs_csv(data))):
         path = output.with_name(output.name + suffix)
         # Several workers may be done at the same moment, each with a file of its own.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

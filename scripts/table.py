@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid.run()
     if not arguments.only_runs:
         print(write_table(collect(table), table.output), end="")
-        print(f"written to {table.output}.md, .tex and .csv", file=sys.stderr)
+        print(f"written to {table.output}.md, .tex, .csv and -epochs.csv", file=sys.stderr)
     if not arguments.only_table:
         print(grid.report(), file=sys.stderr)
     if grid.failures:
