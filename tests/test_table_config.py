@@ -55,6 +55,12 @@ def test_the_shipped_ablations_are_a_table_of_thirty_four_methods_and_variants()
     assert cell(table, "rte", "metadistil-mse", 43).config.loss.soft == "mse"
 
 
+def test_the_shipped_toy_ablations_choose_by_training_rows_and_run_every_variant():
+    table = load_table_config(CONFIGS / "ablation-toy.yaml")
+    assert set(table.rows) == {"teacher", "finetune", "kd", "reptile", "metadistil", *table.keys.variants}
+    assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
+
+
 def test_the_shipped_study_chooses_by_training_rows_in_every_cell():
     table = load_table_config(CONFIGS / "minilm" / "table.yaml")
     assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
