@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from reptile_distil.builders import (
+    BuiltMethod,
     build_batches,
     build_lessons,
     build_method,
@@ -53,13 +54,18 @@ from reptile_distil.models import (
 )
 from reptile_distil.plots import draw_after_run
 from reptile_distil.processes import start_processes
-from reptile_distil.recovery import Recovery
+from reptile_distil.recovery import Fingerprints, Recovery
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sharding import whole_copy
 from reptile_distil.training import count_steps, train
 from reptile_distil.training_state import weights_fingerprint
 
 logger = logging.getLogger(__name__)
+
+Role = MethodName | Literal["teacher"]
+"""What a run does: one of the methods, or the teacher's fine-tuning."""
+TEACHER_MOVES = ("reptile", "metadistil")
+"""The methods that change their teacher."""
 
 
 class Prediction(NamedTuple):
@@ -85,6 +91,27 @@ class Examination(NamedTuple):
             probability = prediction.probabilities.get(str(prediction.label), "")
             rows.append((index, prediction.label, probability, "" if self.labels is None else self.labels[index]))
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+class Materials(NamedTuple):
+    """What a run trains with."""
+
+    settings: TrainConfig
+    model: Any
+    """The one that learns, at its start."""
+    tokenizer: Any
+    data: dict[str, Batches]
+    """The training split and each dev split."""
+    teacher: Teacher | None
+
+    def fingerprints(self) -> Fingerprints:
+        """What identifies each input: when one has changed, an unfinished run cannot go on."""
+        fingerprints = {f"{split} split": batches.features.fingerprint() for split, batches in self.data.items()}
+        if (companions := self.data["train"].companions) is not None:
+            fingerprints["rows beside the train split"] = companions.features.fingerprint()
+        if self.teacher is not None:
+            fingerprints["teacher"] = weights_fingerprint(self.teacher)
+        return fingerprints
 
 
 class Experiment:
@@ -178,13 +205,17 @@ class Experiment:
     def _run_once(
         self,
         folder: RunFolder,
-        role: MethodName | Literal["teacher"],
+        role: Role,
         run: Callable[[Recovery, Interrupts], Results],
         *,
         overwrite: bool,
         wait: bool = False,
+        quiet: bool = False,
     ) -> Results:
-        """The results of a finished run, or else those of `run`, with the folder kept from other processes."""
+        """The results of a finished run, or else those of `run`, with the folder kept from other processes.
+
+        A finished run is worth a line in the log, unless `quiet`.
+        """
         decisive = self.config.decisive_values(role)
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
@@ -193,13 +224,16 @@ class Experiment:
                 # Another run may have finished it since.
                 results = finished()
                 if not results:
-                    options = self.config.checkpoint.model_dump()
-                    options |= {"device": self.device, "processes": self.processes}
-                    recovery = Recovery(folder, decisive, afresh=overwrite, **options)
-                    return run(recovery, interrupts)
+                    return run(self.recovery(folder, role, afresh=overwrite), interrupts)
         folder.check_complete(results)
-        logger.info("%s is finished: nothing to run", folder.path)
+        if not quiet:
+            logger.info("%s is finished: nothing to run", folder.path)
         return results
+
+    def recovery(self, folder: RunFolder, role: Role, *, afresh: bool) -> Recovery:
+        """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""
+        options = self.config.checkpoint.model_dump() | {"device": self.device, "processes": self.processes}
+        return Recovery(folder, self.config.decisive_values(role), afresh=afresh, **options)
 
     @contextlib.contextmanager
     def _claimed(self, folder: RunFolder, *, wait: bool) -> Iterator[None]:
@@ -224,52 +258,63 @@ class Experiment:
             if config.teacher.finetuned is None:
                 if not self.processes.on_main(self.teacher_folder.results.exists):
                     check_pair(config, self.task)
-                self.fit_teacher(wait=True)
+                self._run_once(
+                    self.teacher_folder, "teacher", self._fit_teacher, overwrite=False, wait=True, quiet=True
+                )
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
+        return self._train(method, recovery, interrupts, self.prepare_student(teacher_name))
+
+    def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
+        recovery.start_clock()
+        return self._train("teacher", recovery, interrupts, self.prepare_teacher())
+
+    def prepare_student(self, teacher_name: str | None, *, stand_in: bool = False) -> Materials:
+        """What the configured method trains with, checked: student and teacher at their start, and data for both.
+
+        `teacher_name` is the folder or hub name of the fine-tuned teacher, None for `finetune`. As a `stand_in`, it is
+        that of a model which is not fine-tuned yet, and gets a new head.
+        """
+        config = self.config
         model, tokenizer = build_student(config, self.task)
         teacher, batch_tokenizer = None, tokenizer
         if teacher_name is not None:
             teacher_tokenizer = load_tokenizer(teacher_name)
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name)
+            teacher = self._load_teacher(teacher_name, stand_in=stand_in)
             check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
         data = self._load_data(batch_tokenizer, config.train, for_student=True)
-        return self._train(method, recovery, interrupts, config.train, model, tokenizer, data, teacher)
+        return Materials(config.train, model, tokenizer, data, teacher)
 
-    def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
-        recovery.start_clock()
+    def prepare_teacher(self) -> Materials:
+        """What the teacher is fine-tuned with, checked."""
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
         check_vocabulary(name, model, tokenizer)
-        data = self._load_data(tokenizer, settings, for_student=False)
-        return self._train("teacher", recovery, interrupts, settings, model, tokenizer, data, None)
+        return Materials(settings, model, tokenizer, self._load_data(tokenizer, settings, for_student=False), None)
+
+    def assemble(self, role: Role, materials: Materials) -> tuple[Student, BuiltMethod]:
+        """The model that learns, on the device, and the method that teaches it."""
+        settings, model, _, _, teacher = materials
+        check_length(role, model, self.config.data.max_length)
+        student = Student(self._placed(model), **forward_options(self.config))
+        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
 
     def _train(
         self,
-        role: MethodName | Literal["teacher"],
+        role: Role,
         recovery: Recovery,
         interrupts: Interrupts,
-        settings: TrainConfig,
-        model: Any,
-        tokenizer: Any,
-        data: Mapping[str, Batches],
-        teacher: Teacher | None,
+        materials: Materials,
     ) -> Results:
-        """Trains `model`, from its start or from a checkpoint, and finishes the run folder."""
+        """Trains the model, from its start or from a checkpoint, and finishes the run folder."""
+        settings, model, tokenizer, data, teacher = materials
         folder, settings_key = recovery.folder, "teacher.train" if role == "teacher" else "train"
-        check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
-        student = Student(self._placed(model), **forward_options(self.config))
-        teacher_moves = role in ("reptile", "metadistil")
-        method, optimizers = build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
-        fingerprints = {f"{split} split": data[split].features.fingerprint() for split in data}
-        if batches.companions is not None:
-            fingerprints["rows beside the train split"] = batches.companions.features.fingerprint()
-        if teacher is not None:
-            fingerprints["teacher"] = weights_fingerprint(teacher)
-        recovery.start(self.config.to_yaml(), fingerprints)
+        student, (method, optimizers) = self.assemble(role, materials)
+        teacher_moves = role in TEACHER_MOVES
+        recovery.start(self.config.to_yaml(), materials.fingerprints())
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if role == "teacher" else role,
@@ -365,8 +410,11 @@ class Experiment:
         whole = whole_copy(model) if self.config.distributed.shard else model
         self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
 
-    def _load_teacher(self, name: str) -> Teacher:
-        model = load_finetuned(name, self.task, self.config.teacher.label_names)
+    def _load_teacher(self, name: str, *, stand_in: bool) -> Teacher:
+        if stand_in:
+            model = load_pretrained(name, self.task, seed=self.config.seed)
+        else:
+            model = load_finetuned(name, self.task, self.config.teacher.label_names)
         check_length(name, model, self.config.data.max_length)
         return Teacher(self._placed(model), **forward_options(self.config))
 
