@@ -3,10 +3,13 @@
 The names below are imported when they are first used, so that `import reptile_distil` costs nothing.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reptile_distil.callbacks import Callback, RunInfo, StopTraining
     from reptile_distil.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiment import Experiment
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Config",
     "DistillationLoss",
     "Experiment",
@@ -29,12 +33,21 @@ __all__ = [
     "MetaDistiller",
     "ReptileDistilError",
     "ReptileDistiller",
+    "RunInfo",
+    "StopTraining",
     "Student",
     "Teacher",
     "load_config",
 ]
 
+if "ipykernel.zmqshell" in sys.modules:
+    # In a notebook without ipywidgets tqdm warns, once, whoever imports it first; it then draws its bars as text.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import_module("tqdm.auto")
+
 _MODULES = {
+    "Callback": "callbacks",
     "Config": "config",
     "DistillationLoss": "losses",
     "Experiment": "experiment",
@@ -44,6 +57,8 @@ _MODULES = {
     "MetaDistiller": "metadistil",
     "ReptileDistilError": "errors",
     "ReptileDistiller": "reptile",
+    "RunInfo": "callbacks",
+    "StopTraining": "callbacks",
     "Student": "models",
     "Teacher": "models",
     "load_config": "config",

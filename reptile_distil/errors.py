@@ -49,6 +49,10 @@ class CheckpointError(RunError):
     """A checkpoint that is damaged, or that somebody else has put there."""
 
 
+class CallbackError(ReptileDistilError):
+    """A user's own object that cannot be called while a run goes on, or that has failed."""
+
+
 class OutOfMemoryError(ReptileDistilError):
     """Memory ran out, on the CPU or on a device."""
 

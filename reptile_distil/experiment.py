@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -31,11 +31,15 @@ from reptile_distil.builders import (
     student_source,
     wider_tokenizer,
 )
-from reptile_distil.compute import choose_precision, use_precision
+from reptile_distil.callbacks import RunCallbacks, RunInfo, check_callbacks
+from reptile_distil.compute import choose_precision, computing
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
+from reptile_distil.display import RunResults, describe_scores, examination_html, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
+from reptile_distil.gradients import random_numbers_repeated
+from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
 from reptile_distil.memory import explain_out_of_memory, peak_memory
@@ -59,6 +63,9 @@ from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sharding import whole_copy
 from reptile_distil.training import count_steps, train
 from reptile_distil.training_state import weights_fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +99,14 @@ class Examination(NamedTuple):
             rows.append((index, prediction.label, probability, "" if self.labels is None else self.labels[index]))
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
+    def __repr__(self) -> str:
+        scores = "no labels" if self.scores is None else describe_scores(self.scores)
+        return f"Examination({len(self.predictions):,} rows: {scores})"
+
+    def _repr_html_(self) -> str:
+        rows = [tuple(line.split("\t")) for line in self.to_tsv().splitlines()]
+        return examination_html(self.scores, rows, title=f"{len(self.predictions):,} rows")
+
 
 class Materials(NamedTuple):
     """What a run trains with."""
@@ -121,7 +136,8 @@ class Experiment:
     >>> experiment.fit()["scores"]["dev"]["accuracy"]  # doctest: +SKIP
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+        self.callbacks = check_callbacks(callbacks)
         self.device = choose_device(config.device)
         self.processes = start_processes(self.device)
         if config.distributed.shard and self.processes.count == 1:
@@ -130,21 +146,18 @@ class Experiment:
                 "start them with torchrun or accelerate launch"
             )
         check_processes(config, self.processes)
-        precision = choose_precision(config.precision, self.device)
-        use_precision(precision)
+        self._precision = precision = choose_precision(config.precision, self.device)
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
         self.task = build_task(config)
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
         self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
 
     @classmethod
-    def from_yaml(cls, path: str | Path, *overrides: str) -> Experiment:
+    def from_yaml(cls, path: str | Path, *overrides: str, callbacks: Sequence[object] = ()) -> Experiment:
         """The experiment of a YAML file with `key=value` overrides."""
-        return cls(load_config(path, overrides))
+        return cls(load_config(path, overrides), callbacks=callbacks)
 
     def fit(self, *, overwrite: bool = False) -> Results:
         """Trains the student with the configured method; returns the results of its run folder.
@@ -155,14 +168,15 @@ class Experiment:
         at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
         folder.
         """
-        return self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
+        return RunResults(self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite))
 
     def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
         """Fine-tunes `teacher.pretrained`; returns the results of its run folder, as `fit` does.
 
         Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
         """
-        return self._run_once(self.teacher_folder, "teacher", self._fit_teacher, overwrite=overwrite, wait=wait)
+        folder, run = self.teacher_folder, self._fit_teacher
+        return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait))
 
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
@@ -181,7 +195,7 @@ class Experiment:
         """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
-        logits = predict_logits(classifier, batches, self.processes)
+        logits = self._logits(classifier, batches)
         labels = scores = None
         if "label" in batches.features.column_names:
             labels = [self._name_label(label) for label in batches.features["label"]]
@@ -200,7 +214,47 @@ class Experiment:
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
-        return self._name_predictions(predict_logits(classifier, batches, self.processes))
+        return self._name_predictions(self._logits(classifier, batches))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each epoch of the run so far, by number: `dev_accuracy`, `train_loss` and so on.
+
+        With a teacher also `teacher_dev_accuracy` and `agreement`. See `history.read_epochs`, which reads any run's.
+        Raises `RunError` where there is no run yet, or one of another configuration.
+        """
+        return self._of_own_run(read_epochs)
+
+    @property
+    def step_history(self) -> pd.DataFrame:
+        """One row for each logged step (`train.log_every`): its losses and learning rates. Raises as `history`."""
+        return self._of_own_run(read_steps)
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.config.method} on {self.task.name}, seed {self.config.seed}: {self._state()})"
+
+    def _repr_html_(self) -> str:
+        names = ("method", "task", "seed", "folder", "device", "precision", "state")
+        own = (self.config.method, self.task.name, self.config.seed, self.folder.path, self.device, self._precision)
+        return to_html([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
+
+    def _state(self) -> str:
+        """How far the run is, in words."""
+        try:
+            results = self.folder.read_results(self.config.decisive_values(self.config.method))
+        except RunError as error:
+            return str(error)
+        if results is None:
+            return "unfinished" if self.folder.metrics.exists() else "not run yet"
+        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results["scores"].items())
+
+    def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        self.folder.read_results(self.config.decisive_values(self.config.method))  # another configuration's is refused
+        return read(self.folder.path)
+
+    def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
+        with self._settings():
+            return predict_logits(classifier, batches, self.processes)
 
     def _run_once(
         self,
@@ -220,7 +274,8 @@ class Experiment:
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
         if not results:
-            with Interrupts(self.processes, self.device) as interrupts, self._claimed(folder, wait=wait):
+            claimed = self._claimed(folder, wait=wait)
+            with self._settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
                 # Another run may have finished it since.
                 results = finished()
                 if not results:
@@ -234,6 +289,13 @@ class Experiment:
         """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""
         options = self.config.checkpoint.model_dump() | {"device": self.device, "processes": self.processes}
         return Recovery(folder, self.config.decisive_values(role), afresh=afresh, **options)
+
+    @contextlib.contextmanager
+    def _settings(self) -> Iterator[None]:
+        """What this experiment sets for the whole process, and afterwards the process's own: other experiments' too."""
+        random = random_numbers_repeated(torch.device(self.device))
+        with computing(self._precision, self.config.num_threads), random:
+            yield
 
     @contextlib.contextmanager
     def _claimed(self, folder: RunFolder, *, wait: bool) -> Iterator[None]:
@@ -332,6 +394,15 @@ class Experiment:
         schedules = build_schedules(optimizers, batches, settings)
         modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
         progress = recovery.restore(modules, optimizers, schedules)
+        run = RunInfo(
+            task=self.task.name,
+            method=role,
+            seed=self.config.seed,
+            folder=folder.path,
+            num_steps=count_steps(batches, settings.epochs, settings.max_steps),
+            config=self.config.model_dump(mode="json"),
+        )
+        callbacks = RunCallbacks(self.callbacks, run, device=self.device, processes=self.processes)
 
         def save_predictions() -> None:
             for split, predictions in examiner.predictions.items():
@@ -358,6 +429,7 @@ class Experiment:
                 progress=progress,
                 checkpoints=recovery,
                 interrupts=interrupts,
+                callbacks=callbacks,
             )
         results: Results = {
             "task": self.task.name,
@@ -374,6 +446,8 @@ class Experiment:
             "num_processes": self.processes.count,
             "peak_memory_bytes": peak_memory(self.device),  # before latency is measured, at another batch size
         }
+        if outcome.stopped_by is not None:
+            results["stopped_by"] = outcome.stopped_by
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
@@ -386,6 +460,7 @@ class Experiment:
         results = recovery.finish(results)
         if self.processes.is_main:
             draw_after_run(folder.path)
+        callbacks.on_train_end(results)
         return results
 
     def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:

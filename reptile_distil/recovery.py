@@ -62,6 +62,7 @@ class _Position(_Strict):
     train_seconds: NonNegativeFloat
     best: _Record | None
     last: _Record | None
+    stopped_by: str | None = None
 
 
 class _State(_Strict):

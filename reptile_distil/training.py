@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from reptile_distil.callbacks import RunCallbacks
 from reptile_distil.data import Batches
-from reptile_distil.errors import RunError
+from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.gradients import Batch, Logs
 from reptile_distil.interrupts import Interrupted, Interrupts
 
@@ -67,6 +69,8 @@ class Progress:
     """Sums of the logs over the epoch under way, on the device: reading them only once an epoch keeps it busy."""
     last_gap: Tensor | None = None
     """The latest step's gap, for a method that has one."""
+    stopped_by: str | None = None
+    """The callback that asked for the end of training: no further step is taken."""
 
     def add_step(self, logs: Logs, num_rows: int) -> None:
         """Counts a step over `num_rows` rows."""
@@ -88,13 +92,14 @@ class Progress:
         return {name: value / self.batches_done for name, value in self.sums.items()}
 
     def is_over(self, num_epochs: int, num_steps: int, patience: int | None) -> bool:
-        """Whether no epoch is left, the last step is evaluated, or `patience` epochs went by without a better one."""
+        """Whether no epoch or step is left, a callback has had enough, or `patience` epochs brought no better one."""
         if self.batches_done:
             return False
         without_better = 0 if self.best is None else self.epochs_done - int(self.best["epoch"])
         return (
             self.epochs_done >= num_epochs
             or self.step >= num_steps
+            or self.stopped_by is not None
             or (patience is not None and without_better >= patience)
         )
 
@@ -112,6 +117,8 @@ class Outcome:
     """Examples seen, each time counted."""
     train_seconds: float
     """Seconds spent in steps, evaluation not counted."""
+    stopped_by: str | None = None
+    """The callback that asked for the end of training."""
 
 
 def count_steps(batches: Batches, num_epochs: int, max_steps: int | None) -> int:
@@ -137,6 +144,7 @@ def train(
     progress: Progress | None = None,
     checkpoints: CheckpointWriter | None = None,
     interrupts: Interrupts | None = None,
+    callbacks: RunCallbacks | None = None,
 ) -> Outcome:
     """Trains for `num_epochs`, or `max_steps` steps if that is less, from the start or from where `progress` stands.
 
@@ -144,8 +152,9 @@ def train(
     minus infinity); `keep_best()` is called when it is the highest so far, and always for the first. Training stops
     early after `patience` epochs without a higher one. `log` gets a record every `log_every` steps and one an epoch.
     `schedules` are stepped after each step; their learning rates are logged under their names. `checkpoints` are
-    written when they are due, at the end of each epoch, and where a signal ends the run (`Interrupted`); never with
-    weights that are not finite. Raises `RunError` when a loss is not finite; `title` is what it calls the run.
+    written when they are due, at the end of each epoch, and where a signal (`Interrupted`) or a callback's
+    fault (`CallbackError`) ends the run; never with weights that are not finite. `callbacks` are told of each step and
+    epoch, and may ask for the end. Raises `RunError` when a loss is not finite; `title` is what it calls the run.
     """
     progress, interrupts = progress or Progress(), interrupts or Interrupts()
     num_steps = count_steps(batches, num_epochs, max_steps)
@@ -162,7 +171,7 @@ def train(
             clock = _Stopwatch()
             try:
                 todo = batches.epoch(epoch, skip=progress.batches_done)
-                for batch in itertools.islice(todo, num_steps - progress.step):
+                for batch in itertools.islice(todo, 0 if progress.stopped_by else num_steps - progress.step):
                     with interrupts.held():
                         logs, rates = _take_step(method, batch, schedules)
                         progress.add_step(logs, len(batch["labels"]))
@@ -173,11 +182,16 @@ def train(
                             log({"event": "step", "epoch": epoch, "step": progress.step, **values, **rates})
                             _show(bar, f"epoch {epoch}/{num_epochs}", values["loss"], rates)
                         progress.train_seconds += clock.lap()
+                        if callbacks is not None:
+                            progress.stopped_by = callbacks.on_step_end(progress.step, logs, rates)
+                            clock.lap()
                         if checkpoints is not None and checkpoints.is_due(progress):
                             save()
                             clock.lap()
                     interrupts.agree(progress.step)
                     bar.update(len(batch["labels"]))
+                    if progress.stopped_by:
+                        break
                 watch.check(progress)
                 train_means = _read(progress.means())
                 progress.train_seconds += clock.lap()
@@ -197,15 +211,25 @@ def train(
                         keep_best()
                         progress.best = record
                     progress.close_epoch(record)
+                    if callbacks is not None:
+                        progress.stopped_by = callbacks.on_epoch_end(record) or progress.stopped_by
                     save()
                 interrupts.agree()
-            except Interrupted as interrupted:
+            except (Interrupted, CallbackError) as ended:
                 save()
-                interrupted.saved_step = None if checkpoints is None else progress.step
+                if isinstance(ended, Interrupted):
+                    ended.saved_step = None if checkpoints is None else progress.step
                 raise
     if progress.best is None or progress.last is None:
         raise RunError("the training set has no batch to train on")
-    return Outcome(progress.best, progress.last, progress.step, progress.num_examples, progress.train_seconds)
+    return Outcome(
+        progress.best,
+        progress.last,
+        progress.step,
+        progress.num_examples,
+        progress.train_seconds,
+        progress.stopped_by,
+    )
 
 
 def _take_step(method: Method, batch: Batch, schedules: Mapping[str, LRScheduler]) -> tuple[Logs, dict[str, float]]:
@@ -239,12 +263,14 @@ def _rank(record: Record) -> float:
 
 
 def _progress_bar(batches: Batches, num_steps: int, num_examples: int, *, show: bool) -> Any:
-    """Counts examples, so that it shows examples per second and the time left; silent where there is no terminal."""
+    """Counts examples, so that it shows examples per second and the time left.
+
+    Silent where there is neither a terminal nor a notebook.
+    """
     epochs, steps = divmod(num_steps, batches.num_batches)
     total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
-    return tqdm(
-        total=total, initial=num_examples, unit="ex", disable=None if show else True, dynamic_ncols=True, leave=False
-    )
+    disable = not show or (None if "ipykernel.zmqshell" not in sys.modules else False)
+    return tqdm(total=total, initial=num_examples, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
 
 
 def _show(bar: Any, description: str, loss: float, rates: Mapping[str, float]) -> None:
