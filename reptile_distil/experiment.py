@@ -61,6 +61,7 @@ from reptile_distil.processes import start_processes
 from reptile_distil.recovery import Fingerprints, Recovery
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sharding import whole_copy
+from reptile_distil.trackers import check_trackers, tracked
 from reptile_distil.training import count_steps, train
 from reptile_distil.training_state import weights_fingerprint
 
@@ -253,7 +254,7 @@ class Experiment:
         return read(self.folder.path)
 
     def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
-        with self._settings():
+        with self.own_settings():
             return predict_logits(classifier, batches, self.processes)
 
     def _run_once(
@@ -274,8 +275,9 @@ class Experiment:
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
         if not results:
+            check_trackers(self.config.trackers)
             claimed = self._claimed(folder, wait=wait)
-            with self._settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
+            with self.own_settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
                 # Another run may have finished it since.
                 results = finished()
                 if not results:
@@ -291,7 +293,7 @@ class Experiment:
         return Recovery(folder, self.config.decisive_values(role), afresh=afresh, **options)
 
     @contextlib.contextmanager
-    def _settings(self) -> Iterator[None]:
+    def own_settings(self) -> Iterator[None]:
         """What this experiment sets for the whole process, and afterwards the process's own: other experiments' too."""
         random = random_numbers_repeated(torch.device(self.device))
         with computing(self._precision, self.config.num_threads), random:
@@ -402,7 +404,7 @@ class Experiment:
             num_steps=count_steps(batches, settings.epochs, settings.max_steps),
             config=self.config.model_dump(mode="json"),
         )
-        callbacks = RunCallbacks(self.callbacks, run, device=self.device, processes=self.processes)
+        trackers = self.config.trackers if self.processes.is_main else ()
 
         def save_predictions() -> None:
             for split, predictions in examiner.predictions.items():
@@ -412,7 +414,10 @@ class Experiment:
             self._save_model(folder, model, tokenizer)
             self.processes.on_main(save_predictions)
 
-        with explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length"):
+        sparing = explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length")
+        with sparing, tracked(trackers, run, step=progress.step) as tellers:
+            told = (*self.callbacks, *tellers)
+            callbacks = RunCallbacks(told, run, device=self.device, processes=self.processes)
             outcome = train(
                 method,
                 batches,

@@ -22,6 +22,7 @@ from reptile_distil.memory import explain_out_of_memory, free_memory
 from reptile_distil.models import count_parameters
 from reptile_distil.recovery import Recovery
 from reptile_distil.tasks import Task
+from reptile_distil.trackers import check_trackers
 from reptile_distil.training import count_steps
 from reptile_distil.trial import Trial, run_trial
 
@@ -160,8 +161,14 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
 
 def measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     """Loads all that a run needs, as it would, and takes a few steps on models that are then dropped."""
-    config, task = experiment.config, experiment.task
     free_memory()  # of the run measured before, which would count as this one's
+    check_trackers(experiment.config.trackers)
+    with experiment.own_settings():
+        return _measure(experiment, role, status)
+
+
+def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
+    config, task = experiment.config, experiment.task
     logger.info("measuring a few steps: %s on %s", role, task.name)
     materials, is_stand_in = _prepare(experiment, role)
     if status.recovery is not None and not is_stand_in:
