@@ -3,6 +3,8 @@
 The names below are imported when they are first used, so that `import reptile_distil` costs nothing.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,12 @@ __all__ = [
     "Teacher",
     "load_config",
 ]
+
+if "ipykernel.zmqshell" in sys.modules:
+    # In a notebook without ipywidgets tqdm warns, once, whoever imports it first; it then draws its bars as text.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import_module("tqdm.auto")
 
 _MODULES = {
     "Callback": "callbacks",

@@ -193,7 +193,7 @@ class RunCallbacks:
     def on_train_end(self, results: Mapping[str, Any]) -> None:
         """Tells of the run's end. Raises `CallbackError`."""
         if "on_train_end" in self._called:
-            self._tell("on_train_end", "when the run was finished", lambda: (copy.deepcopy(dict(results)),))
+            self._tell("on_train_end", "at the end", lambda: (copy.deepcopy(dict(results)),))
             self._settle()
 
     def _tell(self, name: str, when: str, arguments: Callable[[], tuple[Any, ...]]) -> None:

@@ -17,6 +17,7 @@ from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
 from reptile_distil.interrupts import Interrupted
 
+DRY_RUN = "check everything, take a few steps on copies, print plan and estimate, and train nothing"
 EXIT_FAULT = 2  # a fault that the user can mend
 EXIT_STOPPED = 130  # as shells do for Ctrl-C
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0

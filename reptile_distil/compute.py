@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -42,6 +44,20 @@ def choose_precision(wanted: Literal["auto"] | Precision, device: str) -> Precis
 def use_precision(precision: Precision) -> None:
     """Switches TF32 on for float32 matrix products of the whole process, or off."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+@contextlib.contextmanager
+def computing(precision: Precision, num_threads: int | None) -> Iterator[None]:
+    """Inside, the process computes so; afterwards as before. Both are the whole process's, so one run at a time."""
+    matmul_precision, threads_before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    use_precision(precision)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul_precision)
+        torch.set_num_threads(threads_before)
 
 
 def bf16_slowdown() -> float:

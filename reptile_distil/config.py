@@ -18,6 +18,7 @@ from reptile_distil.yaml_files import dump_yaml, merge_layer, parse_yaml, read_l
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 COMMAND_LINE = "command line"
@@ -330,6 +331,15 @@ class Config(_Section):
     reptile: ReptileConfig = ReptileConfig()
     metadistil: MetadistilConfig = MetadistilConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: tuple[TrackerName, ...] = ()
+    """Who is told what metrics.jsonl is told: tensorboard, wandb, trackio; each needs its package installed."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_tracker_once(cls, trackers: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"{', '.join(trackers)}: one is given twice")
+        return trackers
 
     @model_validator(mode="after")
     def _metadistil_can_learn(self) -> Config:

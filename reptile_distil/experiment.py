@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from reptile_distil.builders import (
     VALIDATION,
+    BuiltMethod,
     build_batches,
     build_lessons,
     build_method,
@@ -32,11 +33,14 @@ from reptile_distil.builders import (
     wider_tokenizer,
 )
 from reptile_distil.callbacks import RunCallbacks, RunInfo, check_callbacks
-from reptile_distil.compute import choose_precision, use_precision
+from reptile_distil.compute import choose_precision, computing
 from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
+from reptile_distil.display import RunResults, describe_scores, examination_html, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, examine_splits, predict_logits, score_logits
+from reptile_distil.gradients import random_numbers_repeated
+from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
 from reptile_distil.memory import explain_out_of_memory, peak_memory
@@ -55,13 +59,22 @@ from reptile_distil.models import (
 )
 from reptile_distil.plots import draw_after_run
 from reptile_distil.processes import start_processes
-from reptile_distil.recovery import Recovery
+from reptile_distil.recovery import Fingerprints, Recovery
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sharding import whole_copy
+from reptile_distil.trackers import check_trackers, tracked
 from reptile_distil.training import count_steps, train
 from reptile_distil.training_state import weights_fingerprint
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 logger = logging.getLogger(__name__)
+
+Role = MethodName | Literal["teacher"]
+"""What a run does: one of the methods, or the teacher's fine-tuning."""
+TEACHER_MOVES = ("reptile", "metadistil")
+"""The methods that change their teacher."""
 
 
 class Prediction(NamedTuple):
@@ -88,6 +101,35 @@ class Examination(NamedTuple):
             rows.append((index, prediction.label, probability, "" if self.labels is None else self.labels[index]))
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
+    def __repr__(self) -> str:
+        scores = "no labels" if self.scores is None else describe_scores(self.scores)
+        return f"Examination({len(self.predictions):,} rows: {scores})"
+
+    def _repr_html_(self) -> str:
+        rows = [tuple(line.split("\t")) for line in self.to_tsv().splitlines()]
+        return examination_html(self.scores, rows, title=f"{len(self.predictions):,} rows")
+
+
+class Materials(NamedTuple):
+    """What a run trains with."""
+
+    settings: TrainConfig
+    model: Any
+    """The one that learns, at its start."""
+    tokenizer: Any
+    data: dict[str, Batches]
+    """The training split and each dev split."""
+    teacher: Teacher | None
+
+    def fingerprints(self) -> Fingerprints:
+        """What identifies each input: when one has changed, an unfinished run cannot go on."""
+        fingerprints = {f"{split} split": batches.features.fingerprint() for split, batches in self.data.items()}
+        if (companions := self.data["train"].companions) is not None:
+            fingerprints["rows beside the train split"] = companions.features.fingerprint()
+        if self.teacher is not None:
+            fingerprints["teacher"] = weights_fingerprint(self.teacher)
+        return fingerprints
+
 
 class Experiment:
     """One configuration, run.
@@ -106,13 +148,10 @@ class Experiment:
                 "start them with torchrun or accelerate launch"
             )
         check_processes(config, self.processes)
-        precision = choose_precision(config.precision, self.device)
-        use_precision(precision)
+        self._precision = precision = choose_precision(config.precision, self.device)
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
         self.task = build_task(config)
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
         self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
@@ -131,14 +170,15 @@ class Experiment:
         at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
         folder.
         """
-        return self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
+        return RunResults(self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite))
 
     def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
         """Fine-tunes `teacher.pretrained`; returns the results of its run folder, as `fit` does.
 
         Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
         """
-        return self._run_once(self.teacher_folder, "teacher", self._fit_teacher, overwrite=overwrite, wait=wait)
+        folder, run = self.teacher_folder, self._fit_teacher
+        return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait))
 
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
@@ -157,7 +197,7 @@ class Experiment:
         """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
-        logits = predict_logits(classifier, batches, self.processes)
+        logits = self._logits(classifier, batches)
         labels = scores = None
         if "label" in batches.features.column_names:
             labels = [self._name_label(label) for label in batches.features["label"]]
@@ -176,33 +216,89 @@ class Experiment:
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
-        return self._name_predictions(predict_logits(classifier, batches, self.processes))
+        return self._name_predictions(self._logits(classifier, batches))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each epoch of the run so far, by number: `dev_accuracy`, `train_loss` and so on.
+
+        With a teacher also `teacher_dev_accuracy` and `agreement`. See `history.read_epochs`, which reads any run's.
+        Raises `RunError` where there is no run yet, or one of another configuration.
+        """
+        return self._of_own_run(read_epochs)
+
+    @property
+    def step_history(self) -> pd.DataFrame:
+        """One row for each logged step (`train.log_every`): its losses and learning rates. Raises as `history`."""
+        return self._of_own_run(read_steps)
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.config.method} on {self.task.name}, seed {self.config.seed}: {self._state()})"
+
+    def _repr_html_(self) -> str:
+        names = ("method", "task", "seed", "folder", "device", "precision", "state")
+        own = (self.config.method, self.task.name, self.config.seed, self.folder.path, self.device, self._precision)
+        return to_html([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
+
+    def _state(self) -> str:
+        """How far the run is, in words."""
+        try:
+            results = self.folder.read_results(self.config.decisive_values(self.config.method))
+        except RunError as error:
+            return str(error)
+        if results is None:
+            return "unfinished" if self.folder.metrics.exists() else "not run yet"
+        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results["scores"].items())
+
+    def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        self.folder.read_results(self.config.decisive_values(self.config.method))  # another configuration's is refused
+        return read(self.folder.path)
+
+    def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
+        with self.own_settings():
+            return predict_logits(classifier, batches, self.processes)
 
     def _run_once(
         self,
         folder: RunFolder,
-        role: MethodName | Literal["teacher"],
+        role: Role,
         run: Callable[[Recovery, Interrupts], Results],
         *,
         overwrite: bool,
         wait: bool = False,
+        quiet: bool = False,
     ) -> Results:
-        """The results of a finished run, or else those of `run`, with the folder kept from other processes."""
+        """The results of a finished run, or else those of `run`, with the folder kept from other processes.
+
+        A finished run is worth a line in the log, unless `quiet`.
+        """
         decisive = self.config.decisive_values(role)
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
         if not results:
-            with Interrupts(self.processes, self.device) as interrupts, self._claimed(folder, wait=wait):
+            check_trackers(self.config.trackers)
+            claimed = self._claimed(folder, wait=wait)
+            with self.own_settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
                 # Another run may have finished it since.
                 results = finished()
                 if not results:
-                    options = self.config.checkpoint.model_dump()
-                    options |= {"device": self.device, "processes": self.processes}
-                    recovery = Recovery(folder, decisive, afresh=overwrite, **options)
-                    return run(recovery, interrupts)
+                    return run(self.recovery(folder, role, afresh=overwrite), interrupts)
         folder.check_complete(results)
-        logger.info("%s is finished: nothing to run", folder.path)
+        if not quiet:
+            logger.info("%s is finished: nothing to run", folder.path)
         return results
+
+    def recovery(self, folder: RunFolder, role: Role, *, afresh: bool) -> Recovery:
+        """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""
+        options = self.config.checkpoint.model_dump() | {"device": self.device, "processes": self.processes}
+        return Recovery(folder, self.config.decisive_values(role), afresh=afresh, **options)
+
+    @contextlib.contextmanager
+    def own_settings(self) -> Iterator[None]:
+        """What this experiment sets for the whole process, and afterwards the process's own: other experiments' too."""
+        random = random_numbers_repeated(torch.device(self.device))
+        with computing(self._precision, self.config.num_threads), random:
+            yield
 
     @contextlib.contextmanager
     def _claimed(self, folder: RunFolder, *, wait: bool) -> Iterator[None]:
@@ -227,54 +323,66 @@ class Experiment:
             if config.teacher.finetuned is None:
                 if not self.processes.on_main(self.teacher_folder.results.exists):
                     check_pair(config, self.task)
-                self.fit_teacher(wait=True)
+                self._run_once(
+                    self.teacher_folder, "teacher", self._fit_teacher, overwrite=False, wait=True, quiet=True
+                )
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
-        model, tokenizer = build_student(config, self.task, teacher_name)
-        teacher, batch_tokenizer = None, tokenizer
-        if teacher_name is not None and method != "finetune":
-            teacher_tokenizer = load_tokenizer(teacher_name)
-            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
-            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name)
-            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
-        data = self._load_data(batch_tokenizer, config.train, for_student=True)
-        return self._train(method, recovery, interrupts, config.train, model, tokenizer, data, teacher)
+        return self._train(method, recovery, interrupts, self.prepare_student(teacher_name))
 
     def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         recovery.start_clock()
+        return self._train("teacher", recovery, interrupts, self.prepare_teacher())
+
+    def prepare_student(self, teacher_name: str | None, *, stand_in: bool = False) -> Materials:
+        """What the configured method trains with, checked: student and teacher at their start, and data for both.
+
+        `teacher_name` is the folder or hub name of the fine-tuned teacher, None where neither the method nor the
+        student's start needs one. As a `stand_in`, it is that of a model which is not fine-tuned yet, and gets a new
+        head.
+        """
+        config = self.config
+        model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
+        teacher, batch_tokenizer = None, tokenizer
+        if teacher_name is not None and config.method != "finetune":
+            teacher_tokenizer = load_tokenizer(teacher_name)
+            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
+            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
+            teacher = self._load_teacher(teacher_name, stand_in=stand_in)
+            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
+        data = self._load_data(batch_tokenizer, config.train, for_student=True)
+        return Materials(config.train, model, tokenizer, data, teacher)
+
+    def prepare_teacher(self) -> Materials:
+        """What the teacher is fine-tuned with, checked."""
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
         check_vocabulary(name, model, tokenizer)
-        data = self._load_data(tokenizer, settings, for_student=False)
-        return self._train("teacher", recovery, interrupts, settings, model, tokenizer, data, None)
+        return Materials(settings, model, tokenizer, self._load_data(tokenizer, settings, for_student=False), None)
+
+    def assemble(self, role: Role, materials: Materials) -> tuple[Student, BuiltMethod]:
+        """The model that learns, on the device, and the method that teaches it."""
+        settings, model, _, _, teacher = materials
+        check_length(role, model, self.config.data.max_length)
+        student = Student(self._placed(model), **forward_options(self.config))
+        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
 
     def _train(
         self,
-        role: MethodName | Literal["teacher"],
+        role: Role,
         recovery: Recovery,
         interrupts: Interrupts,
-        settings: TrainConfig,
-        model: Any,
-        tokenizer: Any,
-        data: Mapping[str, Batches],
-        teacher: Teacher | None,
+        materials: Materials,
     ) -> Results:
-        """Trains `model`, from its start or from a checkpoint, and finishes the run folder."""
+        """Trains the model, from its start or from a checkpoint, and finishes the run folder."""
+        settings, model, tokenizer, data, teacher = materials
         folder, settings_key = recovery.folder, "teacher.train" if role == "teacher" else "train"
-        check_length(role, model, self.config.data.max_length)
         batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
         # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
         watched = {VALIDATION: data[VALIDATION]} if VALIDATION in data else dev
-        student = Student(self._placed(model), **forward_options(self.config))
-        teacher_moves = role in ("reptile", "metadistil")
-        method, optimizers = build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
-        fingerprints = {f"{split} split": data[split].features.fingerprint() for split in data}
-        if batches.companions is not None:
-            fingerprints["rows beside the train split"] = batches.companions.features.fingerprint()
-        if teacher is not None:
-            fingerprints["teacher"] = weights_fingerprint(teacher)
-        recovery.start(self.config.to_yaml(), fingerprints)
+        student, (method, optimizers) = self.assemble(role, materials)
+        teacher_moves = role in TEACHER_MOVES
+        recovery.start(self.config.to_yaml(), materials.fingerprints())
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if role == "teacher" else role,
@@ -303,7 +411,7 @@ class Experiment:
             num_steps=count_steps(batches, settings.epochs, settings.max_steps),
             config=self.config.model_dump(mode="json"),
         )
-        callbacks = RunCallbacks(self.callbacks, run, device=self.device, processes=self.processes)
+        trackers = self.config.trackers if self.processes.is_main else ()
 
         def save_predictions(predictions: Mapping[str, NDArray[Any]]) -> None:
             for split, of_split in predictions.items():
@@ -313,7 +421,10 @@ class Experiment:
             self._save_model(folder, model, tokenizer)
             self.processes.on_main(lambda: save_predictions(examiner.predictions))
 
-        with explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length"):
+        sparing = explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length")
+        with sparing, tracked(trackers, run, step=progress.step) as tellers:
+            told = (*self.callbacks, *tellers)
+            callbacks = RunCallbacks(told, run, device=self.device, processes=self.processes)
             outcome = train(
                 method,
                 batches,
@@ -399,8 +510,11 @@ class Experiment:
         whole = whole_copy(model) if self.config.distributed.shard else model
         self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
 
-    def _load_teacher(self, name: str) -> Teacher:
-        model = load_finetuned(name, self.task, self.config.teacher.label_names)
+    def _load_teacher(self, name: str, *, stand_in: bool) -> Teacher:
+        if stand_in:
+            model = load_pretrained(name, self.task, seed=self.config.seed)
+        else:
+            model = load_finetuned(name, self.task, self.config.teacher.label_names)
         check_length(name, model, self.config.data.max_length)
         return Teacher(self._placed(model), **forward_options(self.config))
 

@@ -8,7 +8,6 @@ whose teacher another worker is fine-tuning. When nothing can be taken, it looks
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ import torch
 
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
 from reptile_distil.experiment import Experiment
+from reptile_distil.memory import free_memory
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.table_config import TEACHER, Cell
 
@@ -83,7 +83,7 @@ class Grid:
                     return False  # someone is fine-tuning its teacher anew, and took away the old one
             return self._fail(cell, _one_sentence(error), traceback.format_exc())
         finally:
-            _free_memory()
+            free_memory()
         return self._succeed(cell, results, "run", f" ({time.perf_counter() - started:.1f} s)")
 
     def _run(self, cell: Cell) -> Results:
@@ -138,10 +138,3 @@ def _failure_file(cell: Cell) -> Path:
 def _one_sentence(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, ReptileDistilError) else f"{type(error).__name__}: {text}"
-
-
-def _free_memory() -> None:
-    """Gives back what the last cell's models took."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -4,8 +4,10 @@ A hub call on a machine without a network tries for half a minute before it give
 files first (`local_files_only=True`), call `require_hub` second, and only then download.
 """
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 
 from huggingface_hub import constants, get_session
 
@@ -15,6 +17,7 @@ TIMEOUT = 3.0
 """Seconds the hub has to answer."""
 
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+_remembered: dict[str, bool | None] = {}
 _REFUSED_BY_A_PROXY = (403, 407)
 
 
@@ -26,12 +29,26 @@ def hub_is_reachable() -> bool:
     """
     if _offline_variable() is not None:
         return False
+    if (answer := _remembered.get("answer")) is not None:
+        return answer
     answers: list[bool] = []
     # A look-up of the host name has no timeout of its own, so the bound is on a thread, not on the socket.
     thread = threading.Thread(target=lambda: answers.append(_answers(_endpoint())), daemon=True)
     thread.start()
     thread.join(TIMEOUT)
+    if "answer" in _remembered:
+        _remembered["answer"] = answers == [True]
     return answers == [True]
+
+
+@contextlib.contextmanager
+def asked_once() -> Iterator[None]:
+    """Inside, the hub's first answer stands: who looks for many things need not wait for each."""
+    _remembered["answer"] = None
+    try:
+        yield
+    finally:
+        _remembered.clear()
 
 
 def require_hub(what: str, remedy: str, *, error: type[ReptileDistilError] = DataError) -> None:

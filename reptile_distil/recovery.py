@@ -128,6 +128,11 @@ class Recovery:
         self._processes = processes
         self._found = processes.on_main(lambda: self._find(afresh=afresh))
 
+    @property
+    def step(self) -> int | None:
+        """The step that the run goes on from; None where there is no checkpoint of it."""
+        return None if self._found is None else self._found[1].position.step
+
     def start_clock(self) -> None:
         """Measures the run's seconds and memory from here."""
         self._started = time.perf_counter()
@@ -141,13 +146,26 @@ class Recovery:
         self._fingerprints = fingerprints
         self._processes.on_main(lambda: self._prepare(config_yaml))
 
+    def check_inputs(self, fingerprints: Fingerprints) -> None:
+        """Raises `RunError` where an input is not what it was when the checkpoint, if any, was written."""
+        before = fingerprints if self._found is None else self._found[1].fingerprints
+        for name in sorted(before.keys() | fingerprints.keys()):
+            was, now = before.get(name), fingerprints.get(name)
+            if was != now:
+                sizes = [f"{side['num_rows']} rows" if side and "num_rows" in side else "" for side in (was, now)]
+                how = f" ({sizes[0]} then, {sizes[1]} now)" if sizes[0] != sizes[1] and all(sizes) else ""
+                raise RunError(
+                    f"{self.folder.path}: the {name} has changed since this run began{how}; "
+                    "put the old one back, or run again with --overwrite"
+                )
+
     def _prepare(self, config_yaml: str) -> None:
         if self._found is None:
             self._checkpoints.remove_all()
             self.folder.start(config_yaml, self._device)
             return
         checkpoint, state = self._found
-        self._check_inputs(state.fingerprints)
+        self.check_inputs(self._fingerprints)
         self._checkpoints.forget_after(checkpoint.path.name)
         self.folder.go_on(config_yaml, self._device, metrics_size=state.metrics_size, best=checkpoint.best)
         logger.info("%s: going on from the checkpoint of step %d", self.folder.path, state.position.step)
@@ -260,17 +278,6 @@ class Recovery:
         if self._metrics_digest(state.metrics_size) != state.metrics_sha256:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl no longer begins as it was then")
         return state
-
-    def _check_inputs(self, before: Fingerprints) -> None:
-        for name in sorted(before.keys() | self._fingerprints.keys()):
-            was, now = before.get(name), self._fingerprints.get(name)
-            if was != now:
-                sizes = [f"{side['num_rows']} rows" if side and "num_rows" in side else "" for side in (was, now)]
-                how = f" ({sizes[0]} then, {sizes[1]} now)" if sizes[0] != sizes[1] and all(sizes) else ""
-                raise RunError(
-                    f"{self.folder.path}: the {name} has changed since this run began{how}; "
-                    "put the old one back, or run again with --overwrite"
-                )
 
     def _tensors(self, progress: Progress) -> Tensors:
         groups: dict[str, Mapping[str, Tensor]] = {

@@ -7,6 +7,7 @@ model/             the best student so far; loads with AutoModelForSequenceClass
 predictions_*.json what that student says of each row of a dev split, beside the labels
 checkpoints/       where an unfinished run goes on
 results.json       written last: the run is finished
+events.out.tfevents.* and trackers.json, where trackers are asked for
 curves.png         drawn from metrics.jsonl and results.json afterwards, where matplotlib is installed
 
 Beside the folder lies .NAME.lock, held by the process that runs in it; the system frees it when that process ends,
@@ -126,7 +127,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             # results.json first: while it exists, the folder counts as a finished run.
             leftovers = (self.results, self.metrics, self.path / "curves.png", *self.path.glob("predictions_*.json"))
-            for file in leftovers:
+            of_trackers = (self.path / "trackers.json", *self.path.glob("events.out.tfevents.*"))
+            for file in (*leftovers, *of_trackers):
                 file.unlink(missing_ok=True)
             _remove(self.model)
             _write(self._config, config_yaml)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -262,12 +263,14 @@ def _rank(record: Record) -> float:
 
 
 def _progress_bar(batches: Batches, num_steps: int, num_examples: int, *, show: bool) -> Any:
-    """Counts examples, so that it shows examples per second and the time left; silent where there is no terminal."""
+    """Counts examples, so that it shows examples per second and the time left.
+
+    Silent where there is neither a terminal nor a notebook.
+    """
     epochs, steps = divmod(num_steps, batches.num_batches)
     total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
-    return tqdm(
-        total=total, initial=num_examples, unit="ex", disable=None if show else True, dynamic_ncols=True, leave=False
-    )
+    disable = not show or (None if "ipykernel.zmqshell" not in sys.modules else False)
+    return tqdm(total=total, initial=num_examples, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
 
 
 def _show(bar: Any, description: str, loss: float, rates: Mapping[str, float]) -> None:

@@ -6,15 +6,22 @@ python scripts/distil.py --config configs/sst2.yaml [key=value ...]
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import config_of, make_parser, run
+from reptile_distil.cli import DRY_RUN, config_of, make_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the method, and those it is compared with, and prints their scores beside the teacher's."""
     parser = make_parser("Distil a student from a teacher (method: finetune, kd, reptile or metadistil).")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
+    if arguments.dry_run:
+        from reptile_distil.plan import plan_distillation
+        from reptile_distil.plan_text import describe_plan, fit_for
+
+        print(fit_for(sys.stdout, describe_plan(plan_distillation(config, overwrite=arguments.overwrite))))
+        return
 
     from reptile_distil.experiment import Experiment
     from reptile_distil.tables import comparison_table

@@ -6,7 +6,7 @@ python scripts/finetune.py --config configs/sst2.yaml [--model student] [key=val
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import config_of, make_parser, run
+from reptile_distil.cli import DRY_RUN, config_of, make_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -14,8 +14,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Fine-tune the teacher, or the student alone, on a task.")
     parser.add_argument("--model", choices=("teacher", "student"), default="teacher", help="which one (teacher)")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
+    if arguments.dry_run:
+        from reptile_distil.plan import plan_runs
+        from reptile_distil.plan_text import describe_plan, fit_for
+
+        role = "teacher" if arguments.model == "teacher" else "finetune"
+        print(fit_for(sys.stdout, describe_plan(plan_runs(config, {role: arguments.overwrite}))))
+        return
 
     from reptile_distil.experiment import Experiment
     from reptile_distil.tables import comparison_table

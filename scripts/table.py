@@ -7,16 +7,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import make_parser, run
+from reptile_distil.cli import DRY_RUN, make_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table and writes it as Markdown, LaTeX and CSV; exit code 1 where a cell failed."""
+    """Prints the table and writes it as Markdown, LaTeX and CSV; exit code 1 where a cell failed.
+
+    With --dry-run, exit code 0 says that every cell could be run, and 2 that some could not, or not be checked.
+    """
     parser = make_parser("Run the cells of a table (several workers may, on one folder), and make the table.")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--only-runs", action="store_true", help="run the cells and make no table")
     only.add_argument("--only-table", action="store_true", help="make the table from what is there")
     only.add_argument("--print-commands", action="store_true", help="print one command per cell, for a scheduler")
+    only.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
 
     from reptile_distil.table_config import commands, describe_table, load_table_config
@@ -28,6 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.print_commands:
         for words in commands(table, sys.argv[0], arguments.config, arguments.overrides):
             print(shlex.join(words))
+        return
+
+    if arguments.dry_run:
+        from reptile_distil.plan_text import fit_for
+        from reptile_distil.table_plan import describe_table_plan, plan_table
+
+        plan = plan_table(table)
+        print(fit_for(sys.stdout, describe_table_plan(plan)))
+        plan.check()
         return
 
     from reptile_distil.grid import Grid

@@ -138,3 +138,13 @@ def test_require_hub_raises_the_callers_own_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError):
         hub.require_hub("model x", "pass a folder", error=ModelError)
+
+
+def test_inside_asked_once_the_hub_is_asked_once_and_outside_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "_answers", lambda url: asked.append(url) or len(asked) == 1)
+    with hub.asked_once():
+        assert [hub.hub_is_reachable() for _ in range(3)] == [True, True, True]
+    assert len(asked) == 1
+    assert [hub.hub_is_reachable() for _ in range(2)] == [False, False]
+    assert len(asked) == 3

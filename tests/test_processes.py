@@ -297,6 +297,27 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_to_the_same_bits(both
     check_resumed(both, folder)
 
 
+def test_the_main_processs_callback_fails_for_both_and_the_run_goes_on_to_the_same_bits(both, folder):
+    (faults, num_calls), (others, num_others) = (results["callback"] for results in both)
+    assert faults == others
+    (at_epoch, first), (in_step, second) = faults
+    run = "of reptile on toy-sentence: ValueError"
+    assert at_epoch == f"callback FailsInStep.on_epoch_end failed after epoch 1 {run}: after an epoch"
+    assert in_step == f"callback FailsInStep.on_step_end failed after step 7 {run}: in the main process"
+    assert (first, second) == ("step-00000005-evaluated", "step-00000010")  # both had to come to the same step
+    assert (num_calls, num_others) == (5 + 5 + 2 + 5, 0)  # the teacher's 5 too; after a fault none until it is known
+    models = [
+        load_file(folder / name / "toy-sentence/reptile-seed42/model/model.safetensors") for name in ("whole", "faulty")
+    ]
+    assert models[0].keys() == models[1].keys()
+    for name, weight in models[0].items():
+        assert torch.equal(weight, models[1][name]), name
+
+
+def test_a_callbacks_wish_to_stop_is_granted_when_both_processes_know_of_it(both):
+    assert both[0]["told"] == both[1]["told"] == [None] * 9 + ["Stops.on_step_end"] + [None]
+
+
 def test_what_two_processes_began_one_can_finish_with_a_warning_about_its_dropout(both, folder, caplog):
     caplog.set_level("WARNING", logger="reptile_distil")  # whatever a script has set it to
     results = two_processes.experiment(folder / "left", folder / "teacher").fit()

@@ -15,9 +15,10 @@ import transformers
 
 from reptile_distil import builders, reptile, toy
 from reptile_distil import experiment as experiments
+from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config import load_config
 from reptile_distil.data import Batches
-from reptile_distil.errors import RunError
+from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits
 from reptile_distil.experiment import Experiment
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
@@ -184,12 +185,52 @@ class SignalInStep(ReptileDistiller):
         return super().step(batch)
 
 
-def experiment(runs, teacher, *, shard=False):
+class FailsInStep:
+    """Called by the main process alone; fails in its 7th step."""
+
+    num_calls = 0
+
+    def on_step_end(self, run, step, logs, rates):
+        self.num_calls += 1
+        if run.method == "reptile" and step == 7:
+            raise ValueError("in the main process")
+
+    def on_epoch_end(self, run, record):
+        if run.method == "reptile" and record["epoch"] == 1:
+            raise ValueError("after an epoch")
+
+
+def failing_callback(folder, teacher):
+    """What both processes see of a callback's faults in the run `faulty`, which is then gone on with; and its calls."""
+    callback, faults = FailsInStep(), []
+    for _ in range(3):
+        try:
+            experiment(folder / "faulty", teacher, callbacks=[callback]).fit()
+        except CallbackError as error:
+            faults.append((str(error), sorted(path.name for path in (folder / "faulty").glob("*/*/checkpoints/*"))[-1]))
+    return faults, callback.num_calls
+
+
+def told(processes):
+    """What asks for the end of training, by step, where the main process's callback asks at step 3."""
+
+    class Stops:
+        def on_step_end(self, run, step, logs, rates):
+            if step == 3:
+                raise StopTraining
+
+    run = RunInfo("toy", "kd", 0, Path(), 25, {})
+    # The main process's callbacks are asked, whatever the others have.
+    callbacks = RunCallbacks([Stops()] if processes.is_main else [], run, processes=processes)
+    return [callbacks.on_step_end(step, {"loss": torch.ones(())}, {"lr": 0.1}) for step in range(1, 12)]
+
+
+def experiment(runs, teacher, *, shard=False, callbacks=()):
     """Three epochs of five steps with dropout, of two processes or one."""
     overrides = [f"teacher.pretrained={teacher}", f"runs_dir={runs}", f"distributed.shard={str(shard).lower()}"]
     overrides += ["device=cpu", "train.epochs=3", "train.micro_batch_size=5"]
     overrides += ["checkpoint.every_steps=2", "checkpoint.keep_when_finished=true"]
-    return Experiment(load_config(Path(__file__).parent / "tiny.yaml", overrides))
+    return Experiment(load_config(Path(__file__).parent / "tiny.yaml", overrides), callbacks=callbacks)
 
 
 def interrupted(processes, folder, *, shard=False):
@@ -219,6 +260,8 @@ def interrupted(processes, folder, *, shard=False):
 def quick(processes, folder):
     return {
         "stop": interrupted(processes, folder),
+        "callback": failing_callback(folder, folder / "teacher"),
+        "told": told(processes),
         "exchange": exchange(processes),
         "logits": evaluate(processes),
         "sharded logits": evaluate(processes, shard=True),
