@@ -35,6 +35,7 @@ from reptile_distil.config import Config, MethodName, TrainConfig, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, predict_logits, score_logits
+from reptile_distil.graphs import check_graphs
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
 from reptile_distil.memory import explain_out_of_memory, peak_memory
@@ -103,6 +104,8 @@ class Experiment:
                 "start them with torchrun or accelerate launch"
             )
         check_processes(config, self.processes)
+        if config.compute.cuda_graphs:
+            check_graphs(self.device, self.processes.count)
         precision = choose_precision(config.precision, self.device)
         use_precision(precision)
         # A run's files say what `auto` came to.
