@@ -20,6 +20,7 @@ from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import ConfigError
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.features import Features
+from reptile_distil.graphs import LENGTH_STEP, GraphedSteps
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.losses import DistillationLoss, HiddenStateTerm
@@ -84,7 +85,7 @@ def build_batches(
     """
     features = _load_features(config, task, split, tokenizer, for_training=for_training)
     batch_size = settings.batch_size if for_training else settings.eval_batch_size
-    return _batches_of(features, config, tokenizer, batch_size)
+    return _batches_of(features, config, tokenizer, batch_size, for_training=for_training)
 
 
 def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
@@ -92,7 +93,7 @@ def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
     features = _load_features(config, task, "train", tokenizer, for_training=True)
 
     def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
-        return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size)
+        return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size, for_training=True)
 
     reptile = config.reptile
     if config.method == "metadistil":
@@ -139,8 +140,15 @@ def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_t
     return features
 
 
-def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int) -> Batches:
-    return Batches(features, tokenizer, batch_size=batch_size, seed=config.seed, device=choose_device(config.device))
+def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int, *, for_training: bool) -> Batches:
+    return Batches(
+        features,
+        tokenizer,
+        batch_size=batch_size,
+        seed=config.seed,
+        device=choose_device(config.device),
+        length_step=LENGTH_STEP if config.compute.cuda_graphs and for_training else 1,
+    )
 
 
 def build_student(config: Config, task: Task, finetuned_teacher: str | None = None) -> tuple[nn.Module, Any]:
@@ -226,6 +234,22 @@ def build_method(
     processes: Processes = ALONE,
 ) -> BuiltMethod:
     """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
+    built = _build_method(config, student, teacher, settings, role=role, processes=processes)
+    if not config.compute.cuda_graphs:
+        return built
+    optimizers = tuple(built.optimizers.values())
+    return built._replace(method=GraphedSteps(built.method, optimizers, batch_size=settings.batch_size))
+
+
+def _build_method(
+    config: Config,
+    student: Student,
+    teacher: Teacher | None,
+    settings: TrainConfig,
+    *,
+    role: MethodName | Literal["teacher"],
+    processes: Processes,
+) -> BuiltMethod:
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
     shared: dict[str, Any] = {
         "student_optimizer": optimizer,
@@ -244,7 +268,7 @@ def build_method(
     teacher_optimizer: Optimizer = (
         adamw(teacher, lr=reptile.mu, eps=settings.adam_eps)
         if reptile.update == "adamw"
-        else torch.optim.SGD(teacher.parameters(), lr=reptile.mu)
+        else torch.optim.SGD(teacher.parameters(), lr=reptile.mu, fused=config.compute.cuda_graphs or None)
     )
     optimizers = {"lr": optimizer, "teacher_lr": teacher_optimizer}
     upkeep = None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+import torch._functorch.config as compiled_autograd_config
 from torch import nn
 
 from reptile_distil.errors import ConfigError
@@ -89,6 +90,9 @@ def compile_forward(model: nn.Module, device: str) -> None:
     Raises `ConfigError` where there is no compiler.
     """
     _check_compiler(device)
+    # Reptile uses a graph twice, so none may lend its memory to its first backward pass; a graph that was compiled for
+    # another model of the same shape is used again for the student.
+    compiled_autograd_config.donated_buffer = False
     model.compile(dynamic=True)
 
 

@@ -289,6 +289,9 @@ class ComputeConfig(_Section):
     """sdpa: PyTorch's fused attention; eager: written out; auto: sdpa where the architecture has it."""
     compile: bool = False
     """Compile the models with torch.compile: faster steps after a minute or more; needs a C++ compiler, or Triton."""
+    cuda_graphs: bool = False
+    """Replay training steps from CUDA graphs, one for each length, which saves launching their kernels one by one (one
+    GPU; finetune, kd, and reptile with one inner step). Not tried on a GPU yet."""
 
 
 def _task_kind(value: Any) -> str:
@@ -368,6 +371,31 @@ class Config(_Section):
             raise ValueError("data.packing cannot be compiled: choose it or compute.compile")
         if self.distributed.shard and self.compute.compile:
             raise ValueError("distributed.shard cannot be compiled: choose it or compute.compile")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_graphed(self) -> Config:
+        if not self.compute.cuda_graphs:
+            return self
+        methods = (self.method, *self.compare_with)
+        if "metadistil" in methods:
+            raise ValueError("metadistil cannot be computed with compute.cuda_graphs: set it to false")
+        for name, is_on in {
+            "data.packing": self.data.packing,
+            "compute.compile": self.compute.compile,
+            "distributed.shard": self.distributed.shard,
+            "train.micro_batch_size": self.train.micro_batch_size,
+            "teacher.train.micro_batch_size": self.teacher.train.micro_batch_size,
+        }.items():
+            if is_on:
+                raise ValueError(f"{name} cannot be used with compute.cuda_graphs: choose one of the two")
+        reptile = self.reptile
+        is_plain = reptile.inner_steps == reptile.every == 1 and reptile.inner_batch == "same"
+        if "reptile" in methods and not (is_plain and reptile.inner_optimizer != "persistent_adamw"):
+            raise ValueError(
+                "compute.cuda_graphs takes one fresh inner step on the batch of each step: set it to false with "
+                "reptile.inner_steps > 1, every > 1, inner_batch: held_out or persistent_adamw"
+            )
         return self
 
     @model_validator(mode="after")

@@ -93,7 +93,7 @@ class Batches:
         batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
-        row_ids: what to call each row in a message; None: 0, 1, 2, ...
+        length_step: batches are padded to a multiple of this many tokens, but never beyond the data set's longest row.
     """
 
     def __init__(
@@ -104,11 +104,14 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         device: str = "cpu",
+        length_step: int = 1,
     ) -> None:
         self.features = features if isinstance(features, Features) else Features.from_dataset(features)
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self.length_step = length_step
+        self._longest = int(self.lengths.max(initial=0))
         self.companions: CompanionRows | None = None
         """What each training batch has beside its own rows; None: nothing."""
         self._padding = Padding.of(tokenizer)
@@ -157,8 +160,9 @@ class Batches:
             yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
 
     def batch(self, rows: Indices) -> dict[str, Tensor]:
-        """The given rows as one batch, padded to the longest of them."""
-        batch = pad_rows(self.features, rows, self._padding)
+        """The given rows as one batch, padded to the longest of them, up to the next multiple of `length_step`."""
+        width = -(-int(self.lengths[rows].max()) // self.length_step) * self.length_step
+        batch = pad_rows(self.features, rows, self._padding, width=min(width, self._longest))
         if torch.device(self.device).type == "cuda":
             # From pinned memory the copy runs beside the computation, and nothing waits for it here.
             return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}

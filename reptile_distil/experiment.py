@@ -40,6 +40,7 @@ from reptile_distil.display import RunResults, describe_scores, examination_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import Examiner, examine_splits, predict_logits, score_logits
 from reptile_distil.gradients import random_numbers_repeated
+from reptile_distil.graphs import check_graphs
 from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
@@ -148,6 +149,8 @@ class Experiment:
                 "start them with torchrun or accelerate launch"
             )
         check_processes(config, self.processes)
+        if config.compute.cuda_graphs:
+            check_graphs(self.device, self.processes.count)
         self._precision = precision = choose_precision(config.precision, self.device)
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config

@@ -136,10 +136,13 @@ class Padding:
         )
 
 
-def pad_rows(features: Features, rows: Indices, padding: Padding) -> dict[str, Tensor]:
-    """The given rows, padded to the longest of them: each column (B, L) int64; `labels` (B,) int64 or float32."""
+def pad_rows(features: Features, rows: Indices, padding: Padding, *, width: int = 0) -> dict[str, Tensor]:
+    """The given rows, padded to the longest of them, or to `width` if that is more.
+
+    Each column is (B, L) int64; `labels` (B,) int64 or float32.
+    """
     lengths = features.lengths[rows]
-    width = int(lengths.max())
+    width = max(width, int(lengths.max()))
     gaps = (width - lengths)[:, None] if padding.on_the_left else 0
     columns_of_rows = np.arange(width) - gaps
     is_token = (columns_of_rows >= 0) & (columns_of_rows < lengths[:, None])  # (B, L)

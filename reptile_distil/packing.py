@@ -1,7 +1,8 @@
 """Packed forward passes: the rows of a batch end to end as one row without padding.
 
-Linear layers, layer norms and GELUs see real tokens only. Attention, where rows must not see each other, sets the rows
-apart again, layer by layer. The result is the padded one up to rounding, its gradient too; dropout draws other masks.
+Linear layers, layer norms and GELUs see real tokens only. So does attention where PyTorch has a kernel for rows of
+unequal length (see `has_kernel`); elsewhere, where rows must not see each other, it sets them apart again, layer by
+layer. The result is the padded one up to rounding, its gradient too; dropout draws other masks.
 For encoders whose model passes keyword arguments down to its attention: BERT, RoBERTa and ELECTRA.
 """
 
@@ -39,8 +40,8 @@ class Layout:
     """(B, L) bool, true for tokens. Padding stands behind the tokens."""
     tokens: Tensor
     """(T,) position of each token in the flattened batch."""
-    starts: Tensor
-    """(B,) position of each row's first token in the packed row."""
+    bounds: Tensor
+    """(B + 1,) int32, position of each row's first token in the packed row, and behind the last row."""
 
     @classmethod
     def of(cls, attention_mask: Tensor) -> Self:
@@ -48,8 +49,13 @@ class Layout:
         mask = attention_mask.bool()
         if not mask[:, 0].all():
             raise ModelError("a batch with padding on the left cannot be packed: set data.packing=false")
-        lengths = mask.sum(dim=1)
-        return cls(mask, mask.flatten().nonzero()[:, 0], lengths.cumsum(0) - lengths)
+        bounds = functional.pad(mask.sum(dim=1).cumsum(0), (1, 0)).int()
+        return cls(mask, mask.flatten().nonzero()[:, 0], bounds)
+
+    @property
+    def starts(self) -> Tensor:
+        """(B,) position of each row's first token in the packed row."""
+        return self.bounds[:-1]
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) to (T, ...)."""
@@ -109,11 +115,44 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return padded
+    if has_kernel(query, dropout) and scaling in (None, query.shape[-1] ** -0.5):
+        rows = [part[0].transpose(0, 1) for part in (query, key, value)]  # (1, H, T, D) -> (T, H, D)
+        longest = layout.mask.shape[1]
+        return varlen_attn(*rows, layout.bounds, layout.bounds, longest, longest)[None], None
     # (1, H, T, D) -> (B, H, L, D)
     query, key, value = (layout.pad(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
     seen = layout.mask[:, None, None]
     states = functional.scaled_dot_product_attention(query, key, value, seen, dropout, scale=scaling)
     return layout.pack(states.transpose(1, 2))[None], None
+
+
+def _find_kernel() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before PyTorch 2.10
+        return None
+    return varlen_attn
+
+
+varlen_attn: Any = _find_kernel()
+
+
+def has_kernel(query: Tensor, dropout: float) -> bool:
+    """Whether PyTorch's variable-length attention, a FlashAttention, takes queries (1, H, T, D) like these.
+
+    It is there from PyTorch 2.10 on, on NVIDIA GPUs of 2020 or later, in half precision, and drops nothing: so for the
+    teacher and in evaluation, and for a student without dropout in its attention.
+    """
+    return (
+        varlen_attn is not None
+        and dropout == 0
+        and query.is_cuda
+        and torch.version.hip is None
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 AttentionInterface.register(NAME, _attend)

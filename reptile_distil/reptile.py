@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch._functorch.config as compiled_autograd_config
@@ -146,7 +146,10 @@ class ReptileDistiller:
         """
         self.student.train()
         inner_batches = self.variant.inner_batches(batch, inner_batches)
-        batch = alone(batch)
+        with self._graphs_kept():
+            return self._take_step(alone(batch), inner_batches)
+
+    def _take_step(self, batch: Batch, inner_batches: Sequence[Batch]) -> Logs:
         if not self._is_teachers_turn():
             return self._distil_alone(batch)
         student = self._student_forward(batch)
@@ -229,10 +232,15 @@ class ReptileDistiller:
         if not self._shares_forward(batch):
             return self._ask_student
         ((own_rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
-        # A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
-        with compiled_autograd_config.patch(donated_buffer=False):
-            outputs = self._ask_student(own_rows)
+        outputs = self._ask_student(own_rows)
         return lambda _: outputs
+
+    def _graphs_kept(self) -> contextlib.AbstractContextManager[Any]:
+        """A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
+
+        Any batch's: a graph that was compiled for one that is split may be used for one that is not.
+        """
+        return compiled_autograd_config.patch(donated_buffer=False) if self.share_forward else contextlib.nullcontext()
 
     def _shares_forward(self, batch: Batch) -> bool:
         return self.share_forward and not self._is_split(batch)

@@ -1,11 +1,12 @@
 """Packed forward passes against padded ones, and against each row alone."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 
-from reptile_distil import DistillationLoss, ReptileDistiller
+from reptile_distil import DistillationLoss, ReptileDistiller, packing
 from reptile_distil.errors import ModelError
 from reptile_distil.models import Classifier, Student, Teacher
 from reptile_distil.packing import Layout, packed_logits
@@ -180,3 +181,96 @@ def test_a_packed_classifier_stays_packed_as_a_student_or_a_teacher():
 def test_packed_logits_of_a_bare_model_need_no_wrapper():
     _, packed = pair("bert")
     assert packed_logits(packed.model, ragged()).shape == (6, 3)
+
+
+def attend_row_by_row(query, key, value, starts, starts_of_keys, longest, longest_key):
+    """What the kernel computes, literally: (T, H, D) each, attention within starts[i] to starts[i + 1]."""
+    assert starts.dtype == starts_of_keys.dtype == torch.int32
+    assert longest == longest_key >= int(starts.diff().max())
+    rows = []
+    for start, end in itertools.pairwise(starts):
+        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
+        weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        rows.append((weights @ v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.fixture
+def literal_kernel(monkeypatch):
+    """Takes the way over the kernel on the CPU, with a literal one in its place; counts its calls."""
+    calls = []
+
+    def kernel(*arguments):
+        calls.append(arguments)
+        return attend_row_by_row(*arguments)
+
+    monkeypatch.setattr(packing, "varlen_attn", kernel)
+    monkeypatch.setattr(packing, "has_kernel", lambda query, dropout: True)
+    return calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [LENGTHS, (5, 5, 5), (1, 1)])
+def test_over_the_kernel_logits_and_gradients_equal_padded_ones_within_1e_5(literal_kernel, kind, lengths):
+    padded, packed = pair(kind)
+    batch = ragged(kind, lengths)
+    torch.testing.assert_close(packed(batch), padded(batch), rtol=0, atol=1e-5)
+    assert len(literal_kernel) == 2  # one for each layer
+    expected, found = gradients(padded, batch), gradients(packed, batch)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+
+
+class Query:
+    """As much of a query (1, H, T, D) as `has_kernel` looks at."""
+
+    def __init__(self, *, is_cuda=True, dtype=torch.bfloat16, width=64):
+        self.is_cuda, self.dtype, self.shape, self.device = is_cuda, dtype, (1, 12, 100, width), "cuda"
+
+
+@pytest.mark.parametrize(
+    ("query", "dropout", "capability", "expected"),
+    [
+        (Query(), 0.0, (8, 0), True),
+        (Query(dtype=torch.float16, width=32), 0.0, (9, 0), True),
+        (Query(), 0.1, (9, 0), False),
+        (Query(), 0.0, (7, 5), False),
+        (Query(dtype=torch.float32), 0.0, (9, 0), False),
+        (Query(width=20), 0.0, (9, 0), False),
+        (Query(width=264), 0.0, (9, 0), False),
+        (Query(is_cuda=False), 0.0, (9, 0), False),
+    ],
+)
+def test_the_kernel_is_taken_only_where_it_works(monkeypatch, query, dropout, capability, expected):
+    monkeypatch.setattr(packing, "varlen_attn", attend_row_by_row)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert packing.has_kernel(query, dropout) == expected
+
+
+def test_without_the_kernel_packing_works_as_before(monkeypatch):
+    monkeypatch.setattr(packing, "varlen_attn", None)
+    assert not packing.has_kernel(Query(), 0.0)
+
+
+def test_another_scale_than_the_kernels_does_not_take_it(literal_kernel):
+    padded, packed = pair("bert")
+    for model in (padded, packed):
+        for module in model.modules():
+            if hasattr(module, "scaling"):
+                module.scaling = 0.5
+    torch.testing.assert_close(packed(ragged()), padded(ragged()), rtol=0, atol=1e-5)
+    assert not literal_kernel
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_packed_equals_padded_in_half_precision(kind):
+    """bfloat16 has 8 bits: logits of size 1 agree within a few hundredths."""
+    model = classifier(kind).eval().to("cuda")
+    padded = Classifier(copy.deepcopy(model), autocast_dtype=torch.bfloat16).eval()
+    packed = Classifier(model, autocast_dtype=torch.bfloat16, packed=True).eval()
+    batch = {name: tensor.to("cuda") for name, tensor in ragged(kind).items()}
+    torch.testing.assert_close(packed(batch).float(), padded(batch).float(), rtol=0, atol=0.05)
+    expected, found = gradients(padded, batch), gradients(packed, batch)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-3, name
