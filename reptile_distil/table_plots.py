@@ -12,18 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reptile_distil.plots import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    drawing,
-    new_figure,
-    save,
-)
+from reptile_distil.looks import legend_on_top, looks_of, order_names
+from reptile_distil.plots import GREY, drawing, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,19 +21,6 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, Any]
 Naming = Callable[[Result], str]
-
-_LOOKS = {  # color, marker, hatch: three ways to tell them apart
-    "teacher": (VERMILLION, "s", ""),
-    "finetune": (ORANGE, "^", "//"),
-    "kd": (GREEN, "v", "\\\\"),
-    "reptile": (BLUE, "o", ""),
-    "metadistil": (PURPLE, "D", "xx"),
-}
-_OTHER_LOOKS = [
-    (color, marker, hatch)
-    for hatch, marker in (("..", "P"), ("++", "X"), ("oo", "*"))
-    for color in (SKY, GREY, BLUE, GREEN, ORANGE, PURPLE)
-]
 
 
 def method_of(result: Result) -> str:
@@ -72,7 +49,7 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
     with drawing():
         figure = new_figure(max(5.0, min(16.0, 1.6 + 0.33 * len(tasks) * (len(names) + 1))), 3.8)
         axes = figure.add_subplot()
-        for index, (label, (color, _, hatch)) in enumerate(zip(names, _looks(names), strict=True)):
+        for index, (label, look) in enumerate(looks_of(names).items()):
             shift = (index - (len(names) - 1) / 2) * width
             present = [(place, cells[task, label]) for place, task in enumerate(tasks) if (task, label) in cells]
             defined = [(place + shift, _scores(runs)) for place, runs in present if _is_defined(runs)]
@@ -80,8 +57,8 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
                 [place for place, _ in defined],
                 [statistics.mean(scores) for _, scores in defined],
                 0.9 * width,
-                color=color,
-                hatch=hatch,
+                color=look.color,
+                hatch=look.hatch,
                 edgecolor="white",
                 label=label,
             )
@@ -89,12 +66,12 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
                 _draw_seeds(axes, place, scores)
             for place, runs in present:
                 if not _is_defined(runs):
-                    axes.text(place + shift, 0, " undefined", rotation=90, ha="center", va="bottom", color=color)
+                    axes.text(place + shift, 0, " undefined", rotation=90, ha="center", va="bottom", color=look.color)
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("dev score (%)")
         axes.grid(visible=False, axis="x")
         axes.axhline(0, color=GREY, linewidth=0.8)
-        _legend_on_top(figure, names)
+        legend_on_top(figure, names)
     return figure
 
 
@@ -108,8 +85,8 @@ def score_against_time_figure(results: Sequence[Result], *, name: Naming = metho
         for place, task in enumerate(tasks):
             axes = figure.add_subplot(num_rows, num_columns, place + 1)
             axes.set_title(task)
-            for label, (color, marker, _) in zip(names, _looks(names), strict=True):
-                _draw_cloud(axes, cells.get((task, label), []), color=color, marker=marker, label=label)
+            for label, look in looks_of(names).items():
+                _draw_cloud(axes, cells.get((task, label), []), color=look.color, marker=look.marker, label=label)
             undefined = [label for label in names if (task, label) in cells and not _is_defined(cells[task, label])]
             if undefined:
                 axes.text(0.02, 0.02, f"undefined: {', '.join(undefined)}", transform=axes.transAxes, color=GREY)
@@ -117,7 +94,7 @@ def score_against_time_figure(results: Sequence[Result], *, name: Naming = metho
             axes.margins(y=0.15)
             axes.set_xlabel("seconds of training")
             axes.set_ylabel("dev score (%)")
-        _legend_on_top(figure, names)
+        legend_on_top(figure, names)
     return figure
 
 
@@ -128,17 +105,7 @@ def _group(results: Sequence[Result], name: Naming) -> tuple[list[str], list[str
     cells: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         cells.setdefault((str(result["task"]), name(result)), []).append(result)
-    found = list(dict.fromkeys(label for _, label in cells))
-    known = [label for label in _LOOKS if label in found]
-    return list(dict.fromkeys(task for task, _ in cells)), known + [x for x in found if x not in _LOOKS], cells
-
-
-def _looks(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Color, marker and hatch of each name."""
-    others = [label for label in names if label not in _LOOKS]
-    return [
-        _LOOKS[label] if label in _LOOKS else _OTHER_LOOKS[others.index(label) % len(_OTHER_LOOKS)] for label in names
-    ]
+    return list(dict.fromkeys(task for task, _ in cells)), order_names(label for _, label in cells), cells
 
 
 def _is_defined(runs: Sequence[Result]) -> bool:
@@ -178,16 +145,3 @@ def _start_at_zero_or_log(axes: Axes) -> None:
         axes.set_xscale("log")
     elif seconds:
         axes.set_xlim(0, 1.1 * max(seconds))
-
-
-def _legend_on_top(figure: Figure, names: Sequence[str]) -> None:
-    """One legend over all panels, in as many columns as the figure's width has room for."""
-    found: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    labels = [label for label in names if label in found]
-    if labels:
-        inches = 0.6 + 0.075 * max(map(len, labels))  # key and gaps, and a letter of 8 points
-        num_columns = max(1, int(figure.get_figwidth() / inches))
-        figure.legend([found[label] for label in labels], labels, loc="outside upper left", ncols=num_columns)
