@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,10 +141,14 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes the whole picture or nothing; the ending of `path` (.png, .pdf, .svg) chooses the format."""
     path = Path(path)
-    temporary = path.with_name(f".new.{path.name}")
-    with drawing():
-        figure.savefig(temporary, dpi=DOTS_PER_INCH)
-    temporary.replace(path)
+    # Several workers may draw a table at the same moment, each into a file of its own.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        with drawing():
+            figure.savefig(temporary, dpi=DOTS_PER_INCH)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

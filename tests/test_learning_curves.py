@@ -154,7 +154,7 @@ def test_a_run_as_it_is_written_is_drawn(tmp_path):
 def test_a_legend_of_many_names_of_all_lengths_stays_inside_the_picture(folders, tmp_path):
     names = [f"{'long-' * (number % 7)}variant-{number}" for number in range(30)]
     figure = draw([write_run(tmp_path / f"{name}-seed1", "kd", [0.1]) for name in names])
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
     assert legend.y1 <= figure.bbox.y1
