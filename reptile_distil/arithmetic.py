@@ -39,8 +39,39 @@ class Peaks(NamedTuple):
     """Bytes read and written per second in a copy."""
 
 
-# Forward passes of the teacher, forward passes of the student, backward passes of the student, in one step.
-PASSES = {"finetune": (0, 1, 1), "kd": (1, 1, 1), "reptile": (2, 1, 2), "released": (2, 2, 2)}
+class Passes(NamedTuple):
+    """How often one step goes through the layers of each model.
+
+    Per layer a forward pass counts 1, and a backward pass 2: the gradients of its inputs and of its weights. Where the
+    teacher learns by second-order gradients (MetaDistil), there are three more kinds:
+
+    - the quiz: forward and backward passes of the assumed student, on the quiz's own rows;
+    - the second backward pass, through the first one's operations, towards the gradient at the student's logits: a
+      layer's backward pass is two products for each of its matrices, and its output gradient is in both; so there are
+      two products more for each matrix, and this pass counts 2 as well. Activations and weights do not depend on the
+      teacher, so their parts of it, 2 more, are never asked for;
+    - the teacher's backward pass, from its logits to its weights: 2.
+    """
+
+    teacher_forwards: int = 0
+    forwards: int = 1
+    """Of the student, on the batch."""
+    backwards: int = 1
+    second_backwards: int = 0
+    quizzes: int = 0
+    """A forward and a backward pass of the student on the quiz batch."""
+    teacher_backwards: int = 0
+
+
+# MetaDistil: assumed step (both forwards, one backward), quiz, second backward, teacher's backward, then a KD step.
+PASSES = {
+    "finetune": Passes(),
+    "kd": Passes(teacher_forwards=1),
+    "reptile": Passes(teacher_forwards=2, backwards=2),
+    "metadistil": Passes(2, forwards=2, backwards=2, second_backwards=1, quizzes=1, teacher_backwards=1),
+    "released": Passes(teacher_forwards=2, forwards=2, backwards=2),
+}
+"""Every method that can be measured."""
 
 BYTES_PER_WEIGHT = 4
 # AdamW reads weight, gradient and two moments, and writes all but the gradient.
@@ -53,11 +84,18 @@ def layer_flops(lengths: Lengths, width: int, inner_width: int) -> float:
     return 2 * tokens * (4 * width**2 + 2 * width * inner_width) + 4 * squares * width
 
 
-def step_flops(method: str, shape: Shape, lengths: Lengths) -> float:
-    """Operations of one step on rows of these lengths: real ones, or all equal to what they are padded to."""
-    teacher_forwards, forwards, backwards = PASSES[method]
-    layers = teacher_forwards * shape.teacher_layers + (forwards + 2 * backwards) * shape.student_layers
-    return layers * layer_flops(lengths, shape.width, shape.inner_width)
+def step_flops(method: str, shape: Shape, lengths: Lengths, quiz_lengths: Lengths | None = None) -> float:
+    """Operations of one step on rows of these lengths: real ones, or all equal to what they are padded to.
+
+    `quiz_lengths` are those of the quiz's rows; by default the same.
+    """
+    passes = PASSES[method]
+    layers = (passes.teacher_forwards + 2 * passes.teacher_backwards) * shape.teacher_layers
+    layers += (passes.forwards + 2 * passes.backwards + 2 * passes.second_backwards) * shape.student_layers
+    quiz_layers = 3 * passes.quizzes * shape.student_layers
+    of_layer = layer_flops(lengths, shape.width, shape.inner_width)
+    of_quiz = of_layer if quiz_lengths is None else layer_flops(quiz_lengths, shape.width, shape.inner_width)
+    return layers * of_layer + quiz_layers * of_quiz
 
 
 def step_bytes(method: str, shape: Shape) -> float:
@@ -65,19 +103,27 @@ def step_bytes(method: str, shape: Shape) -> float:
 
     A forward pass reads each weight. A backward pass reads each and writes its gradient. The student's AdamW follows;
     Reptile's teacher update reads theta_t, theta_s and the gradient, writes the difference, and steps an AdamW over the
-    teacher's matched weights, which are about as many as the student's.
+    teacher's matched weights, which are about as many as the student's. MetaDistil's second backward pass reads each
+    weight and the gradient of its assumed value, which is written from the weight and its gradient; its AdamW steps
+    over all of the teacher's weights.
     """
-    teacher_forwards, forwards, backwards = PASSES[method]
-    transfers = teacher_forwards * shape.teacher_parameters
-    transfers += (forwards + 2 * backwards + ADAMW_TRANSFERS) * shape.student_parameters
+    passes = PASSES[method]
+    transfers = (passes.teacher_forwards + 2 * passes.teacher_backwards) * shape.teacher_parameters
+    student = passes.forwards + 2 * passes.backwards + 2 * passes.second_backwards + ADAMW_TRANSFERS
+    transfers += (student + 3 * passes.quizzes) * shape.student_parameters
     if method in ("reptile", "released"):
         transfers += (4 + ADAMW_TRANSFERS) * shape.student_parameters
+    if passes.teacher_backwards:
+        transfers += 3 * shape.student_parameters + ADAMW_TRANSFERS * shape.teacher_parameters
     return float(BYTES_PER_WEIGHT * transfers)
 
 
-def floor_seconds(method: str, shape: Shape, lengths: Lengths, peaks: Peaks) -> float:
+def floor_seconds(
+    method: str, shape: Shape, lengths: Lengths, peaks: Peaks, quiz_lengths: Lengths | None = None
+) -> float:
     """The time below which no step on these real tokens can come, at the machine's measured peaks."""
-    return max(step_flops(method, shape, lengths) / peaks.flops, step_bytes(method, shape) / peaks.bandwidth)
+    flops = step_flops(method, shape, lengths, quiz_lengths)
+    return max(flops / peaks.flops, step_bytes(method, shape) / peaks.bandwidth)
 
 
 def measure_peaks(device: str, dtype: torch.dtype, *, repeats: int = 8) -> Peaks:

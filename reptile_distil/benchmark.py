@@ -23,11 +23,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from reptile_distil.arithmetic import Peaks, Shape, floor_seconds, step_flops, wait_for
+from reptile_distil.arithmetic import PASSES, Peaks, Shape, floor_seconds, step_flops, wait_for
 from reptile_distil.data import length_grouped_batches
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.memory import peak_memory, reset_peak_memory
+from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import Student, Teacher, count_parameters, load_pretrained
 from reptile_distil.optim import adamw
@@ -36,7 +37,7 @@ from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.tasks import get_task
 from reptile_distil.token_lengths import QUANTILES, Lengths, Quantiles, draw_lengths
 
-METHODS = ("finetune", "kd", "reptile", "released")
+METHODS = tuple(PASSES)
 
 Step = Callable[[dict[str, Tensor]], Any]
 
@@ -77,6 +78,8 @@ class Settings(NamedTuple):
     """Longest row, and what the released step pads a task's rows to."""
     quantiles: Quantiles = QUANTILES
     """The tasks' distributions of lengths."""
+    quiz_batch_size: int | None = None
+    """Rows of MetaDistil's quiz; None: as many as the batch has."""
 
 
 class Taken(NamedTuple):
@@ -163,9 +166,9 @@ def grouped_rows(case: Case, settings: Settings) -> list[Lengths]:
     return [batches[int(place)] for place in places]
 
 
-def make_batch(lengths: Lengths, padded_to: int, device: str) -> dict[str, Tensor]:
+def make_batch(lengths: Lengths, padded_to: int, device: str, seed: int = 0) -> dict[str, Tensor]:
     """Random tokens in rows of these lengths."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     size = (len(lengths), padded_to)
     mask = torch.arange(padded_to)[None, :] < torch.from_numpy(lengths)[:, None]
     batch = {
@@ -184,9 +187,24 @@ def padded_length(method: str, lengths: Lengths, case: Case, settings: Settings)
     return int(lengths.max())
 
 
-def build_step(method: str, case: Case, settings: Settings) -> tuple[Step, Shape]:
-    """A method on models of its own, as a function of the batch."""
-    attention = "eager" if method == "released" else None
+def quiz_lengths(lengths: Lengths, settings: Settings) -> Lengths:
+    """Of the quiz beside a batch: a quiz's rows are drawn like a batch's, so on average over the batches as long."""
+    return np.resize(lengths, settings.quiz_batch_size or len(lengths))
+
+
+def make_lesson(method: str, lengths: Lengths, case: Case, settings: Settings) -> dict[str, Tensor]:
+    """A batch as the method's step takes it, for MetaDistil with a quiz of other tokens."""
+    batch = make_batch(lengths, padded_length(method, lengths, case, settings), settings.device)
+    if PASSES[method].quizzes:
+        of_quiz = quiz_lengths(lengths, settings)
+        quiz = make_batch(of_quiz, int(of_quiz.max()), settings.device, seed=1)
+        batch |= {f"quiz/{name}": tensor for name, tensor in quiz.items()}
+    return batch
+
+
+def build_step(method: str, case: Case, settings: Settings, *, attention: str | None = None) -> tuple[Step, Shape]:
+    """A method on models of its own, as a function of the batch; `attention` as in transformers, None: its choice."""
+    attention = "eager" if method == "released" else attention
     teacher = _model(case.teacher, case.teacher_layers, case.width, attention, settings.device)
     student = _model(case.student, case.student_layers, case.width, attention, settings.device)
     shape = Shape(
@@ -207,10 +225,10 @@ def build_step(method: str, case: Case, settings: Settings) -> tuple[Step, Shape
     tutor, loss = Teacher(teacher, autocast_dtype=dtype), DistillationLoss()
     if method == "kd":
         return KnowledgeDistiller(tutor, learner, loss=loss, student_optimizer=optimizer).step, shape
-    distiller = ReptileDistiller(
-        tutor, learner, loss=loss, student_optimizer=optimizer, teacher_optimizer=adamw(teacher, lr=5e-5)
-    )
-    return distiller.step, shape
+    shared: dict[str, Any] = {"loss": loss, "student_optimizer": optimizer}
+    if method == "metadistil":
+        return MetaDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=1e-5)).step, shape
+    return ReptileDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=5e-5)).step, shape
 
 
 def time_in_turns(
@@ -221,8 +239,7 @@ def time_in_turns(
     turns = [0, *(place for _ in range(settings.num_rounds) for place in range(len(rows)))]
     for turn, place in enumerate(turns):
         for method, step in steps.items():
-            padded_to = padded_length(method, rows[place], case, settings)
-            time_of_step = _time(step, make_batch(rows[place], padded_to, settings.device), settings.device)
+            time_of_step = _time(step, make_lesson(method, rows[place], case, settings), settings.device)
             if turn:
                 taken[method][place].append(time_of_step)
     return taken
@@ -262,7 +279,7 @@ def _memory_of(method: str, case: Case, settings: Settings) -> int:
     before = 0 if settings.device == "cuda" else peak_memory(settings.device)
     step, _ = build_step(method, case, settings)
     longest = grouped_rows(case, settings)[-1]
-    batch = make_batch(longest, padded_length(method, longest, case, settings), settings.device)
+    batch = make_lesson(method, longest, case, settings)
     step(batch)
     reset_peak_memory(settings.device)
     step(batch)
@@ -281,9 +298,9 @@ def _summarise(
     mean = statistics.fmean(statistics.median(time.seconds for time in of_batch) for of_batch in taken)
     processor = statistics.fmean(statistics.median(time.processor_seconds for time in of_batch) for of_batch in taken)
     padded = [np.full(len(lengths), padded_length(method, lengths, case, settings)) for lengths in rows]
-    computed = statistics.fmean(step_flops(method, shape, lengths) for lengths in padded)
+    computed = statistics.fmean(step_flops(method, shape, row, quiz_lengths(row, settings)) for row in padded)
     arithmetic = "reptile" if method == "released" else method  # the floor is the method's, not the implementation's
-    floor = statistics.fmean(floor_seconds(arithmetic, shape, lengths, peaks) for lengths in rows)
+    floor = statistics.fmean(floor_seconds(arithmetic, shape, row, peaks, quiz_lengths(row, settings)) for row in rows)
     low, middle, high = np.quantile([time.seconds for of_batch in taken for time in of_batch], [0.25, 0.5, 0.75])
     return Measurement(
         method=method,

@@ -192,6 +192,10 @@ class LossConfig(_Section):
         return self
 
 
+# The recipe's, so that a file which extends base.yaml can choose sgd without a word about it.
+INNER_EPS = 3.1623e-7
+
+
 class ReptileConfig(_Section):
     """The teacher's update, equations 1 and 2."""
 
@@ -211,8 +215,8 @@ class ReptileConfig(_Section):
     whose moments live on (persistent_adamw)."""
     inner_lr: float | None = Field(None, ge=0)
     """lambda of equation 1, constant; null: `train.lr`."""
-    inner_eps: float = Field(1e-8, gt=0)
-    """epsilon of the fresh AdamW of equation 1."""
+    inner_eps: float = Field(INNER_EPS, gt=0)
+    """epsilon of equation 1's AdamW; by default with the step of the authors' (see base.yaml)."""
     share_forward: bool = True
     """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
     inner_steps: int = Field(1, ge=1)
@@ -244,6 +248,8 @@ class ReptileConfig(_Section):
             raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
         if self.every > 1 and (self.task_lr or self.pull):
             raise ValueError("task_lr and pull follow every equation 2: set every to 1 with them")
+        if self.inner_optimizer == "sgd" and self.inner_eps != INNER_EPS:
+            raise ValueError("inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd")
         return self
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ STYLE: dict[str, Any] = {
 }
 DOTS_PER_INCH = 120
 _LINE_STYLES = ("-", "--", ":", "-.")
-_MOST_MARKERS = 30  # a line of more points than this is drawn without markers
+MOST_MARKERS = 30  # a line of more points than this is drawn without markers
 _LOG_SCALE_FROM = 20  # two learning rates further apart than this share no linear axis
 
 
@@ -68,14 +69,18 @@ def draw_curves(run_folder: str | Path) -> Path:
 
     Raises `MissingExtraError` without matplotlib, `RunError` where the run's files cannot be read.
     """
+    return save(curves_figure(*read_run(run_folder)), Path(run_folder) / "curves.png")
+
+
+def read_run(run_folder: str | Path) -> tuple[Record, list[Record]]:
+    """What is in a run's results.json, and in each line of its metrics.jsonl. Raises `RunError`."""
     folder = Path(run_folder)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        return results, [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}: holds no finished run to draw: {error}") from None
-    return save(curves_figure(results, records), folder / "curves.png")
 
 
 def draw_after_run(run_folder: str | Path) -> None:
@@ -136,10 +141,14 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes the whole picture or nothing; the ending of `path` (.png, .pdf, .svg) chooses the format."""
     path = Path(path)
-    temporary = path.with_name(f".new.{path.name}")
-    with drawing():
-        figure.savefig(temporary, dpi=DOTS_PER_INCH)
-    temporary.replace(path)
+    # Several workers may draw a table at the same moment, each into a file of its own.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        with drawing():
+            figure.savefig(temporary, dpi=DOTS_PER_INCH)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -226,10 +235,15 @@ def _finish_panel(axes: Axes, num_epochs: int) -> None:
     axes.set_xlabel("epoch")
     axes.set_xlim(-0.04 * num_epochs, 1.04 * num_epochs)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if not any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in axes.lines if _is_series(line)):
+    if not any(is_finite(line) for line in axes.lines if _is_series(line)):
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center", color=GREY)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         legend_above(axes)
+
+
+def is_finite(line: Any) -> bool:
+    """Whether a line has a point that can be drawn."""
+    return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
 
 
 def _is_series(line: Any) -> bool:
@@ -251,7 +265,7 @@ def _series(records: Sequence[Record], name: str, position: str = "x") -> tuple[
 
 def _thin(steps: Sequence[Record]) -> dict[str, str]:
     """Dots on a line of few points, so that a single one is seen too."""
-    return {"marker": "." if len(steps) <= _MOST_MARKERS else ""}
+    return {"marker": "." if len(steps) <= MOST_MARKERS else ""}
 
 
 def _number(value: float | None) -> float:

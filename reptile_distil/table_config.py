@@ -42,8 +42,10 @@ class TableKeys(BaseModel):
     """Further rows by name: a `method`, and settings of a run laid over those of the file."""
     per_task: dict[str, dict[str, Any]] = {}
     """Settings of a run, by task, laid over those of the file."""
+    name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Start of the names of the table's files in runs_dir."""
     output: str | None = None
-    """Start of the names of the table's files; null: runs_dir/table."""
+    """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
 
 
 # Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
@@ -136,7 +138,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
-    return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, "table")))
+    return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, keys.name)))
 
 
 def describe_table(table: TableConfig) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of many runs, from their results.json: scores as bars, and score against training time.
+"""Pictures of many runs, from their results.json: scores as bars or points, and score against training time.
 
 Runs of one task under one name are seeds of the same thing: their mean is drawn, with the standard deviation over
 seeds as an error bar where there is more than one seed, and each seed as a dot.
@@ -12,18 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reptile_distil.plots import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    drawing,
-    new_figure,
-    save,
-)
+from reptile_distil.looks import Look, legend_on_top, looks_of, order_names
+from reptile_distil.plots import GREY, drawing, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,18 +22,12 @@ if TYPE_CHECKING:
 Result = Mapping[str, Any]
 Naming = Callable[[Result], str]
 
-_LOOKS = {  # color, marker, hatch: three ways to tell them apart
-    "teacher": (VERMILLION, "s", ""),
-    "finetune": (ORANGE, "^", "//"),
-    "kd": (GREEN, "v", "\\\\"),
-    "reptile": (BLUE, "o", ""),
-    "metadistil": (PURPLE, "D", "xx"),
-}
-_OTHER_LOOKS = [
-    (color, marker, hatch)
-    for hatch, marker in (("..", "P"), ("++", "X"), ("oo", "*"))
-    for color in (SKY, GREY, BLUE, GREEN, ORANGE, PURPLE)
-]
+
+MOST_BARS = 6
+"""More names than this stand beside the axis, with a point for each instead of a bar."""
+
+MOST_SPREADS = 10
+"""With more names than this on the plane of score and time, only means are drawn, and the panels are larger."""
 
 
 def method_of(result: Result) -> str:
@@ -54,7 +38,9 @@ def method_of(result: Result) -> str:
 def draw_table(results: Sequence[Result], path: str | Path, *, name: Naming = method_of) -> Path:
     """Writes bars of the dev score (in percent; the mean of a task's metrics) by task and name; returns the path.
 
-    `results` are the contents of results.json files. Where one seed's score is undefined there is no bar but a word.
+    Many names are points in the colour of their method, a panel for each task. `results` are the contents of
+    results.json files. Where one seed's score is undefined there is no bar but a word.
+
     Raises `MissingExtraError` without matplotlib, `ValueError` for no results.
     """
     return save(table_figure(results, name=name), path)
@@ -68,11 +54,13 @@ def draw_score_against_time(results: Sequence[Result], path: str | Path, *, name
 def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figure:
     """The figure of `draw_table`."""
     tasks, names, cells = _group(results, name)
+    if len(names) > MOST_BARS:
+        return _points_figure(tasks, names, cells)
     width = 0.8 / len(names)
     with drawing():
         figure = new_figure(max(5.0, min(16.0, 1.6 + 0.33 * len(tasks) * (len(names) + 1))), 3.8)
         axes = figure.add_subplot()
-        for index, (label, (color, _, hatch)) in enumerate(zip(names, _looks(names), strict=True)):
+        for index, (label, look) in enumerate(looks_of(names).items()):
             shift = (index - (len(names) - 1) / 2) * width
             present = [(place, cells[task, label]) for place, task in enumerate(tasks) if (task, label) in cells]
             defined = [(place + shift, _scores(runs)) for place, runs in present if _is_defined(runs)]
@@ -80,8 +68,8 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
                 [place for place, _ in defined],
                 [statistics.mean(scores) for _, scores in defined],
                 0.9 * width,
-                color=color,
-                hatch=hatch,
+                color=look.color,
+                hatch=look.hatch,
                 edgecolor="white",
                 label=label,
             )
@@ -89,27 +77,64 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
                 _draw_seeds(axes, place, scores)
             for place, runs in present:
                 if not _is_defined(runs):
-                    axes.text(place + shift, 0, " undefined", rotation=90, ha="center", va="bottom", color=color)
+                    axes.text(place + shift, 0, " undefined", rotation=90, ha="center", va="bottom", color=look.color)
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("dev score (%)")
         axes.grid(visible=False, axis="x")
         axes.axhline(0, color=GREY, linewidth=0.8)
-        _legend_on_top(figure, names)
+        legend_on_top(figure, names)
     return figure
+
+
+def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str, str], list[Result]]) -> Figure:
+    """A panel for each task, with the names from top to bottom; the axis holds the scores, not 0."""
+    num_columns = min(4, len(tasks))
+    num_rows = -(-len(tasks) // num_columns)
+    methods = order_names(str(run["method"]) for runs in cells.values() for run in runs)
+    looks = looks_of(methods)
+    with drawing():
+        figure = new_figure(1.2 + 2.6 * num_columns, num_rows * (0.9 + 0.2 * len(names)) + 0.4)
+        for place, task in enumerate(tasks):
+            axes = figure.add_subplot(num_rows, num_columns, place + 1)
+            axes.set_title(task)
+            axes.set_xlabel("dev score (%)")
+            is_first = place % num_columns == 0
+            axes.set_yticks(range(len(names)), names if is_first else [""] * len(names))
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            for height, label in enumerate(names):
+                runs = cells.get((task, label), [])
+                if runs and _is_defined(runs):
+                    method = str(runs[0]["method"])
+                    _draw_row(axes, height, _scores(runs), looks[method], label=method)
+                elif runs:
+                    axes.text(0.02, height, "undefined", transform=axes.get_yaxis_transform(), va="center", color=GREY)
+        legend_on_top(figure, methods)
+    return figure
+
+
+def _draw_row(axes: Axes, height: float, scores: Sequence[float], look: Look, *, label: str) -> None:
+    """The mean of the seeds with their standard deviation, and each seed as a dot."""
+    spread = {"xerr": [statistics.stdev(scores)], "capsize": 2.5} if len(scores) > 1 else {}
+    mean = [statistics.mean(scores)]
+    axes.errorbar(mean, [height], fmt=look.marker, markersize=6, linewidth=1, color=look.color, label=label, **spread)
+    if len(scores) > 1:
+        axes.plot(scores, [height] * len(scores), linestyle="", marker=".", markersize=3, color=GREY)
 
 
 def score_against_time_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figure:
     """The figure of `draw_score_against_time`."""
     tasks, names, cells = _group(results, name)
-    num_columns = min(3, len(tasks))
+    num_columns = 2 if len(tasks) == 4 else min(3, len(tasks))
     num_rows = -(-len(tasks) // num_columns)
+    with_spread = len(names) <= MOST_SPREADS
+    scale = 1 if with_spread else 1.4
     with drawing():
-        figure = new_figure(max(5.0, 3.6 * num_columns), 2.9 * num_rows + 0.5)
+        figure = new_figure(max(5.0, scale * 3.6 * num_columns), scale * 2.9 * num_rows + 0.5)
         for place, task in enumerate(tasks):
             axes = figure.add_subplot(num_rows, num_columns, place + 1)
             axes.set_title(task)
-            for label, (color, marker, _) in zip(names, _looks(names), strict=True):
-                _draw_cloud(axes, cells.get((task, label), []), color=color, marker=marker, label=label)
+            for label, look in looks_of(names).items():
+                _draw_cloud(axes, cells.get((task, label), []), look, label=label, with_spread=with_spread)
             undefined = [label for label in names if (task, label) in cells and not _is_defined(cells[task, label])]
             if undefined:
                 axes.text(0.02, 0.02, f"undefined: {', '.join(undefined)}", transform=axes.transAxes, color=GREY)
@@ -117,7 +142,7 @@ def score_against_time_figure(results: Sequence[Result], *, name: Naming = metho
             axes.margins(y=0.15)
             axes.set_xlabel("seconds of training")
             axes.set_ylabel("dev score (%)")
-        _legend_on_top(figure, names)
+        legend_on_top(figure, names)
     return figure
 
 
@@ -128,17 +153,7 @@ def _group(results: Sequence[Result], name: Naming) -> tuple[list[str], list[str
     cells: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         cells.setdefault((str(result["task"]), name(result)), []).append(result)
-    found = list(dict.fromkeys(label for _, label in cells))
-    known = [label for label in _LOOKS if label in found]
-    return list(dict.fromkeys(task for task, _ in cells)), known + [x for x in found if x not in _LOOKS], cells
-
-
-def _looks(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Color, marker and hatch of each name."""
-    others = [label for label in names if label not in _LOOKS]
-    return [
-        _LOOKS[label] if label in _LOOKS else _OTHER_LOOKS[others.index(label) % len(_OTHER_LOOKS)] for label in names
-    ]
+    return list(dict.fromkeys(task for task, _ in cells)), order_names(label for _, label in cells), cells
 
 
 def _is_defined(runs: Sequence[Result]) -> bool:
@@ -158,17 +173,17 @@ def _draw_seeds(axes: Axes, place: float, scores: Sequence[float]) -> None:
     axes.plot([place] * len(scores), scores, linestyle="", marker=".", markersize=4, color=GREY)
 
 
-def _draw_cloud(axes: Axes, runs: Sequence[Result], *, color: str, marker: str, label: str) -> None:
-    """Mean and standard deviation in both directions, and each seed as a small marker."""
+def _draw_cloud(axes: Axes, runs: Sequence[Result], look: Look, *, label: str, with_spread: bool) -> None:
+    """The mean, and for two seeds or more the standard deviation in both directions and each seed, small."""
     if not runs or not _is_defined(runs):
         return
     seconds, scores = [run["train_seconds"] for run in runs], _scores(runs)
-    spread: dict[str, Any] = {}
-    if len(runs) > 1:
-        spread = {"xerr": [statistics.stdev(seconds)], "yerr": [statistics.stdev(scores)], "capsize": 2.5}
-        axes.plot(seconds, scores, linestyle="", marker=marker, markersize=3, color=color, alpha=0.5)
     mean = [statistics.mean(seconds)], [statistics.mean(scores)]
-    axes.errorbar(*mean, fmt=marker, markersize=8, linewidth=1, color=color, label=label, **spread)
+    if with_spread and len(runs) > 1:
+        axes.plot(seconds, scores, linestyle="", marker=look.marker, markersize=3, color=look.color, alpha=0.5)
+        deviations = {"xerr": [statistics.stdev(seconds)], "yerr": [statistics.stdev(scores)]}
+        axes.errorbar(*mean, fmt="none", capsize=2.5, linewidth=1, color=look.color, **deviations)
+    axes.plot(*mean, linestyle="", marker=look.marker, markersize=7, color=look.color, label=label)
 
 
 def _start_at_zero_or_log(axes: Axes) -> None:
@@ -178,16 +193,3 @@ def _start_at_zero_or_log(axes: Axes) -> None:
         axes.set_xscale("log")
     elif seconds:
         axes.set_xlim(0, 1.1 * max(seconds))
-
-
-def _legend_on_top(figure: Figure, names: Sequence[str]) -> None:
-    """One legend over all panels, in as many columns as the figure's width has room for."""
-    found: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    labels = [label for label in names if label in found]
-    if labels:
-        inches = 0.6 + 0.075 * max(map(len, labels))  # key and gaps, and a letter of 8 points
-        num_columns = max(1, int(figure.get_figwidth() / inches))
-        figure.legend([found[label] for label in labels], labels, loc="outside upper left", ncols=num_columns)

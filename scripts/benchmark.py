@@ -1,4 +1,4 @@
-"""Measures the time and memory of a training step: fine-tuning, KD, Reptile, and Reptile as it was released.
+"""Measures the time and memory of a training step: fine-tuning, KD, Reptile, MetaDistil, and Reptile as released.
 
 python scripts/benchmark.py --lengths 32 sst2 rte [--batch-sizes 32] [--depths 12:6] [--widths 384] [--json FILE]
 """
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
+    from reptile_distil.benchmark import METHODS
+
     parser = argparse.ArgumentParser(description="Time and memory of a training step, methods taking turns.")
     parser.add_argument(
         "--lengths", nargs="+", default=["32", "sst2", "rte"], help="cola, sst2, stsb, rte, wnli, or numbers of tokens"
@@ -62,14 +64,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", nargs=2, metavar=("FOLDER", "TOKENIZER"), help="measure the tasks' lengths anew, in GLUE's own files"
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)")
+    parser.add_argument("--quiz-batch-size", type=int, metavar="N", help="rows of MetaDistil's quiz (as the batch)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="not of the released step")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--batches", type=int, default=5, help="batches of a task, short to long (5)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each method takes each batch (3)")
     parser.add_argument("--json", type=Path, help="file to write all figures to")
-    parser.add_argument("--plot", type=Path, help="PNG to draw (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, help="picture to write (needs matplotlib)")
     return parser.parse_args(argv)
 
 
@@ -93,10 +96,9 @@ def settings_of(arguments: argparse.Namespace) -> Any:
         num_threads=arguments.threads,
         num_batches=arguments.batches,
         num_rounds=arguments.rounds,
+        quiz_batch_size=arguments.quiz_batch_size,
     )
 
-
-METHODS = ("finetune", "kd", "reptile", "released")
 
 if __name__ == "__main__":
     sys.exit(run(main))

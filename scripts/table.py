@@ -46,12 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.grid import Grid
     from reptile_distil.table_data import collect
     from reptile_distil.table_formats import write_table
+    from reptile_distil.table_pictures import can_draw, draw_pictures
 
     grid = Grid([] if arguments.only_table else table.cells)
     grid.run()
     if not arguments.only_runs:
-        print(write_table(collect(table), table.output), end="")
+        data = collect(table)
+        print(write_table(data, table.output), end="")
         print(f"written to {table.output}.md, .tex, .csv and -epochs.csv", file=sys.stderr)
+        if not can_draw():
+            print("no pictures: they need pip install 'reptile-distil[plots]'", file=sys.stderr)
+        elif pictures := draw_pictures(data, table.output):
+            print(f"drawn: {', '.join(map(str, pictures))}", file=sys.stderr)
     if not arguments.only_table:
         print(grid.report(), file=sys.stderr)
     if grid.failures:

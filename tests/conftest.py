@@ -38,6 +38,7 @@ def network_attempts(tmp_path_factory):
     file = tmp_path_factory.mktemp("network") / "attempts"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NETWORK_ATTEMPTS", str(file))
+        patch.setenv("WITHOUT_MATPLOTLIB", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(guard.__file__).parent), *_old_path()]))
         yield file
 
@@ -59,8 +60,9 @@ def _old_path():
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing takes longer than a tiny run; the tests of pictures ask for it."""
+    """Drawing takes longer than a tiny run; the tests of pictures ask for it, also in a started process."""
     monkeypatch.setattr("reptile_distil.experiment.draw_after_run", lambda folder: None)
+    monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: False)
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil import toy
 from reptile_distil.arithmetic import Peaks, Shape, floor_seconds, layer_flops, step_bytes, step_flops
 from reptile_distil.benchmark import (
+    METHODS,
     Case,
     Measurement,
     Settings,
@@ -19,11 +21,12 @@ from reptile_distil.benchmark import (
     grouped_rows,
     make_batch,
     make_cases,
+    make_lesson,
     measure_memory,
     padded_length,
     time_in_turns,
 )
-from reptile_distil.benchmark_report import plot, to_markdown
+from reptile_distil.benchmark_report import LOOKS, plot, to_markdown, what_grows
 from reptile_distil.cli import run
 from reptile_distil.errors import ConfigError, DataError, RunError
 from reptile_distil.released_step import ReleasedStep
@@ -41,10 +44,55 @@ def test_a_layers_operations_are_those_of_its_matrix_products():
     assert layer_flops(np.array([3, 3]), 4, 8) == 1536 + 288
 
 
-@pytest.mark.parametrize(("method", "units"), [("finetune", 18), ("kd", 30), ("reptile", 54), ("released", 60)])
+UNITS = {"finetune": 18, "kd": 30, "reptile": 54, "metadistil": 114, "released": 60}
+
+
+@pytest.mark.parametrize(("method", "units"), UNITS.items())
 def test_a_step_of_12_to_6_layers_takes_its_layer_units(method, units):
     lengths = np.array([5, 9])
     assert step_flops(method, SHAPE, lengths) == units * layer_flops(lengths, 384, 1536)
+
+
+def test_a_quiz_of_its_own_rows_costs_its_own_operations():
+    lengths, quiz = np.array([5, 9]), np.array([3])
+    expected = 96 * layer_flops(lengths, 384, 1536) + 18 * layer_flops(quiz, 384, 1536)
+    assert step_flops("metadistil", SHAPE, lengths, quiz) == expected
+    assert step_flops("kd", SHAPE, lengths, quiz) == step_flops("kd", SHAPE, lengths)
+
+
+@pytest.mark.parametrize("method", UNITS)
+def test_a_step_takes_as_many_products_as_its_layer_units_say(method):
+    """PyTorch's own count, of two depths, so that what lies outside the layers cancels, with attention written out."""
+    counted = []
+    for depth in (1, 2):
+        case = Case("6", batch_size=2, teacher_layers=2 * depth, student_layers=depth, width=64)
+        step, _ = build_step(method, case, Settings(quiz_batch_size=3), attention="eager")
+        with FlopCounterMode(display=False) as counter:
+            step(make_lesson(method, np.array([6, 6]), case, Settings(quiz_batch_size=3)))
+        counted.append(counter.get_total_flops())
+    shape = Shape(2, 1, 64, 256, teacher_parameters=0, student_parameters=0)
+    assert counted[1] - counted[0] == step_flops(method, shape, np.array([6, 6]), np.array([6, 6, 6]))
+
+
+def test_metadistil_moves_the_weights_of_its_passes():
+    """Teacher: 2 forwards, a backward of 2, AdamW's 7; student: 2 forwards, 2 backwards, a second one, a quiz of 3,
+    the assumed weights' 3, AdamW's 7.
+    """
+    assert step_bytes("metadistil", SHAPE) == 4 * (11 * 33 + (2 + 4 + 2 + 3 + 3 + 7) * 22)
+
+
+def test_a_quiz_comes_beside_metadistils_batches_alone_with_as_many_rows_as_asked():
+    lengths = np.array([2, 5])
+    assert not any("/" in name for name in make_lesson("kd", lengths, TINY, Settings()))
+    whole, cut, more = (
+        make_lesson("metadistil", lengths, TINY, Settings(quiz_batch_size=rows)) for rows in (None, 1, 3)
+    )
+    assert [lesson["quiz/attention_mask"].sum(dim=1).tolist() for lesson in (whole, cut, more)] == [
+        [2, 5],
+        [2],
+        [2, 5, 2],
+    ]
+    assert not torch.equal(whole["input_ids"], whole["quiz/input_ids"])
 
 
 def test_the_floor_is_the_slower_of_computing_and_moving():
@@ -130,10 +178,10 @@ def test_the_released_step_is_the_literal_method():
                 torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("method", ["finetune", "kd", "reptile", "released"])
+@pytest.mark.parametrize("method", UNITS)
 def test_every_method_steps_on_the_benchmarks_models(method):
     step, shape = build_step(method, TINY, Settings())
-    step(make_batch(np.array([6, 6]), 6, "cpu"))
+    step(make_lesson(method, np.array([6, 6]), TINY, Settings()))
     assert shape[:4] == (2, 1, 64, 256)
     assert shape.teacher_parameters > shape.student_parameters
 
@@ -175,10 +223,28 @@ def test_the_table_says_how_many_times_faster_than_the_released_step():
     assert "| reptile | 2 | 1 2 3 | 1 | 16.0 | 5 | 1.0 | 50% | 25% | 4.50 | 4.50 |" in table
 
 
-def test_the_picture_is_drawn(tmp_path):
+@pytest.mark.parametrize("lengths", [("6",), ("6", "12", "rte"), ("6", "12", "24")], ids=["one", "bars", "lines"])
+def test_the_picture_is_drawn(tmp_path, lengths):
     pytest.importorskip("matplotlib")
-    plot([(TINY, [measurement(method, 2.0) for method in ("kd", "released")])], tmp_path / "b.png", "a machine")
+    cases = [TINY._replace(lengths=name) for name in lengths]
+    plot([(case, [measurement(method, 2.0) for method in UNITS]) for case in cases], tmp_path / "b.png", "a machine")
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_grows_is_the_one_number_that_the_cases_differ_in():
+    depths = [Case("32", 32, 2 * n, n, 384) for n in (2, 4, 6)]
+    lengths = [Case(str(n)) for n in (16, 32, 64)]
+    assert what_grows(depths) == ("layers of the teacher (the student has 1 / 2 of them)", [4, 8, 12])
+    assert what_grows(lengths) == ("tokens in a row", [16, 32, 64])
+    assert what_grows(lengths[:2]) is None
+    assert what_grows([*lengths, *depths]) is None
+    assert what_grows([*lengths, Case("rte")]) is None
+    assert what_grows([*depths, Case("32", 32, 4, 1)]) is None
+    assert what_grows([case._replace(teacher="t", student="s") for case in lengths]) is None
+
+
+def test_every_method_that_can_be_measured_can_be_drawn():
+    assert tuple(LOOKS) == METHODS == tuple(UNITS)
 
 
 def test_without_matplotlib_the_script_says_what_to_install(monkeypatch, capsys, tmp_path):
@@ -196,3 +262,5 @@ def test_the_script_prints_a_table_and_writes_all_figures(monkeypatch, capsys, t
     case = json.loads((tmp_path / "b.json").read_text())["cases"][0]
     assert [method["method"] for method in case["methods"]] == ["kd", "reptile"]
     assert case["methods"][0]["peak_memory"] == 7_000_000
+    # 2 rows of 6 tokens, 2 teacher layers and 3 passes through 1 student layer of width 64 and inner width 256
+    assert case["methods"][0]["flops"] == pytest.approx(5 * (2 * 12 * (4 * 64**2 + 2 * 64 * 256) + 4 * 72 * 64))

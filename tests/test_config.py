@@ -359,6 +359,19 @@ def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(ov
     load_config(CONFIGS / "rte.yaml", [*overrides, f"compare_with=[{section}]"])
 
 
+def test_an_epsilon_is_refused_where_equation_1_divides_by_nothing(write):
+    message = r"reptile: inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd$"
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", ["reptile.inner_optimizer=sgd", "reptile.inner_eps=1e-8"])
+    for optimizer in ("adamw", "persistent_adamw"):
+        overrides = [f"reptile.inner_optimizer={optimizer}", "reptile.inner_eps=1e-8", "reptile.share_forward=false"]
+        assert load_config(CONFIGS / "rte.yaml", overrides).reptile.inner_eps == 1e-8
+    # The recipe's own epsilon is no choice of anyone's, and a printed configuration is read back.
+    config = load_config(CONFIGS / "rte.yaml", ["reptile.inner_optimizer=sgd"])
+    assert load_config(write(config.to_yaml())) == config
+    assert load_config(write("task: rte\nstudent: {pretrained: x}\n")).reptile.inner_eps == config.reptile.inner_eps
+
+
 ABLATION = yaml.safe_load((CONFIGS / "ablation.yaml").read_text(encoding="utf-8"))
 
 

@@ -188,9 +188,6 @@ def test_nonsense_on_the_command_line_is_refused(call, tmp_path, monkeypatch, na
     assert code == 2 or {"--help", "-h"} & set(arguments)
 
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -205,5 +202,6 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 )
 def test_as_a_process_nonsense_is_one_sentence_and_exit_code_2(tmp_path, name, arguments):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert_refused(done.returncode, done.stderr)

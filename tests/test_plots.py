@@ -1,5 +1,6 @@
 """What the pictures hold, read off the figures' own lines, bars and labels."""
 
+import itertools
 import json
 import math
 import warnings
@@ -275,10 +276,64 @@ def test_score_against_time_shows_mean_seeds_and_spread_a_panel_for_each_task():
     rte, cola = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["rte", "cola"]
     assert {axes.get_xlabel() for axes in figure.axes} == {"seconds of training"}
-    means = {found.get_label(): found.lines[0].get_xydata().tolist() for found in rte.containers}
-    assert means == {"kd": [pytest.approx([20, 50])], "reptile": [pytest.approx([32, 62])]}
+    means = {label: points for label, points in lines(rte).items() if not label.startswith("_")}
+    assert means == {"kd": close([[20, 50]]), "reptile": close([[32, 62]])}
+    (spread,) = rte.containers
+    (across,), (up,) = (bars.get_segments() for bars in spread.lines[2])
+    assert across.tolist() == close([[32 - 8**0.5, 62], [32 + 8**0.5, 62]])
+    assert up.tolist() == close([[32, 62 - 8**0.5], [32, 62 + 8**0.5]])
     assert [text.get_text() for text in cola.texts] == ["undefined: kd"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "reptile"]
+
+
+def many_runs(num_names=30):
+    """Rows of 30 names, all but the first of Reptile, two seeds each, on two tasks."""
+    return [
+        {
+            **run(task, "kd" if number == 0 else "reptile", 0.5 + number / 100 + seed / 50, seed=seed),
+            "row": f"r{number}",
+        }
+        for task in ("rte", "cola")
+        for number in range(num_names)
+        for seed in (0, 1)
+    ]
+
+
+def test_many_names_stand_beside_the_axis_in_the_colour_of_their_method_with_their_mean_and_spread():
+    runs = many_runs()
+    for index in (4, 5):
+        runs[index] |= {"score": None}
+    figure = table_plots.table_figure(runs, name=lambda result: result["row"])
+    rte, cola = figure.axes
+    assert [tick.get_text() for tick in rte.get_yticklabels()] == [f"r{number}" for number in range(30)]
+    assert [tick.get_text() for tick in cola.get_yticklabels()] == [""] * 30
+    means = {bar.lines[0].get_ydata()[0]: bar for bar in rte.containers}
+    assert sorted(means) == [number for number in range(30) if number != 2]
+    assert {number: bar.lines[0].get_xdata()[0] for number, bar in means.items()} == {
+        number: pytest.approx(51 + number) for number in means
+    }
+    assert means[7].lines[2][0].get_segments()[0].tolist() == close([[58 - 2**0.5, 7], [58 + 2**0.5, 7]])
+    assert {bar.lines[0].get_color() for number, bar in means.items() if number} == {"#0072B2"}
+    assert means[0].lines[0].get_color() == "#009E73"
+    assert [(text.get_text(), text.get_position()[1]) for text in rte.texts] == [("undefined", 2)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "reptile"]
+    assert rte.get_ylim()[0] > rte.get_ylim()[1]  # the first name on top
+
+
+def test_no_label_of_many_names_lies_over_another_or_over_a_panel():
+    figure = table_plots.table_figure(many_runs(), name=lambda result: f"{result['row']}-of-a-long-name")
+    figure.draw_without_rendering()
+    boxes = [tick.get_window_extent() for tick in figure.axes[0].get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+    assert all(box.x0 >= 0 and box.x1 <= figure.axes[0].bbox.x0 for box in boxes)
+
+
+def test_score_against_time_of_many_names_shows_their_means_alone():
+    figure = table_plots.score_against_time_figure(many_runs(), name=lambda result: result["row"])
+    drawn = lines(figure.axes[0])
+    assert list(drawn) == [f"r{number}" for number in range(30)]
+    assert drawn["r7"] == close([[10, 58]])
+    assert not figure.axes[0].containers
 
 
 def test_times_far_apart_are_drawn_on_a_logarithmic_axis():
@@ -300,7 +355,7 @@ def test_runs_can_be_grouped_under_other_names_each_with_a_look_of_its_own():
 def test_a_long_legend_stays_inside_the_picture():
     names = iter([f"{method} with a rather long name" for method in ("kd", "reptile", "finetune", "teacher")])
     figure = table_plots.table_figure([run("rte", "kd", 0.5)] * 4, name=lambda _: next(names))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1

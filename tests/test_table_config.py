@@ -67,6 +67,16 @@ def test_the_shipped_study_chooses_by_training_rows_in_every_cell():
     assert {cell.config.seed for cell in table.cells} == {42, 43, 44}
 
 
+def test_two_shipped_tables_in_one_runs_dir_share_runs_and_not_the_tables_files():
+    ablations, glue = (load_table_config(CONFIGS / f"{name}.yaml", ["runs_dir=x"]) for name in ("ablation", "table"))
+    assert (ablations.output, glue.output) == (Path("x/ablation"), Path("x/table"))
+    shared = {cell.folder: cell for cell in glue.cells}
+    common = [cell for cell in ablations.cells if cell.folder in shared]
+    assert {cell.row for cell in common} == {"teacher", "finetune", "kd", "reptile"}
+    assert all(cell.decisive == shared[cell.folder].decisive for cell in common)
+    assert load_table_config(CONFIGS / "ablation.yaml", ["output=y/mine"]).output == Path("y/mine")
+
+
 def test_metadistil_is_a_method_of_a_table_with_the_tables_own_teacher():
     table = load_table_config(TINY, ["methods=[metadistil]", "metadistil.teacher_lr=1e-4"])
     assert table.rows == ("teacher", "metadistil")
@@ -208,6 +218,7 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["method=kd"], "a table has no method, give methods="),
         (["task=rte"], "a table has no task, give tasks="),
         (["compare_with=[kd]"], "a table has no compare_with, give methods="),
+        (["name=a/b"], "command line: name = 'a/b'"),
         (["output_dir=x"], "a table has no output_dir, give runs_dir="),
         (["metods=[kd]"], "command line: unknown key 'metods'; did you mean 'methods'?"),
         (["train.lrr=1"], "command line: unknown key 'train.lrr'; did you mean 'train.lr'?"),

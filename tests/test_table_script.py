@@ -16,19 +16,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny-table.yaml"
 CELLS = {f"toy-{task} {row} seed 1" for task in ("sentence", "regression") for row in ("teacher", "finetune", "kd")}
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-}
+
+
+def environment():
+    """Of a process, which is guarded as this one is."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": path}
 
 
 def start(runs, *arguments):
     """A worker, as a process of its own."""
     command = [sys.executable, "scripts/table.py", "--config", str(TINY), f"runs_dir={runs}", *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -90,6 +90,30 @@ def test_after_kill_9_no_finished_cell_runs_again_and_the_table_is_the_same(by_t
     assert untimed(runs) == untimed(whole)
 
 
+def test_the_pictures_are_drawn_beside_the_table_and_named_in_one_line(by_two_workers, call, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: True)
+    runs, _ = by_two_workers
+    code, out, err = call("table", "--only-table", f"runs_dir={runs}", f"output={tmp_path}/mine", config=TINY)
+    names = [f"{tmp_path}/mine-{name}.png" for name in ("scores", "time", "curves")]
+    assert (code, out) == (0, (runs / "table.md").read_text())
+    assert err.splitlines()[1:] == [f"drawn: {', '.join(names)}"]
+    assert all(Path(name).read_bytes().startswith(b"\x89PNG") for name in names)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_without_matplotlib_one_hint_says_what_pictures_need(by_two_workers):
+    _, said = by_two_workers
+    for _, stderr in said:
+        assert stderr.count("no pictures: they need pip install 'reptile-distil[plots]'") == 1
+
+
+def test_without_a_finished_run_nothing_is_drawn_and_nothing_said_of_it(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: True)
+    code, _, err = call("table", "--only-table", config=TINY)
+    assert (code, err) == (0, f"written to {tmp_path}/runs/table.md, .tex and .csv\n")
+
+
 def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/table.py"])
     overrides = ["tasks=[toy-sentence]", "methods=[kd]", "train.lr=2e-3", "data.max_train_rows=64"]
@@ -98,7 +122,7 @@ def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
     teacher, student = out.splitlines()
     done = subprocess.run(
-        ["bash", "-c", student], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        ["bash", "-c", student], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "2 cells: 2 run, 0 already finished, 0 failed" in done.stderr

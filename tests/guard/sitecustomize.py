@@ -6,6 +6,7 @@ this name at its start, so that the processes which tests start are guarded too.
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 LOCAL = (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname())
@@ -60,3 +61,5 @@ def install():
 
 if "NETWORK_ATTEMPTS" in os.environ:
     install()
+if "WITHOUT_MATPLOTLIB" in os.environ:
+    sys.modules["matplotlib"] = None

@@ -1,0 +1,51 @@
+"""The pictures beside a table: its scores, the scores against training time, and how the runs learned."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from reptile_distil.learning_curves import draw_learning_curves
+from reptile_distil.table_config import TEACHER
+from reptile_distil.table_data import TableData
+from reptile_distil.table_plots import Result, draw_score_against_time, draw_table
+
+logger = logging.getLogger(__name__)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_pictures(data: TableData, output: Path) -> list[Path]:
+    """Writes OUTPUT-scores.png, OUTPUT-time.png and OUTPUT-curves.png, as far as there are runs to draw.
+
+    Returns the paths of those that were written. A fault in drawing is a line in the log: the table is there all the
+    same. Raises `MissingExtraError` without matplotlib.
+    """
+    results: list[Result] = [{**run, "row": row} for (_, row, _), run in data.runs.items() if "score" in run]
+    students = [folder for (_, row, _), folder in data.folders.items() if row != TEACHER]
+    if not results:
+        return []
+    drawings: dict[str, Callable[[Path], Path]] = {
+        "scores": lambda path: draw_table(results, path, name=row_of),
+        "time": lambda path: draw_score_against_time(results, path, name=row_of),
+    }
+    if students:
+        drawings["curves"] = lambda path: draw_learning_curves(students, path)
+    drawn = []
+    for name, draw in drawings.items():
+        path = output.with_name(f"{output.name}-{name}.png")
+        try:
+            drawn.append(draw(path))
+        except Exception as error:  # a picture is not worth a finished table, whatever went wrong
+            logger.warning("%s: could not be drawn: %s", path, error)
+    return drawn
+
+
+def row_of(result: Result) -> str:
+    """The row of the table that a run belongs to."""
+    return str(result["row"])
