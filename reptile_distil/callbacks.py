@@ -70,6 +70,19 @@ class Callback:
     Each gets copies, and may draw random numbers: nothing it does to them changes the run. `StopTraining` ends the
     training. Any other exception ends the run with a `CallbackError`, raised from it, after a checkpoint is written:
     the same run, started again, goes on after the call that failed. Ctrl-C is no fault and passes through.
+
+    >>> class StopBelow:  # needs no base class
+    ...     def __init__(self, loss):
+    ...         self.loss = loss
+    ...
+    ...     def on_epoch_end(self, run, record):
+    ...         if record["train"]["loss"] < self.loss:
+    ...             raise StopTraining(f"loss below {self.loss}")
+    >>> from reptile_distil import Experiment
+    >>> options = ("method=finetune", "data.max_train_rows=32", "train.epochs=5")
+    >>> results = Experiment.from_yaml("configs/quickstart.yaml", *options, callbacks=[StopBelow(10.0)]).fit()
+    >>> results["num_steps"], results["stopped_by"]
+    (2, 'StopBelow.on_epoch_end: loss below 10.0')
     """
 
     def on_step_end(self, run: RunInfo, step: int, logs: Logs, rates: dict[str, float]) -> None:

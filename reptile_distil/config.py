@@ -481,6 +481,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides.
 
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
+
+    >>> config = load_config("configs/quickstart.yaml", ["train.lr=1e-3", "seed=7"])
+    >>> config.train.lr, config.with_values(seed=8).seed
+    (0.001, 8)
     """
     values, origins = read_layers(Path(path))
     merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -45,8 +45,8 @@ def to_text(rows: Rows) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def to_html(rows: Rows, *, title: str = "", has_header: bool = False, first_left: int = 1) -> str:
-    """Rows of cells as an HTML table, whatever the cells hold; the first `first_left` columns to the left.
+def to_html(rows: Rows, *, title: str = "", has_header: bool = False) -> str:
+    """Rows of cells as an HTML table, whatever the cells hold: the first column to the left, the others to the right.
 
     Empty without rows, but for the title.
     """
@@ -56,7 +56,7 @@ def to_html(rows: Rows, *, title: str = "", has_header: bool = False, first_left
     lines = []
     for number, row in enumerate(rows):
         tag = "th" if has_header and number == 0 else "td"
-        sides = ["left" if column < first_left else "right" for column in range(len(row))]
+        sides = ["left", *["right"] * (len(row) - 1)]
         cells = (
             f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
         )
@@ -69,12 +69,19 @@ def describe_scores(scores: Mapping[str, float | None]) -> str:
     return ", ".join(f"{name} {_number(score)}" for name, score in scores.items())
 
 
-def examination_html(scores: Mapping[str, float | None] | None, rows: Rows, *, title: str) -> str:
-    """The scores of a model on a split, and the first of its rows; the first row of `rows` is their header."""
-    shown = rows[: 1 + _MOST_ROWS]
-    table = to_html(shown, has_header=True, first_left=2)
-    rest = f"<p>and {len(rows) - len(shown):,} more</p>" if len(rows) > len(shown) else ""
-    return to_html([(name, _number(score)) for name, score in (scores or {}).items()], title=title) + table + rest
+def examination_html(
+    predictions: Sequence[Any], labels: Sequence[object] | None, scores: Mapping[str, float | None] | None
+) -> str:
+    """The scores of a model on a split, and its first rows: each with a `label` and `probabilities` by class name."""
+    rows: Rows = [("row", "prediction", "probability", *(() if labels is None else ("label",)))]
+    for index, prediction in enumerate(predictions[:_MOST_ROWS]):
+        probability = prediction.probabilities.get(prediction.label)
+        cells = (str(index), _cell(prediction.label), "-" if probability is None else f"{probability:.3f}")
+        rows.append(cells if labels is None else (*cells, _cell(labels[index])))
+    left_out = len(predictions) - len(rows) + 1
+    rest = f"<p>and {left_out:,} more rows</p>" if left_out else ""
+    by_name: Rows = [(name, _number(score)) for name, score in (scores or {}).items()]
+    return to_html(by_name, title=f"{len(predictions):,} rows") + to_html(rows, has_header=True) + rest
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -101,6 +108,11 @@ def _score_rows(results: Mapping[str, Any]) -> Rows:
 
 def _fact_rows(results: Mapping[str, Any]) -> Rows:
     return [(name, form.format(results[key])) for key, (name, form) in _FACTS.items() if key in results]
+
+
+def _cell(value: object) -> str:
+    """A class name; a number, for regression, to three places."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _number(score: float | None) -> str:

@@ -107,8 +107,7 @@ class Examination(NamedTuple):
         return f"Examination({len(self.predictions):,} rows: {scores})"
 
     def _repr_html_(self) -> str:
-        rows = [tuple(line.split("\t")) for line in self.to_tsv().splitlines()]
-        return examination_html(self.scores, rows, title=f"{len(self.predictions):,} rows")
+        return examination_html(*self)
 
 
 class Materials(NamedTuple):
@@ -135,8 +134,25 @@ class Materials(NamedTuple):
 class Experiment:
     """One configuration, run.
 
-    >>> experiment = Experiment.from_yaml("configs/quickstart.yaml", "seed=1")  # doctest: +SKIP
-    >>> experiment.fit()["scores"]["dev"]["accuracy"]  # doctest: +SKIP
+    Several may live in one process, and one may run inside a callback of another: number format, threads and random
+    numbers are set while an experiment computes, and put back. Two at the same time, in two threads, would share them.
+
+    Args:
+        config: the configuration.
+        callbacks: objects that are told what happens (see `Callback`).
+
+    >>> experiment = Experiment.from_yaml("configs/quickstart.yaml", "method=finetune", "train.max_steps=3")
+    >>> experiment
+    Experiment(finetune on toy-sentence, seed 42: not run yet)
+    >>> results = experiment.fit()  # writes runs/toy-sentence/finetune-seed42
+    >>> results["num_steps"]
+    3
+    >>> experiment.history.columns[:3].tolist()
+    ['step', 'train_loss', 'train_task_loss']
+    >>> experiment.evaluate() == results["scores"]
+    True
+    >>> experiment.predict(["a good film"])[0].probabilities.keys()
+    dict_keys(['negative', 'positive'])
     """
 
     def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:

@@ -35,6 +35,11 @@ def resolve_layer_map(
     """The teacher layers of each student layer, for a map's name or an explicit list.
 
     Raises `LayerMapError` where the map makes no sense for these two depths.
+
+    >>> resolve_layer_map("skip", num_teacher_layers=12, num_student_layers=6)  # counted from 0
+    ((1,), (3,), (5,), (7,), (9,), (11,))
+    >>> resolve_layer_map("both", num_teacher_layers=6, num_student_layers=3)
+    ((0, 1), (2, 3), (4, 5))
     """
     if num_student_layers < 1:
         raise LayerMapError("a student needs at least one layer")

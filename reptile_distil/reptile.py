@@ -82,6 +82,26 @@ class ReptileDistiller:
     Raises:
         LayerMapError: the two models cannot be matched.
         ValueError: an option that is none of the above, or an optimizer that does not hold the right parameters.
+
+    >>> import transformers
+    >>> def bert(num_layers):
+    ...     size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 30}
+    ...     config = transformers.BertConfig(num_hidden_layers=num_layers, **size)
+    ...     return transformers.BertForSequenceClassification(config)
+    >>> teacher, student = bert(4), bert(2)
+    >>> distiller = ReptileDistiller(
+    ...     teacher,
+    ...     student,
+    ...     loss=DistillationLoss(alpha=0.5, temperature=5.0),
+    ...     layer_map="skip",
+    ...     student_optimizer=torch.optim.AdamW(student.parameters(), lr=5e-5),
+    ...     teacher_optimizer=torch.optim.AdamW(teacher.parameters(), lr=5e-5, weight_decay=0.0),
+    ... )
+    >>> ids = torch.tensor([[2, 7, 3], [2, 9, 3]])
+    >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1])}
+    >>> logs = distiller.step(batch)
+    >>> bool(logs["gap"] > 0), logs["loss"].shape
+    (True, torch.Size([]))
     """
 
     def __init__(

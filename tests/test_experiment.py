@@ -493,15 +493,6 @@ def test_another_tokenizer_is_refused_with_both_names(tiny, tmp_path):
         tiny("method=kd", f"teacher.finetuned={model}").fit()
 
 
-def test_num_threads_is_set(tiny):
-    before = torch.get_num_threads()
-    try:
-        tiny("num_threads=2")
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_refused(device):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
