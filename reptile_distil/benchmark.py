@@ -26,6 +26,7 @@ from torch import Tensor
 from reptile_distil.arithmetic import PASSES, Peaks, Shape, floor_seconds, step_flops, wait_for
 from reptile_distil.data import length_grouped_batches
 from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Stepping
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.memory import peak_memory, reset_peak_memory
 from reptile_distil.metadistil import MetaDistiller
@@ -69,6 +70,8 @@ class Settings(NamedTuple):
     device: str = "cpu"
     precision: str = "fp32"
     """Of all methods but the released step, which runs in float32."""
+    graphs: bool = False
+    """Replay all steps but the released one from CUDA graphs."""
     num_threads: int | None = None
     num_batches: int = 5
     """Batches of a task's epoch, from its shortest to its longest in even steps; one where all rows are equal."""
@@ -180,11 +183,16 @@ def make_batch(lengths: Lengths, padded_to: int, device: str, seed: int = 0) -> 
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+NEVER_GRAPHED = ("metadistil", "released")
+"""Methods whose steps are taken as usual, `--graphs` or not."""
+
+
 def padded_length(method: str, lengths: Lengths, case: Case, settings: Settings) -> int:
     """Tokens to a row: the longest row's, but all that are allowed in the released step on a task's rows."""
     if method == "released" and not case.lengths.isdecimal():
         return settings.max_length
-    return int(lengths.max())
+    step = LENGTH_STEP if settings.graphs and method not in NEVER_GRAPHED else 1
+    return -(-int(lengths.max()) // step) * step
 
 
 def quiz_lengths(lengths: Lengths, settings: Settings) -> Lengths:
@@ -221,26 +229,33 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
     learner = Student(student, autocast_dtype=dtype)
     optimizer = adamw(student, lr=5e-5)
     if method == "finetune":
-        return FineTuner(learner, student_optimizer=optimizer).step, shape
+        return _step_of(FineTuner(learner, student_optimizer=optimizer), [optimizer], case, settings), shape
     tutor, loss = Teacher(teacher, autocast_dtype=dtype), DistillationLoss()
     if method == "kd":
-        return KnowledgeDistiller(tutor, learner, loss=loss, student_optimizer=optimizer).step, shape
+        kd = KnowledgeDistiller(tutor, learner, loss=loss, student_optimizer=optimizer)
+        return _step_of(kd, [optimizer], case, settings), shape
     shared: dict[str, Any] = {"loss": loss, "student_optimizer": optimizer}
     if method == "metadistil":
         return MetaDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=1e-5)).step, shape
-    return ReptileDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=5e-5)).step, shape
+    teacher_optimizer = adamw(teacher, lr=5e-5)
+    reptile = ReptileDistiller(tutor, learner, **shared, teacher_optimizer=teacher_optimizer)
+    return _step_of(reptile, [optimizer, teacher_optimizer], case, settings), shape
 
 
 def time_in_turns(
     steps: dict[str, Step], rows: Sequence[Lengths], case: Case, settings: Settings
 ) -> dict[str, list[list[Taken]]]:
-    """What each method's steps took, by batch and round, after a step on the first batch that does not count."""
+    """What each method's steps took, by batch and round, after steps that do not count.
+
+    These are one on the first batch, or with graphs as many on each as it takes to record one.
+    """
     taken: dict[str, list[list[Taken]]] = {method: [[] for _ in rows] for method in steps}
-    turns = [0, *(place for _ in range(settings.num_rounds) for place in range(len(rows)))]
-    for turn, place in enumerate(turns):
+    warm_up = [*range(len(rows))] * (WARM_UP_STEPS + 1) if settings.graphs else [0]
+    turns = [*warm_up, *(place for _ in range(settings.num_rounds) for place in range(len(rows)))]
+    for turn, place in enumerate(turns, start=-len(warm_up)):
         for method, step in steps.items():
             time_of_step = _time(step, make_lesson(method, rows[place], case, settings), settings.device)
-            if turn:
+            if turn >= 0:
                 taken[method][place].append(time_of_step)
     return taken
 
@@ -267,6 +282,10 @@ def describe_machine(device: str) -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
+def _step_of(method: Stepping, optimizers: Sequence[torch.optim.Optimizer], case: Case, settings: Settings) -> Step:
+    return GraphedSteps(method, optimizers, batch_size=case.batch_size).step if settings.graphs else method.step
+
+
 def _time(step: Step, batch: dict[str, Tensor], device: str) -> Taken:
     wait_for(device)
     started, processor_started = time.perf_counter(), time.process_time()
@@ -280,8 +299,9 @@ def _memory_of(method: str, case: Case, settings: Settings) -> int:
     step, _ = build_step(method, case, settings)
     longest = grouped_rows(case, settings)[-1]
     batch = make_lesson(method, longest, case, settings)
-    step(batch)
-    reset_peak_memory(settings.device)
+    for _ in range(WARM_UP_STEPS if settings.graphs else 1):
+        step(batch)
+    reset_peak_memory(settings.device)  # what a graph takes is allocated when it is recorded, that is now
     step(batch)
     return peak_memory(settings.device) - before
 

@@ -68,6 +68,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiz-batch-size", type=int, metavar="N", help="rows of MetaDistil's quiz (as the batch)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="not of the released step")
+    parser.add_argument("--graphs", action="store_true", help="steps from CUDA graphs, the released one apart")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--batches", type=int, default=5, help="batches of a task, short to long (5)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each method takes each batch (3)")
@@ -80,9 +81,13 @@ def settings_of(arguments: argparse.Namespace) -> Any:
     """How the options say to measure."""
     from reptile_distil.benchmark import Settings
     from reptile_distil.builders import choose_device
+    from reptile_distil.errors import ConfigError
     from reptile_distil.models import load_tokenizer
     from reptile_distil.token_lengths import QUANTILES, measure_quantiles
 
+    device = choose_device(arguments.device)
+    if arguments.graphs and device != "cuda":
+        raise ConfigError(f"--graphs: device {device} has no CUDA graphs; leave it out")
     quantiles = dict(QUANTILES)
     if arguments.data:
         folder, tokenizer = Path(arguments.data[0]), load_tokenizer(arguments.data[1])
@@ -91,8 +96,9 @@ def settings_of(arguments: argparse.Namespace) -> Any:
     return Settings(
         quantiles=quantiles,
         methods=tuple(arguments.methods),
-        device=choose_device(arguments.device),
+        device=device,
         precision=arguments.precision,
+        graphs=arguments.graphs,
         num_threads=arguments.threads,
         num_batches=arguments.batches,
         num_rounds=arguments.rounds,

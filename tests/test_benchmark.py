@@ -24,6 +24,7 @@ from reptile_distil.benchmark import (
     make_lesson,
     measure_memory,
     padded_length,
+    run_case,
     time_in_turns,
 )
 from reptile_distil.benchmark_report import LOOKS, plot, to_markdown, what_grows
@@ -264,3 +265,30 @@ def test_the_script_prints_a_table_and_writes_all_figures(monkeypatch, capsys, t
     assert case["methods"][0]["peak_memory"] == 7_000_000
     # 2 rows of 6 tokens, 2 teacher layers and 3 passes through 1 student layer of width 64 and inner width 256
     assert case["methods"][0]["flops"] == pytest.approx(5 * (2 * 12 * (4 * 64**2 + 2 * 64 * 256) + 4 * 72 * 64))
+
+
+def test_graphs_are_refused_where_there_are_none(capsys):
+    assert run(benchmark.main, ["--graphs", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "error: --graphs: device cpu has no CUDA graphs; leave it out\n"
+
+
+@pytest.mark.parametrize(("method", "width"), [("reptile", 16), ("kd", 16), ("metadistil", 9), ("released", 128)])
+def test_with_graphs_batches_are_padded_to_what_graphs_are_recorded_for(method, width):
+    assert padded_length(method, np.array([3, 9]), Case("sst2"), Settings(graphs=True)) == width
+
+
+def test_with_graphs_no_step_counts_before_a_graph_of_every_batch_is_recorded():
+    steps = []
+    settings = Settings(methods=("kd",), num_batches=2, num_rounds=1, graphs=True)
+    rows = [np.array([3, 4]), np.array([9, 2])]
+    taken = time_in_turns({"kd": lambda given: steps.append(given["input_ids"].shape[1])}, rows, TINY, settings)
+    assert steps == [8, 16] * 4
+    assert [len(times) for times in taken["kd"]] == [1, 1]
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_every_method_is_measured_with_graphs():
+    settings = Settings(methods=("finetune", "kd", "reptile"), device="cuda", num_rounds=1, graphs=True)
+    measured = run_case(TINY, settings, Peaks(flops=1e12, bandwidth=1e12))
+    assert [measurement.method for measurement in measured] == ["finetune", "kd", "reptile"]
+    assert all(measurement.seconds > 0 and measurement.peak_memory > 0 for measurement in measured)

@@ -1,6 +1,7 @@
 """Number format, attention and compiler: what each changes, and what is refused."""
 
 import copy
+import json
 import logging
 import shutil
 
@@ -10,10 +11,12 @@ import torch
 from reptile_distil import compute
 from reptile_distil.compute import choose_precision, compile_forward, set_attention, use_precision
 from reptile_distil.errors import ConfigError
+from reptile_distil.experiment import Experiment
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.models import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
+from tests.conftest import TINY
 from tests.models import batch, bert, classifier
 
 
@@ -136,3 +139,27 @@ def test_bf16_stays_near_float32_over_50_steps():
 def inputs(num_rows=8, length=7):
     given = batch(num_rows, length)
     return {name: given[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_on_a_gpu_a_run_ends_near_one_on_the_cpu(tmp_path, precision, compiled):
+    """The mean loss of each epoch, within a hundredth."""
+    losses = []
+    for options in (["device=cpu"], ["device=cuda", f"precision={precision}", f"compute.compile={compiled}"]):
+        experiment = Experiment.from_yaml(TINY, f"runs_dir={tmp_path}/{options[0]}", "train.epochs=2", *options)
+        experiment.fit()
+        records = map(json.loads, (experiment.folder.path / "metrics.jsonl").read_text().splitlines())
+        losses.append([record["train"]["loss"] for record in records if record["event"] == "epoch"])
+    use_precision("fp32")
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
+def test_a_compiled_model_lends_no_memory_to_its_first_backward_pass():
+    """Whichever method it was compiled for: its graph may serve a student's second backward pass."""
+    config = torch._functorch.config
+    with config.patch(donated_buffer=True):
+        compile_forward(bert(1), "cpu")
+        assert not config.donated_buffer

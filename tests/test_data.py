@@ -332,3 +332,17 @@ def test_agreement_in_regression_is_the_correlation():
     """Pearson's of (1, 2, 3) and (1, 2, 4)."""
     student, teacher = np.array([[1.0], [2.0], [3.0]]), np.array([[1.0], [2.0], [4.0]])
     assert agreement(student, teacher) == pytest.approx(3 / (28 / 3) ** 0.5)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_batch_is_copied_without_waiting(tokenizer):
+    lengths = np.array([3, 5, 2])
+    features = Features.end_to_end({"input_ids": np.arange(10)}, lengths, labels=np.zeros(3, dtype=np.int64))
+    batches = Batches(features, tokenizer, batch_size=3, device="cuda")
+    batches.batch(np.arange(3))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        given = batches.batch(np.arange(3))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert given["input_ids"].tolist() == [[0, 1, 2, 0, 0], [3, 4, 5, 6, 7], [8, 9, 0, 0, 0]]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -733,3 +734,24 @@ def test_kd_from_the_fine_tuned_teachers_own_layers_begins_above_a_start_from_no
         lines = (experiment.folder.path / "metrics.jsonl").read_text().splitlines()
         losses[init] = json.loads(lines[0])["distillation_loss"]
     assert losses["finetuned_layers"] < losses["teacher_layers"]
+
+
+@pytest.mark.slow  # the compiler takes minutes
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("method", ["reptile", "kd"])
+def test_a_compiled_run_ends_as_one_that_is_not_and_compiles_once_for_all_lengths(tiny, tmp_path, method):
+    """Within rounding, the teacher's fine-tuning included."""
+    options = [f"method={method}", "train.epochs=3", "teacher.train.epochs=3"]
+    plain = tiny(*options)
+    expected = plain.fit()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = tiny(*options, "compute.compile=true", f"runs_dir={tmp_path}/compiled")
+    results = compiled.fit()
+    assert results["scores"] == expected["scores"]
+    weights = weights_of(compiled)
+    for name, weight in weights_of(plain).items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5, msg=name)
+    # The teacher and the student, each in training, in evaluation, and on the one row whose latency is measured.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6

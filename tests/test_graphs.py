@@ -1,6 +1,7 @@
 """Steps from graphs equal steps taken one by one: on the CPU with a stand-in for the graph, on CUDA with CUDA's own."""
 
 import copy
+import itertools
 import json
 import re
 
@@ -396,3 +397,126 @@ def test_what_cannot_be_recorded_is_refused_in_one_sentence(tmp_path, overrides,
 )
 def test_what_can_be_recorded_is_not_refused(tmp_path, on_a_pretended_gpu, overrides):
     run(tmp_path, "compute.cuda_graphs=true", *overrides)
+
+
+def on_gpu(name, *, batch_size=8, **options):
+    method, optimizers, models = build(name, device="cuda", dtype=torch.float32, **options)
+    return GraphedSteps(method, optimizers, batch_size=batch_size), optimizers, models
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("autocast_dtype", "tolerance"), [(None, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("name", METHODS)
+def test_on_a_gpu_steps_from_graphs_equal_steps_one_by_one(name, autocast_dtype, tolerance):
+    method, optimizers, models = on_gpu(name, autocast_dtype=autocast_dtype)
+    logs = take_steps(method, optimizers, some_batches("cuda"))
+    plain, plain_optimizers, plain_models = build(
+        name, device="cuda", dtype=torch.float32, autocast_dtype=autocast_dtype
+    )
+    expected = take_steps(plain, plain_optimizers, some_batches("cuda"))
+    assert method.num_graphs == 2
+    assert_same(models, plain_models, atol=tolerance)
+    for step, expected_step in zip(logs, expected, strict=True):
+        for key, value in step.items():
+            torch.testing.assert_close(value, expected_step[key], rtol=tolerance, atol=tolerance, msg=key)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", METHODS)
+def test_on_a_gpu_a_replay_waits_for_nothing(name):
+    method, _, _ = on_gpu(name)
+    for seed in range(4):
+        method.step({key: tensor.to("cuda") for key, tensor in batch(seed=seed).items()})
+    given = {key: tensor.to("cuda") for key, tensor in batch(seed=4).items()}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logs = method.step(given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.isfinite() for value in logs.values())
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_each_replay_draws_new_dropout_masks():
+    method, optimizers, _ = on_gpu("kd", dropout=0.5)
+    for group in optimizers[0].param_groups:
+        group["lr"] = group["weight_decay"] = 0.0  # the weights stay
+    given = {key: tensor.to("cuda") for key, tensor in batch().items()}
+    losses = [float(method.step(given)["loss"]) for _ in range(8)]
+    assert len(set(losses)) == 8
+    torch.manual_seed(0)
+    again = [float(method.step(given)["loss"]) for _ in range(2)]
+    torch.manual_seed(0)
+    assert [float(method.step(given)["loss"]) for _ in range(2)] == again
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_large_batch_of_tokens_can_be_recorded():
+    """Above 3072 tokens the embeddings' gradient takes another way, which once waited for the device."""
+    method, _, _ = on_gpu("adamw", batch_size=512)
+    for seed in range(4):
+        method.step({key: tensor.to("cuda") for key, tensor in batch(512, 9, seed=seed).items()})
+    assert method.num_graphs == 1
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_padding_within_a_recorded_shape_is_the_batchs_own():
+    """Recorded on rows without padding, replayed on rows with it: the mask must be part of the graph."""
+    full = {**batch(), "attention_mask": torch.ones(8, 7, dtype=torch.long)}
+    batches = [{key: tensor.to("cuda") for key, tensor in given.items()} for given in (full, full, full, batch())]
+    method, _, models = on_gpu("kd")
+    plain, _, plain_models = build("kd", device="cuda", dtype=torch.float32)
+    for given in batches:
+        method.step(given)
+        plain.step(given)
+    assert_same(models, plain_models, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("overrides", [["method=kd"], ["method=reptile"], ["reptile.update=interpolate"]])
+def test_on_a_gpu_a_run_with_graphs_ends_as_one_without(tmp_path, overrides):
+    plain, graphed = [
+        run(tmp_path / flag, "device=cuda", f"compute.cuda_graphs={flag}", *overrides) for flag in ("false", "true")
+    ]
+    plain.fit()
+    graphed.fit()
+    assert losses_of(graphed.folder) == pytest.approx(losses_of(plain.folder), abs=1e-3)
+
+
+class StopError(Exception):
+    """What ends a run in the middle."""
+
+
+def resumed(path, *options):
+    """The folder of a run that is stopped in its ninth step (a replay, where there are graphs) and taken up again."""
+    stopped = run(path, "checkpoint.every_steps=1", *options)
+    stopped.fit_teacher()
+    step, count = GraphedSteps.step, itertools.count(1)
+
+    def step_or_stop(method, given):
+        if next(count) == 9:
+            raise StopError
+        return step(method, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GraphedSteps, "step", step_or_stop)
+        with pytest.raises(StopError):
+            stopped.fit()
+    again = run(path, "checkpoint.every_steps=1", *options)
+    again.fit()
+    return again.folder
+
+
+def test_a_run_with_graphs_that_is_taken_up_again_ends_as_one_that_never_stopped(tmp_path, on_a_pretended_gpu):
+    whole = run(tmp_path / "whole", "compute.cuda_graphs=true")
+    whole.fit()
+    folder = resumed(tmp_path / "part", "compute.cuda_graphs=true")
+    assert losses_of(folder) == pytest.approx(losses_of(whole.folder), abs=1e-6)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_run_with_graphs_that_is_taken_up_again_ends_as_one_that_never_stopped(tmp_path):
+    whole = run(tmp_path / "whole", "device=cuda", "compute.cuda_graphs=true")
+    whole.fit()
+    folder = resumed(tmp_path / "part", "device=cuda", "compute.cuda_graphs=true")
+    assert losses_of(folder) == pytest.approx(losses_of(whole.folder), abs=1e-3)
