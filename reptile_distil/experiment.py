@@ -5,130 +5,42 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reptile_distil.builders import (
-    VALIDATION,
-    BuiltMethod,
-    build_batches,
-    build_lessons,
-    build_method,
-    build_schedules,
-    build_student,
-    build_task,
-    check_pair,
-    check_processes,
-    choose_device,
-    forward_options,
-    prepare_model,
-    student_source,
-    wider_tokenizer,
-)
-from reptile_distil.callbacks import RunCallbacks, RunInfo, check_callbacks
+from reptile_distil.builders import build_batches, build_task, check_pair, check_processes, choose_device
+from reptile_distil.callbacks import check_callbacks
 from reptile_distil.compute import choose_precision, computing
-from reptile_distil.config import Config, MethodName, TrainConfig, load_config
+from reptile_distil.config import Config, load_config
 from reptile_distil.data import Batches, tokenize
-from reptile_distil.display import RunResults, describe_scores, examination_html, to_html
+from reptile_distil.display import RunResults, describe_scores, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
-from reptile_distil.evaluation import Examiner, examine_splits, predict_logits, score_logits
+from reptile_distil.evaluation import predict_logits, score_logits
+from reptile_distil.fitting import Fitting
 from reptile_distil.gradients import random_numbers_repeated
 from reptile_distil.graphs import check_graphs
 from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.interrupts import Interrupts
-from reptile_distil.latency import compare_latency
-from reptile_distil.memory import explain_out_of_memory, peak_memory
-from reptile_distil.metrics import Scores, predictions_from_logits
-from reptile_distil.models import (
-    Classifier,
-    Student,
-    Teacher,
-    check_length,
-    check_same_tokenizer,
-    check_vocabulary,
-    count_parameters,
-    load_finetuned,
-    load_pretrained,
-    load_tokenizer,
-)
-from reptile_distil.plots import draw_after_run
+from reptile_distil.materials import Role, Workshop
+from reptile_distil.metrics import Scores
+from reptile_distil.models import Classifier
+from reptile_distil.predictions import Examination, Prediction, name_label, name_predictions
 from reptile_distil.processes import start_processes
-from reptile_distil.recovery import Fingerprints, Recovery
+from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
-from reptile_distil.sharding import whole_copy
-from reptile_distil.trackers import check_trackers, tracked
-from reptile_distil.training import count_steps, train
-from reptile_distil.training_state import weights_fingerprint
+from reptile_distil.trackers import check_trackers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-
-Role = MethodName | Literal["teacher"]
-"""What a run does: one of the methods, or the teacher's fine-tuning."""
-TEACHER_MOVES = ("reptile", "metadistil")
-"""The methods that change their teacher."""
-
-
-class Prediction(NamedTuple):
-    """What a model says of one text or pair of texts."""
-
-    label: str | float
-    """Name of the most probable class; the number itself for regression."""
-    probabilities: dict[str, float]
-    """Probability by class name; empty for regression."""
-
-
-class Examination(NamedTuple):
-    """A model on a split, row by row and as a whole; `labels` and `scores` are None for a split without labels."""
-
-    predictions: list[Prediction]
-    labels: list[str | float] | None
-    scores: Scores | None
-
-    def to_tsv(self) -> str:
-        """Lines of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
-        rows: list[tuple[Any, ...]] = [("index", "prediction", "probability", "label")]
-        for index, prediction in enumerate(self.predictions):
-            probability = prediction.probabilities.get(str(prediction.label), "")
-            rows.append((index, prediction.label, probability, "" if self.labels is None else self.labels[index]))
-        return "".join("\t".join(map(str, row)) + "\n" for row in rows)
-
-    def __repr__(self) -> str:
-        scores = "no labels" if self.scores is None else describe_scores(self.scores)
-        return f"Examination({len(self.predictions):,} rows: {scores})"
-
-    def _repr_html_(self) -> str:
-        return examination_html(*self)
-
-
-class Materials(NamedTuple):
-    """What a run trains with."""
-
-    settings: TrainConfig
-    model: Any
-    """The one that learns, at its start."""
-    tokenizer: Any
-    data: dict[str, Batches]
-    """The training split and each dev split."""
-    teacher: Teacher | None
-
-    def fingerprints(self) -> Fingerprints:
-        """What identifies each input: when one has changed, an unfinished run cannot go on."""
-        fingerprints = {f"{split} split": batches.features.fingerprint() for split, batches in self.data.items()}
-        if (companions := self.data["train"].companions) is not None:
-            fingerprints["rows beside the train split"] = companions.features.fingerprint()
-        if self.teacher is not None:
-            fingerprints["teacher"] = weights_fingerprint(self.teacher)
-        return fingerprints
 
 
 class Experiment:
@@ -171,6 +83,7 @@ class Experiment:
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
         self.task = build_task(config)
+        self.workshop = Workshop(config, self.task, self.device, self.processes)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
         self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
@@ -219,9 +132,9 @@ class Experiment:
         logits = self._logits(classifier, batches)
         labels = scores = None
         if "label" in batches.features.column_names:
-            labels = [self._name_label(label) for label in batches.features["label"]]
+            labels = [name_label(label, self.task) for label in batches.features["label"]]
             scores = score_logits(logits, batches, self.task.metrics)
-        return Examination(self._name_predictions(logits), labels, scores)
+        return Examination(name_predictions(logits, self.task), labels, scores)
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
         """What the trained student says of texts, or of pairs of texts for a pair task, in order."""
@@ -235,7 +148,7 @@ class Experiment:
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
-        return self._name_predictions(self._logits(classifier, batches))
+        return name_predictions(self._logits(classifier, batches), self.task)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -342,217 +255,19 @@ class Experiment:
             if config.teacher.finetuned is None:
                 if not self.processes.on_main(self.teacher_folder.results.exists):
                     check_pair(config, self.task)
-                self._run_once(
-                    self.teacher_folder, "teacher", self._fit_teacher, overwrite=False, wait=True, quiet=True
-                )
+                folder, run = self.teacher_folder, self._fit_teacher
+                self._run_once(folder, "teacher", run, overwrite=False, wait=True, quiet=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
-        return self._train(method, recovery, interrupts, self.prepare_student(teacher_name))
+        materials = self.workshop.prepare_student(teacher_name)
+        return Fitting(self.workshop, method, materials, recovery).run(interrupts, self.callbacks)
 
     def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         recovery.start_clock()
-        return self._train("teacher", recovery, interrupts, self.prepare_teacher())
-
-    def prepare_student(self, teacher_name: str | None, *, stand_in: bool = False) -> Materials:
-        """What the configured method trains with, checked: student and teacher at their start, and data for both.
-
-        `teacher_name` is the folder or hub name of the fine-tuned teacher, None where neither the method nor the
-        student's start needs one. As a `stand_in`, it is that of a model which is not fine-tuned yet, and gets a new
-        head.
-        """
-        config = self.config
-        model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
-        teacher, batch_tokenizer = None, tokenizer
-        if teacher_name is not None and config.method != "finetune":
-            teacher_tokenizer = load_tokenizer(teacher_name)
-            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
-            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name, stand_in=stand_in)
-            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
-        data = self._load_data(batch_tokenizer, config.train, for_student=True)
-        return Materials(config.train, model, tokenizer, data, teacher)
-
-    def prepare_teacher(self) -> Materials:
-        """What the teacher is fine-tuned with, checked."""
-        name, settings = self.config.teacher.pretrained, self.config.teacher.train
-        model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
-        check_vocabulary(name, model, tokenizer)
-        return Materials(settings, model, tokenizer, self._load_data(tokenizer, settings, for_student=False), None)
-
-    def assemble(self, role: Role, materials: Materials) -> tuple[Student, BuiltMethod]:
-        """The model that learns, on the device, and the method that teaches it."""
-        settings, model, _, _, teacher = materials
-        check_length(role, model, self.config.data.max_length)
-        student = Student(self._placed(model), **forward_options(self.config))
-        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
-
-    def _train(
-        self,
-        role: Role,
-        recovery: Recovery,
-        interrupts: Interrupts,
-        materials: Materials,
-    ) -> Results:
-        """Trains the model, from its start or from a checkpoint, and finishes the run folder."""
-        settings, model, tokenizer, data, teacher = materials
-        folder, settings_key = recovery.folder, "teacher.train" if role == "teacher" else "train"
-        batches, dev = data["train"], {split: data[split] for split in self.task.dev_splits}
-        # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
-        watched = {VALIDATION: data[VALIDATION]} if VALIDATION in data else dev
-        student, (method, optimizers) = self.assemble(role, materials)
-        teacher_moves = role in TEACHER_MOVES
-        recovery.start(self.config.to_yaml(), materials.fingerprints())
-        logger.info(
-            "%s on %s: %s parameters, %d training rows, %d steps, into %s",
-            "fine-tuning the teacher" if role == "teacher" else role,
-            self.task.name,
-            f"{count_parameters(model):,}",
-            batches.num_rows,
-            count_steps(batches, settings.epochs, settings.max_steps),
-            folder.path,
-        )
-        # The teacher is examined as it was at the start, before a checkpoint moves it.
-        examiner = Examiner(
-            student, watched, self.task.metrics, teacher=teacher, teacher_moves=teacher_moves, processes=self.processes
-        )
-        unseen = {} if watched is dev else dev
-        teacher_start = examiner.teacher_start | self._score(teacher, unseen)
-        self.processes.seed_dropout(self.config.seed)
-        mu_until = self.config.reptile.mu_until if role == "reptile" else 1.0
-        schedules = build_schedules(optimizers, batches, settings, mu_until=mu_until)
-        modules = {"student": student, **({"teacher": teacher} if teacher is not None and teacher_moves else {})}
-        progress = recovery.restore(modules, optimizers, schedules)
-        run = RunInfo(
-            task=self.task.name,
-            method=role,
-            seed=self.config.seed,
-            folder=folder.path,
-            num_steps=count_steps(batches, settings.epochs, settings.max_steps),
-            config=self.config.model_dump(mode="json"),
-        )
-        trackers = self.config.trackers if self.processes.is_main else ()
-
-        def save_predictions(predictions: Mapping[str, NDArray[Any]]) -> None:
-            for split, of_split in predictions.items():
-                folder.save_predictions(split, of_split, data[split].features["label"])
-
-        def keep_best() -> None:
-            self._save_model(folder, model, tokenizer)
-            self.processes.on_main(lambda: save_predictions(examiner.predictions))
-
-        sparing = explain_out_of_memory(f"{settings_key}.micro_batch_size or data.max_length")
-        with sparing, tracked(trackers, run, step=progress.step) as tellers:
-            told = (*self.callbacks, *tellers)
-            callbacks = RunCallbacks(told, run, device=self.device, processes=self.processes)
-            outcome = train(
-                method,
-                batches,
-                num_epochs=settings.epochs,
-                max_steps=settings.max_steps,
-                schedules=schedules,
-                evaluate=explain_out_of_memory(f"{settings_key}.eval_batch_size")(examiner.examine),
-                keep_best=keep_best,
-                log=lambda record: folder.log(record) if self.processes.is_main else None,
-                patience=settings.patience,
-                log_every=settings.log_every,
-                show_progress=self.processes.is_main,
-                title=f"{role} on {self.task.name}",
-                progress=progress,
-                checkpoints=recovery,
-                interrupts=interrupts,
-                callbacks=callbacks,
-            )
-        peak = peak_memory(self.device)  # the training's, before the best student and the latency are measured
-        scores = outcome.best["scores"]
-        if unseen:
-            best, _ = self._load_trained(folder.model)
-            dev_scores, predictions = examine_splits(best, unseen, self.task.metrics, self.processes)
-            self.processes.on_main(lambda: save_predictions(predictions))
-            scores = scores | dev_scores
-        results: Results = {
-            "task": self.task.name,
-            "method": role,
-            "seed": self.config.seed,
-            "scores": scores,
-            "score": outcome.best["score"],
-            "best_epoch": outcome.best["epoch"],
-            "num_steps": outcome.num_steps,
-            "num_train_rows": batches.num_rows,
-            "num_parameters": count_parameters(model),
-            "train_seconds": outcome.train_seconds,
-            "examples_per_second": outcome.num_examples / outcome.train_seconds,
-            "num_processes": self.processes.count,
-            "peak_memory_bytes": peak,
-        }
-        if outcome.stopped_by is not None:
-            results["stopped_by"] = outcome.stopped_by
-        if teacher is not None:
-            results["teacher"] = {
-                "num_parameters": count_parameters(teacher),
-                "scores_at_start": teacher_start,
-                "scores_at_end": outcome.last["teacher_scores"] | self._score(teacher, unseen),
-            }
-            if not self.config.distributed.shard:  # a process cannot time what it has only a part of
-                length = self.config.data.max_length
-                results["latency"] = compare_latency(teacher, student, length=length, device=self.device)
-        results = recovery.finish(results)
-        if self.processes.is_main:
-            draw_after_run(folder.path)
-        callbacks.on_train_end(results)
-        return results
-
-    def _load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
-        """Batches of the training split and of each dev split."""
-        if "train" not in self.task.splits:
-            raise DataError(f"task {self.task.name} has no train split to train on")
-        if for_student:
-            train = build_lessons(self.config, self.task, tokenizer)
-        else:
-            train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
-        splits = (self.task.selection_split, *self.task.dev_splits[1:])
-        if self.config.data.validation_fraction is not None:
-            splits = (VALIDATION, *splits)
-        dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
-        return {"train": train, **dev}
-
-    def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
-        """The model's scores by split; none where there is no model."""
-        return {} if model is None else examine_splits(model, splits, self.task.metrics, self.processes)[0]
-
-    def _placed(self, model: Any) -> Any:
-        """The model on the device, the same on every process, or this process's part of it."""
-        self.processes.share_weights(model, self.device)
-        prepare_model(model, self.config, self.device)
-        return model
-
-    def _save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
-        whole = whole_copy(model) if self.config.distributed.shard else model
-        self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
-
-    def _load_teacher(self, name: str, *, stand_in: bool) -> Teacher:
-        if stand_in:
-            model = load_pretrained(name, self.task, seed=self.config.seed)
-        else:
-            model = load_finetuned(name, self.task, self.config.teacher.label_names)
-        check_length(name, model, self.config.data.max_length)
-        return Teacher(self._placed(model), **forward_options(self.config))
+        materials = self.workshop.prepare_teacher()
+        return Fitting(self.workshop, "teacher", materials, recovery).run(interrupts, self.callbacks)
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
-        name = str(model or self.folder.model)
-        classifier = load_finetuned(name, self.task, self.config.teacher.label_names)
-        prepare_model(classifier, self.config, self.device, may_compile=False)
-        tokenizer = load_tokenizer(name)
-        check_vocabulary(name, classifier, tokenizer)
-        return Classifier(classifier, **forward_options(self.config)), tokenizer
-
-    def _name_predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:
-        if self.task.is_regression:
-            return [Prediction(float(number), {}) for number in predictions_from_logits(logits)]
-        probabilities = torch.from_numpy(logits).softmax(dim=1).tolist()
-        named = [dict(zip(self.task.label_names, row, strict=True)) for row in probabilities]
-        return [Prediction(max(row, key=row.__getitem__), row) for row in named]
-
-    def _name_label(self, label: float) -> str | float:
-        return float(label) if self.task.is_regression else self.task.label_names[int(label)]
+        return self.workshop.load_trained(str(model or self.folder.model))

@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 from reptile_distil.builders import VALIDATION
 from reptile_distil.config import Config
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
-from reptile_distil.experiment import TEACHER_MOVES, Experiment, Materials, Role
+from reptile_distil.experiment import Experiment
 from reptile_distil.layer_map import LayerMap, encoder_layers, resolve_layer_map
+from reptile_distil.materials import TEACHER_MOVES, Materials, Role
 from reptile_distil.memory import explain_out_of_memory, free_memory
 from reptile_distil.models import count_parameters
 from reptile_distil.recovery import Recovery
@@ -178,7 +179,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     names = _names(config, role)
     key = "teacher.train" if role == "teacher" else "train"
     with explain_out_of_memory(f"{key}.micro_batch_size, {key}.eval_batch_size or data.max_length"):
-        student, (method, optimizers) = experiment.assemble(role, materials)
+        student, (method, optimizers) = experiment.workshop.assemble(role, materials)
         trial = run_trial(
             method,
             optimizers,
@@ -265,15 +266,15 @@ def _prepare(experiment: Experiment, role: Role) -> tuple[Materials, bool]:
     """What a run needs, and whether its teacher is a stand-in for one that is not fine-tuned yet."""
     config = experiment.config
     if role == "teacher":
-        return experiment.prepare_teacher(), False
+        return experiment.workshop.prepare_teacher(), False
     if not config.needs_teacher(role):
-        return experiment.prepare_student(None), False
+        return experiment.workshop.prepare_student(None), False
     if config.teacher.finetuned is not None:
-        return experiment.prepare_student(config.teacher.finetuned), False
+        return experiment.workshop.prepare_student(config.teacher.finetuned), False
     folder = experiment.teacher_folder
     if folder.read_results(config.decisive_values("teacher")):
-        return experiment.prepare_student(str(folder.model)), False
-    return experiment.prepare_student(config.teacher.pretrained, stand_in=True), True
+        return experiment.workshop.prepare_student(str(folder.model)), False
+    return experiment.workshop.prepare_student(config.teacher.pretrained, stand_in=True), True
 
 
 def _names(config: Config, role: Role) -> tuple[str, str]:

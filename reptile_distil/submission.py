@@ -26,7 +26,7 @@ from reptile_distil.glue_files import find_official_file
 from reptile_distil.tasks import GLUE, Task
 
 if TYPE_CHECKING:
-    from reptile_distil.experiment import Examination
+    from reptile_distil.predictions import Examination
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.display import RunResults, to_html
-from reptile_distil.experiment import Examination, Prediction
+from reptile_distil.predictions import Examination, Prediction
 
 TINY = Path(__file__).parent / "tiny.yaml"
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, models, toy
-from reptile_distil import experiment as experiment_module
+from reptile_distil import Experiment, fitting, models, toy
 from reptile_distil.builders import build_batches, build_lessons, build_student, build_task, choose_device
 from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
@@ -636,13 +635,13 @@ def test_metadistil_with_several_processes_is_refused_before_anything_is_trained
 
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
-    real = experiment_module.examine_splits
+    real = fitting.examine_splits
 
     def examine_splits(model, splits, *rest):
         looks.append(tuple(splits))
         return real(model, splits, *rest)
 
-    monkeypatch.setattr(experiment_module, "examine_splits", examine_splits)
+    monkeypatch.setattr(fitting, "examine_splits", examine_splits)
     experiment = tiny("data.validation_fraction=0.2", "train.epochs=2", "method=kd")
     teacher = experiment.fit_teacher()
     assert looks == [("dev",)]

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from reptile_distil import Experiment, experiment, plots, table_plots
+from reptile_distil import Experiment, fitting, plots, table_plots
 from reptile_distil.errors import MissingExtraError, RunError
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -183,7 +183,7 @@ def test_odd_runs_are_drawn_without_warnings(tmp_path, change):
 
 
 def test_a_regression_run_is_drawn_after_it_and_replaced_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "draw_after_run", plots.draw_after_run)
+    monkeypatch.setattr(fitting, "draw_after_run", plots.draw_after_run)
     options = [f"runs_dir={tmp_path}", "task=toy-regression", "train.epochs=1"]
     run = Experiment.from_yaml("tests/tiny.yaml", *options)
     run.fit()
@@ -193,7 +193,7 @@ def test_a_regression_run_is_drawn_after_it_and_replaced_by_the_next(tmp_path, m
     assert (run.teacher_folder.path / "curves.png").exists()
     assert {path.name for path in run.folder.path.iterdir()} >= {"curves.png", "results.json"}
     assert not list(run.folder.path.glob(".*"))
-    monkeypatch.setattr(experiment, "draw_after_run", lambda folder: None)
+    monkeypatch.setattr(fitting, "draw_after_run", lambda folder: None)
     run.fit(overwrite=True)
     assert not picture.exists()
 

@@ -17,7 +17,7 @@ import transformers
 
 from reptile_distil import Experiment, cli, submission, toy
 from reptile_distil.errors import DataError, RunError
-from reptile_distil.experiment import Examination, Prediction
+from reptile_distil.predictions import Examination, Prediction
 from reptile_distil.submission import (
     FILES,
     check_submission,

@@ -1,0 +1,176 @@
+"""One run of a method, from its materials to the results in its folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from reptile_distil.builders import VALIDATION, build_schedules
+from reptile_distil.callbacks import RunCallbacks, RunInfo
+from reptile_distil.data import Batches
+from reptile_distil.evaluation import Examiner, examine_splits
+from reptile_distil.interrupts import Interrupts
+from reptile_distil.latency import compare_latency
+from reptile_distil.materials import TEACHER_MOVES, Materials, Role, Workshop
+from reptile_distil.memory import explain_out_of_memory, peak_memory
+from reptile_distil.metrics import Scores
+from reptile_distil.models import Classifier, count_parameters
+from reptile_distil.plots import draw_after_run
+from reptile_distil.recovery import Recovery
+from reptile_distil.runs import Results
+from reptile_distil.trackers import tracked
+from reptile_distil.training import Outcome, count_steps, train
+
+logger = logging.getLogger(__name__)
+
+
+class Fitting:
+    """A run, ready to go on from its start or from its newest checkpoint.
+
+    Args:
+        workshop: configuration, task, device and processes.
+        role: what the run does.
+        materials: what it trains with.
+        recovery: its folder and checkpoints.
+    """
+
+    def __init__(self, workshop: Workshop, role: Role, materials: Materials, recovery: Recovery) -> None:
+        self.workshop, self.role, self.materials, self.recovery = workshop, role, materials, recovery
+        self.config, self.task, self.processes = workshop.config, workshop.task, workshop.processes
+        self.folder = recovery.folder
+        self.batches = materials.data["train"]
+        dev = {split: materials.data[split] for split in self.task.dev_splits}
+        # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
+        watched = {VALIDATION: materials.data[VALIDATION]} if VALIDATION in materials.data else dev
+        self.unseen = {} if watched is dev else dev
+        self.num_steps = count_steps(self.batches, materials.settings.epochs, materials.settings.max_steps)
+        self.student, (self.method, optimizers) = workshop.assemble(role, materials)
+        recovery.start(self.config.to_yaml(), materials.fingerprints())
+        self._announce()
+        # The teacher is examined as it was at the start, before a checkpoint moves it.
+        self.examiner = Examiner(
+            self.student,
+            watched,
+            self.task.metrics,
+            teacher=materials.teacher,
+            teacher_moves=role in TEACHER_MOVES,
+            processes=self.processes,
+        )
+        self.teacher_start = self.examiner.teacher_start | self._score(materials.teacher, self.unseen)
+        self.processes.seed_dropout(self.config.seed)
+        mu_until = self.config.reptile.mu_until if role == "reptile" else 1.0
+        self.schedules = build_schedules(optimizers, self.batches, materials.settings, mu_until=mu_until)
+        modules: dict[str, Any] = {"student": self.student}
+        if materials.teacher is not None and role in TEACHER_MOVES:
+            modules["teacher"] = materials.teacher
+        self.progress = recovery.restore(modules, optimizers, self.schedules)
+
+    def run(self, interrupts: Interrupts, told: Sequence[object] = ()) -> Results:
+        """Trains to the end, telling the callbacks `told`, and finishes the run folder; returns its results."""
+        run = RunInfo(
+            task=self.task.name,
+            method=self.role,
+            seed=self.config.seed,
+            folder=self.folder.path,
+            num_steps=self.num_steps,
+            config=self.config.model_dump(mode="json"),
+        )
+        trackers = self.config.trackers if self.processes.is_main else ()
+        key = "teacher.train" if self.role == "teacher" else "train"
+        sparing = explain_out_of_memory(f"{key}.micro_batch_size or data.max_length")
+        with sparing, tracked(trackers, run, step=self.progress.step) as tellers:
+            callbacks = RunCallbacks((*told, *tellers), run, device=self.workshop.device, processes=self.processes)
+            outcome = self._train(key, interrupts, callbacks)
+        results = self.recovery.finish(self._results_of(outcome))
+        if self.processes.is_main:
+            draw_after_run(self.folder.path)
+        callbacks.on_train_end(results)
+        return results
+
+    def _announce(self) -> None:
+        logger.info(
+            "%s on %s: %s parameters, %d training rows, %d steps, into %s",
+            "fine-tuning the teacher" if self.role == "teacher" else self.role,
+            self.task.name,
+            f"{count_parameters(self.materials.model):,}",
+            self.batches.num_rows,
+            self.num_steps,
+            self.folder.path,
+        )
+
+    def _train(self, key: str, interrupts: Interrupts, callbacks: RunCallbacks) -> Outcome:
+        settings = self.materials.settings
+        return train(
+            self.method,
+            self.batches,
+            num_epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            schedules=self.schedules,
+            evaluate=explain_out_of_memory(f"{key}.eval_batch_size")(self.examiner.examine),
+            keep_best=self._keep_best,
+            log=lambda record: self.folder.log(record) if self.processes.is_main else None,
+            patience=settings.patience,
+            log_every=settings.log_every,
+            show_progress=self.processes.is_main,
+            title=f"{self.role} on {self.task.name}",
+            progress=self.progress,
+            checkpoints=self.recovery,
+            interrupts=interrupts,
+            callbacks=callbacks,
+        )
+
+    def _keep_best(self) -> None:
+        self.workshop.save_model(self.folder, self.materials.model, self.materials.tokenizer)
+        self.processes.on_main(lambda: self._save_predictions(self.examiner.predictions))
+
+    def _save_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
+        for split, of_split in predictions.items():
+            self.folder.save_predictions(split, of_split, self.materials.data[split].features["label"])
+
+    def _results_of(self, outcome: Outcome) -> Results:
+        device = self.workshop.device
+        peak = peak_memory(device)  # the training's, before the best student and the latency are measured
+        results: Results = {
+            "task": self.task.name,
+            "method": self.role,
+            "seed": self.config.seed,
+            "scores": outcome.best["scores"] | self._score_best(),
+            "score": outcome.best["score"],
+            "best_epoch": outcome.best["epoch"],
+            "num_steps": outcome.num_steps,
+            "num_train_rows": self.batches.num_rows,
+            "num_parameters": count_parameters(self.materials.model),
+            "train_seconds": outcome.train_seconds,
+            "examples_per_second": outcome.num_examples / outcome.train_seconds,
+            "num_processes": self.processes.count,
+            "peak_memory_bytes": peak,
+        }
+        if outcome.stopped_by is not None:
+            results["stopped_by"] = outcome.stopped_by
+        teacher = self.materials.teacher
+        if teacher is not None:
+            results["teacher"] = {
+                "num_parameters": count_parameters(teacher),
+                "scores_at_start": self.teacher_start,
+                "scores_at_end": outcome.last["teacher_scores"] | self._score(teacher, self.unseen),
+            }
+            if not self.config.distributed.shard:  # a process cannot time what it has only a part of
+                length = self.config.data.max_length
+                results["latency"] = compare_latency(teacher, self.student, length=length, device=device)
+        return results
+
+    def _score_best(self) -> dict[str, Scores]:
+        """The best student's scores on the splits that nothing has looked at so far, and its predictions, kept."""
+        if not self.unseen:
+            return {}
+        best, _ = self.workshop.load_trained(str(self.folder.model))
+        scores, predictions = examine_splits(best, self.unseen, self.task.metrics, self.processes)
+        self.processes.on_main(lambda: self._save_predictions(predictions))
+        return scores
+
+    def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
+        """The model's scores by split; none where there is no model."""
+        return {} if model is None else examine_splits(model, splits, self.task.metrics, self.processes)[0]
