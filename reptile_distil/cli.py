@@ -8,10 +8,13 @@ import errno
 import io
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from reptile_distil.config import Config, describe, load_config
 from reptile_distil.errors import ReptileDistilError
@@ -147,8 +150,26 @@ def _hide_script_folder() -> None:
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != folder]
 
 
+def terminal_width(stream: TextIO) -> int | None:
+    """Columns of the terminal that the stream writes to; None where it is none, such as a file or a pipe."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+class _WrappedLines(logging.Formatter):
+    """Breaks lines between words where a terminal would break them anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line, width = super().format(record), terminal_width(sys.stderr)
+        if width is None or len(line) <= width or "\n" in line:
+            return line
+        indent = "    "
+        return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def _log_to_stderr() -> None:
     """Our own lines from INFO on, others' from WARNING on, the main process's alone; a second call adds nothing."""
     is_main = launched_rank() == 0
     logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_WrappedLines("%(message)s"))
     logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)

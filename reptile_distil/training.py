@@ -169,6 +169,7 @@ def train(
         while not progress.is_over(num_epochs, num_steps, patience):
             epoch = progress.epochs_done + 1
             clock = _Stopwatch()
+            bar.set_description(f"epoch {epoch}/{num_epochs}", refresh=False)
             try:
                 todo = batches.epoch(epoch, skip=progress.batches_done)
                 for batch in itertools.islice(todo, 0 if progress.stopped_by else num_steps - progress.step):
@@ -180,7 +181,7 @@ def train(
                             watch.check(progress)
                             values = _read(logs)
                             log({"event": "step", "epoch": epoch, "step": progress.step, **values, **rates})
-                            _show(bar, f"epoch {epoch}/{num_epochs}", values["loss"], rates)
+                            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                         progress.train_seconds += clock.lap()
                         if callbacks is not None:
                             progress.stopped_by = callbacks.on_step_end(progress.step, logs, rates)
@@ -271,11 +272,6 @@ def _progress_bar(batches: Batches, num_steps: int, num_examples: int, *, show: 
     total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
     disable = not show or (None if "ipykernel.zmqshell" not in sys.modules else False)
     return tqdm(total=total, initial=num_examples, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
-
-
-def _show(bar: Any, description: str, loss: float, rates: Mapping[str, float]) -> None:
-    bar.set_description(description, refresh=False)
-    bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.1e}", refresh=False)
 
 
 def _read(logs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -6,7 +6,7 @@ python scripts/distil.py --config configs/sst2.yaml [key=value ...]
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import DRY_RUN, config_of, make_parser, run
+from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, terminal_width
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method in dict.fromkeys((config.method, *config.compare_with)):
         experiment = Experiment(config.with_values(method=method, compare_with=()))
         results.append(experiment.fit(overwrite=arguments.overwrite))
-    print(comparison_table(results))
+    print(comparison_table(results, width=terminal_width(sys.stdout)))
 
 
 if __name__ == "__main__":

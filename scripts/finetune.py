@@ -6,7 +6,7 @@ python scripts/finetune.py --config configs/sst2.yaml [--model student] [key=val
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import DRY_RUN, config_of, make_parser, run
+from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, terminal_width
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = Experiment(config).fit_teacher(overwrite=arguments.overwrite)
     else:
         results = Experiment(config.with_values(method="finetune")).fit(overwrite=arguments.overwrite)
-    print(comparison_table([results]))
+    print(comparison_table([results], width=terminal_width(sys.stdout)))
 
 
 if __name__ == "__main__":
