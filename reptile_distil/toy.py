@@ -6,6 +6,7 @@ training, one class label in ten is wrong and ratings carry noise, so that a tea
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -87,16 +88,23 @@ def load_split(task: Task, split: str) -> datasets.Dataset:
 
     if split not in NUM_ROWS:
         raise DataError(f"task {task.name}: no split {split!r}; it has {', '.join(NUM_ROWS)}")
-    rng = np.random.default_rng(zlib.crc32(f"{task.name}/{split}".encode()))
-    make = _GENERATORS[task.name]
-    rows = [make(rng) for _ in range(NUM_ROWS[split])]
+    columns = _make_columns(task.name, split)
+    return datasets.Dataset.from_dict({name: list(values) for name, values in columns.items()})
+
+
+@functools.cache
+def _make_columns(name: str, split: str) -> dict[str, tuple[Any, ...]]:
+    """The columns of a split; making them takes longer than a tiny run, and a process often has several runs."""
+    task = TASKS[name]
+    rng = np.random.default_rng(zlib.crc32(f"{name}/{split}".encode()))
+    rows = [_GENERATORS[name](rng) for _ in range(NUM_ROWS[split])]
     labels = [row[-1] for row in rows]
     if split == "train":
         labels = [_noisy(label, task.num_labels, rng) for label in labels]
-    columns: dict[str, list[Any]] = {"text": [row[0] for row in rows]}
+    columns = {"text": tuple(row[0] for row in rows)}
     if task.is_pair:
-        columns["text_pair"] = [row[1] for row in rows]
-    return datasets.Dataset.from_dict({**columns, "label": labels})
+        columns["text_pair"] = tuple(row[1] for row in rows)
+    return {**columns, "label": tuple(labels)}
 
 
 def is_toy_model(name: str) -> bool:
