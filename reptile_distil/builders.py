@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from reptile_distil import toy
 from reptile_distil.companions import BatchStream, Companions, hold_out
 from reptile_distil.compute import compile_forward, set_attention
-from reptile_distil.config import Config, MethodName, TrainConfig
+from reptile_distil.config import Config
+from reptile_distil.config_sections import MethodName, TrainConfig
 from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import ConfigError
 from reptile_distil.feature_cache import default_folder, load_features

@@ -17,7 +17,8 @@ from reptile_distil.builders import (
     student_source,
     wider_tokenizer,
 )
-from reptile_distil.config import Config, MethodName, TrainConfig
+from reptile_distil.config import Config
+from reptile_distil.config_sections import MethodName, TrainConfig
 from reptile_distil.data import Batches
 from reptile_distil.errors import DataError
 from reptile_distil.models import (

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil import toy
 from reptile_distil.builders import build_task, choose_device
-from reptile_distil.config import COMMAND_LINE, Config, MethodName, check_config, describe, explain, parse_overrides
+from reptile_distil.config import COMMAND_LINE, Config, check_config, parse_overrides
+from reptile_distil.config_messages import describe, explain
+from reptile_distil.config_sections import MethodName
 from reptile_distil.errors import ConfigError
 from reptile_distil.tasks import GLUE, Task
 from reptile_distil.yaml_files import merge_layer, read_layers
@@ -125,7 +127,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     try:
         keys = TableKeys.model_validate(own)
     except ValidationError as error:
-        raise ConfigError(explain(error, own, origins, str(path))) from None
+        raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
     common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from reptile_distil.config import Config, OwnTaskConfig, describe, load_config
+from reptile_distil.config import Config, load_config
+from reptile_distil.config_messages import describe
+from reptile_distil.config_sections import OwnTaskConfig
 from reptile_distil.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
