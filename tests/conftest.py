@@ -5,6 +5,7 @@ a cache of its own.
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which else asks the hub about its caller
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is; tiny models only wait for a second thread
 
 import runpy
 from pathlib import Path

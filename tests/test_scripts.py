@@ -221,7 +221,14 @@ def wait_for(file, text, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
+)
 def test_as_a_process_a_signal_ends_the_run_within_seconds_and_the_same_command_goes_on(call, tmp_path, number, code):
     command = [sys.executable, str(ROOT / "scripts" / "distil.py"), "--config", str(TINY), *LONG]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -70,7 +70,7 @@ def test_both_workers_end_in_the_same_three_files(by_two_workers):
     assert sorted(path.name for path in runs.iterdir() if path.is_file()) == ["table.csv", "table.md", "table.tex"]
 
 
-def test_after_kill_9_no_finished_cell_runs_again_and_the_table_is_the_same(by_two_workers, tmp_path):
+def test_after_kill_9_no_finished_cell_runs_again_and_the_table_is_the_same(by_two_workers, call, tmp_path, caplog):
     whole, _ = by_two_workers
     runs = tmp_path / "runs"
     worker = start(runs, "--only-runs")
@@ -81,12 +81,12 @@ def test_after_kill_9_no_finished_cell_runs_again_and_the_table_is_the_same(by_t
     worker.communicate()
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in runs.glob("*/*/results.json")}
     assert 3 <= len(before) < 6
-    again = start(runs)
-    _, stderr = again.communicate()
-    assert again.returncode == 0, stderr
+    caplog.set_level("INFO", logger="reptile_distil")
+    code, _, stderr = call("table", config=TINY)
+    assert code == 0, stderr
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     finished = {f"{path.parts[-3]} {path.parts[-2].replace('-', ' ').replace('seed', 'seed ')}" for path in before}
-    assert set(run_here(stderr)) == CELLS - finished
+    assert set(run_here("\n".join(caplog.messages))) == CELLS - finished
     assert untimed(runs) == untimed(whole)
 
 
