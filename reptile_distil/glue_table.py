@@ -69,8 +69,19 @@ def notes(data: TableData) -> list[str]:
     """What a reader must know to read the sheets, a paragraph each."""
     lengths = {run["latency"]["length"] for run in data.runs.values() if run.get("latency")}
     devices = {run["latency"]["device"] for run in data.runs.values() if run.get("latency")}
+    # A run that chose by training rows held out has their score beside the dev set's.
+    by_validation = [("validation" in run["scores"]) for run in data.runs.values()]
+    chosen = (
+        "each of the best epoch on that very set"
+        if not any(by_validation)
+        else (
+            "each of the best epoch on training rows held out for the choice"
+            if all(by_validation)
+            else "each of the best epoch, on that very set or on training rows held out for the choice"
+        )
+    )
     paragraphs = [
-        "Scores on the dev sets in percent, each of the best epoch on that very set: mean ± sample standard deviation "
+        f"Scores on the dev sets in percent, {chosen}: mean ± sample standard deviation "
         f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student. "
         "The mean over tasks takes the mean of a task's scores, over the seeds that were run on every task.",
     ]

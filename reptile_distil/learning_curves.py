@@ -37,6 +37,8 @@ class Run(NamedTuple):
     by_seconds: Points
     teacher_by_steps: Points
     """The teacher's own score, from before the first step on; empty where the run has no teacher."""
+    rows: str = "dev"
+    """What the scores are of: `validation` where training rows held out have chosen the epoch."""
 
 
 def draw_learning_curves(
@@ -75,6 +77,7 @@ def read_curves(folder: str | Path, *, name: Callable[[Path, Record], str] = nam
         by_steps=_points(epochs, "step", "score"),
         by_seconds=_points(epochs, "train_seconds", "score"),
         teacher_by_steps=teacher,
+        rows="validation" if any("validation" in record.get("scores", ()) for record in epochs) else "dev",
     )
 
 
@@ -85,10 +88,11 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
         raise ValueError("no runs to draw")
     tasks, names = list(dict.fromkeys(run.task for run in runs)), order_names(run.name for run in runs)
     looks = looks_of(names)
+    rows = " or ".join(dict.fromkeys(run.rows for run in runs))
     panels: list[tuple[str, str, Callable[[Run], Points]]] = [
-        ("steps", "student's dev score (%)", lambda run: run.by_steps),
-        ("seconds of training", "student's dev score (%)", lambda run: run.by_seconds),
-        ("steps", "teacher's dev score (%)", lambda run: run.teacher_by_steps),
+        ("steps", f"student's {rows} score (%)", lambda run: run.by_steps),
+        ("seconds of training", f"student's {rows} score (%)", lambda run: run.by_seconds),
+        ("steps", f"teacher's {rows} score (%)", lambda run: run.teacher_by_steps),
     ]
     if not any(run.teacher_by_steps for run in runs):
         panels.pop()

@@ -159,3 +159,15 @@ def test_a_legend_of_many_names_of_all_lengths_stays_inside_the_picture(folders,
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
     assert legend.y1 <= figure.bbox.y1
     assert legend.y0 >= max(axes.get_tightbbox().y1 for axes in figure.axes)
+
+
+def test_panels_say_where_training_rows_chose_the_epoch(folders):
+    run = read_curves(folders[2])
+    assert run.rows == "dev"
+    metrics = folders[2] / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"score": 0.3,', '"score": 0.3, "scores": {"validation": {}},'))
+    run = read_curves(folders[2])
+    assert {axes.get_ylabel() for axes in learning_curves_figure([run]).axes} == {
+        "student's validation score (%)",
+        "teacher's validation score (%)",
+    }

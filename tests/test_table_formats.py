@@ -238,3 +238,21 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"file/table.md: cannot be written"):
         write_table(table_of(["rte"], {("rte", "kd"): [(0.5,)]}), tmp_path / "file" / "table")
+
+
+@pytest.mark.parametrize(
+    ("splits", "sentence"),
+    [
+        ([("dev",)] * 2, "each of the best epoch on that very set:"),
+        ([("validation", "dev")] * 2, "each of the best epoch on training rows held out for the choice:"),
+        (
+            [("validation", "dev"), ("dev",)],
+            "each of the best epoch, on that very set or on training rows held out for the choice:",
+        ),
+    ],
+)
+def test_the_notes_say_what_the_epoch_was_chosen_by(splits, sentence):
+    data = table_of(["rte"], {("rte", "kd"): [(0.5,), (0.6,)]}, seeds=(1, 2))
+    for run, names in zip(data.runs.values(), splits, strict=True):
+        run["scores"] = {name: {"accuracy": 0.5} for name in names}
+    assert sentence in notes(data)[0]
