@@ -14,13 +14,16 @@ from . import models
 
 
 class Clock:
-    """A clock that moves only when a model says so, in place of `time`."""
+    """Clocks that move only when a model says so, in place of `time`: the processor takes a tenth of each second."""
 
     def __init__(self):
         self.now = 0.0
 
     def perf_counter(self):
         return self.now
+
+    def process_time(self):
+        return self.now / 10
 
 
 class Timed(nn.Module):
@@ -39,9 +42,19 @@ class Timed(nn.Module):
 
 @pytest.fixture
 def clock(monkeypatch):
+    """By the wall, as where there are two threads."""
     clock = Clock()
     monkeypatch.setattr(latency, "time", clock)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     return clock
+
+
+@pytest.mark.parametrize(("num_threads", "milliseconds"), [(1, 60), (2, 600)])
+def test_one_thread_of_a_busy_cpu_is_timed_by_its_processor(clock, monkeypatch, num_threads, milliseconds):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    measured = compare_latency(Timed(clock, 0.6), Timed(clock, 0.2), length=8, device="cpu")
+    assert measured["batches"]["1"]["teacher_ms"] == pytest.approx(milliseconds)
+    assert measured["batches"]["32"]["student_ms"] == pytest.approx(milliseconds / 3)
 
 
 def test_the_median_of_the_rounds_without_the_first_call(clock, monkeypatch):
