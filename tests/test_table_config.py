@@ -56,7 +56,7 @@ def test_the_shipped_ablations_are_a_table_of_thirty_four_methods_and_variants()
 
 
 def test_the_shipped_toy_ablations_choose_by_training_rows_and_run_every_variant():
-    table = load_table_config(CONFIGS / "ablation-toy.yaml")
+    table = load_table_config(CONFIGS / "toy" / "ablation.yaml")
     assert set(table.rows) == {"teacher", "finetune", "kd", "reptile", "metadistil", *table.keys.variants}
     assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
 
