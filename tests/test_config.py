@@ -441,6 +441,7 @@ def test_metadistils_defaults_are_the_published_ones():
         ("reptile", "distributed.shard=true", False),
         ("reptile", "precision=tf32", True),
         ("reptile", "compute.compile=true", False),
+        ("reptile", "compute.cuda_graphs=true", False),
         ("reptile", "compute.attention=eager", False),
         ("reptile", "runs_dir=elsewhere", False),
         ("reptile", "checkpoint.every_steps=7", False),
