@@ -73,11 +73,11 @@ def check_can_plot() -> None:
         raise RunError("--plot needs matplotlib: pip install 'reptile_distil[plots]', or leave --plot out") from None
 
 
-def plot(measured: Sequence[Measured], path: Path, machine: str) -> None:
+def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor: bool = False) -> None:
     """Time per step and peak memory of every case and method into an image file.
 
     As lines where the cases differ in one thing alone that grows (depth, width, batch size or row length), else as
-    bars.
+    bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes.
     """
     check_can_plot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -87,17 +87,18 @@ def plot(measured: Sequence[Measured], path: Path, machine: str) -> None:
     figure = Figure(figsize=(9, 4 if growth else 1.6 + 0.25 * sum(len(m) for _, m in measured)), layout="constrained")
     FigureCanvasAgg(figure)
     time_axes, memory_axes = figure.subplots(1, 2, sharey=growth is None)
-    seconds = [[m.seconds for m in methods] for _, methods in measured]
+    seconds = [[m.processor_seconds if by_processor else m.seconds for m in methods] for _, methods in measured]
+    seconds_label = "CPU seconds per step" if by_processor else "seconds per step"
     gigabytes = [[m.peak_memory / 1e9 for m in methods] for _, methods in measured]
     if growth is None:
         _draw_bars(time_axes, measured, seconds, "{:.3g} s")
         _draw_bars(memory_axes, measured, gigabytes, "{:.2f} GB")
-        time_axes.set_xlabel("seconds per step")
+        time_axes.set_xlabel(seconds_label)
         memory_axes.set_xlabel("peak memory above start, GB")
         time_axes.set_yticks(range(len(measured)), [str(case).replace(", ", "\n") for case, _ in measured])
         time_axes.invert_yaxis()
     else:
-        _draw_lines(time_axes, measured, seconds, growth, "seconds per step")
+        _draw_lines(time_axes, measured, seconds, growth, seconds_label)
         _draw_lines(memory_axes, measured, gigabytes, growth, "peak memory above start, GB")
     handles, labels = time_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

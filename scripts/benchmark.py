@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report = to_json(measured, **about, settings=settings._asdict())
             arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if arguments.plot:
-            plot(measured, arguments.plot, machine)
+            on_one_thread = settings.device == "cpu" and torch.get_num_threads() == 1
+            plot(measured, arguments.plot, machine, by_processor=on_one_thread)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -228,6 +228,19 @@ def test_the_picture_is_drawn(tmp_path, lengths):
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("by_processor", "label", "drawn"), [(False, "seconds", 2.0), (True, "CPU seconds", 1.0)])
+def test_the_pictures_time_is_the_clocks_or_the_processors(tmp_path, monkeypatch, by_processor, label, drawn):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, path, dpi: figures.append(self))
+    measured = [(TINY._replace(lengths=name), [measurement("kd", 2.0)]) for name in ("6", "12", "24")]
+    plot(measured, tmp_path / "b.png", "a machine", by_processor=by_processor)
+    time_axes, memory_axes = figures[0].axes
+    assert time_axes.get_ylabel() == f"{label} per step"
+    assert time_axes.lines[0].get_xydata().tolist() == [[6, drawn], [12, drawn], [24, drawn]]
+    assert memory_axes.lines[0].get_ydata().tolist() == [0.005] * 3
+
+
 def test_what_grows_is_the_one_number_that_the_cases_differ_in():
     depths = [Case("32", 32, 2 * n, n, 384) for n in (2, 4, 6)]
     lengths = [Case(str(n)) for n in (16, 32, 64)]
