@@ -157,11 +157,21 @@ def _group(results: Sequence[Result], name: Naming) -> tuple[list[str], list[str
 
 
 def _is_defined(runs: Sequence[Result]) -> bool:
-    return all(run["score"] is not None and math.isfinite(run["score"]) for run in runs)
+    return all(math.isfinite(score) for score in _scores(runs))
 
 
 def _scores(runs: Sequence[Result]) -> list[float]:
-    return [100 * run["score"] for run in runs]
+    """The score that stands for each run's dev scores, in percent; NaN where it is undefined."""
+    return [100 * _dev_score(run) for run in runs]
+
+
+def _dev_score(run: Result) -> float:
+    scores: Result = run.get("scores", {})
+    if "validation" not in scores:
+        return math.nan if run["score"] is None else float(run["score"])
+    # `score` is then that of the training rows that chose the epoch.
+    first = next(of_split for split, of_split in scores.items() if split.startswith("dev"))
+    return math.nan if None in first.values() else statistics.fmean(first.values())
 
 
 def _draw_seeds(axes: Axes, place: float, scores: Sequence[float]) -> None:
@@ -188,8 +198,13 @@ def _draw_cloud(axes: Axes, runs: Sequence[Result], look: Look, *, label: str, w
 
 def _start_at_zero_or_log(axes: Axes) -> None:
     """Times that differ little on an axis from 0, times that differ much on a logarithmic one."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     seconds = [float(value) for line in axes.lines for value in line.get_xdata()]
     if seconds and min(seconds) > 0 and max(seconds) > 10 * min(seconds):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     elif seconds:
         axes.set_xlim(0, 1.1 * max(seconds))

@@ -374,3 +374,20 @@ def test_results_json_as_a_run_writes_it_can_be_drawn(tmp_path):
     fitted.fit()
     results = json.loads(fitted.folder.results.read_text())
     assert bars(table_plots.table_figure([results]).axes[0])["finetune"]["toy-sentence"] == 100 * results["score"]
+
+
+def test_the_pictures_of_a_table_show_dev_scores_where_validation_rows_chose():
+    runs = [
+        run("stsb", "kd", 0.9) | {"scores": {"validation": {"p": 0.9, "s": 0.9}, "dev": {"p": 0.5, "s": 0.25}}},
+        run("stsb", "reptile", 0.9) | {"scores": {"validation": {"p": 0.9, "s": 0.9}, "dev": {"p": 0.5, "s": None}}},
+    ]
+    assert bars(table_plots.table_figure(runs).axes[0]) == {"kd": {"stsb": 37.5}, "reptile": {}}
+
+
+def test_the_labels_of_a_logarithmic_axis_are_plain_numbers_that_do_not_overlap():
+    runs = [run("rte", "kd", 0.5, seconds=3.4), run("rte", "reptile", 0.5, seconds=41.0)]
+    axes = table_plots.score_against_time_figure(runs).axes[0]
+    axes.figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
+    assert {"5", "10", "20"} <= set(labels)
+    assert not [label.get_text() for label in axes.get_xticklabels(minor=True) if label.get_text()]
