@@ -157,6 +157,7 @@ def test_on_a_gpu_a_run_ends_near_one_on_the_cpu(tmp_path, precision, compiled):
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_model_lends_no_memory_to_its_first_backward_pass():
     """Whichever method it was compiled for: its graph may serve a student's second backward pass."""
     config = torch._functorch.config

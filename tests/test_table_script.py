@@ -64,10 +64,11 @@ def test_two_workers_at_once_run_each_cell_exactly_once(by_two_workers):
         assert f"6 cells: {len(own)} run, {6 - len(own)} already finished, 0 failed" in stderr
 
 
-def test_both_workers_end_in_the_same_three_files(by_two_workers):
+def test_both_workers_end_in_the_same_four_files(by_two_workers):
     runs, said = by_two_workers
     assert said[0][0] == said[1][0] == (runs / "table.md").read_text()
-    assert sorted(path.name for path in runs.iterdir() if path.is_file()) == ["table.csv", "table.md", "table.tex"]
+    files = sorted(path.name for path in runs.iterdir() if path.is_file())
+    assert files == ["table-epochs.csv", "table.csv", "table.md", "table.tex"]
 
 
 def test_after_kill_9_no_finished_cell_runs_again_and_the_table_is_the_same(by_two_workers, call, tmp_path, caplog):
@@ -99,7 +100,7 @@ def test_the_pictures_are_drawn_beside_the_table_and_named_in_one_line(by_two_wo
     assert (code, out) == (0, (runs / "table.md").read_text())
     assert err.splitlines()[1:] == [f"drawn: {', '.join(names)}"]
     assert all(Path(name).read_bytes().startswith(b"\x89PNG") for name in names)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
 
 
 def test_without_matplotlib_one_hint_says_what_pictures_need(by_two_workers):
@@ -111,7 +112,7 @@ def test_without_matplotlib_one_hint_says_what_pictures_need(by_two_workers):
 def test_without_a_finished_run_nothing_is_drawn_and_nothing_said_of_it(call, tmp_path, monkeypatch):
     monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: True)
     code, _, err = call("table", "--only-table", config=TINY)
-    assert (code, err) == (0, f"written to {tmp_path}/runs/table.md, .tex and .csv\n")
+    assert (code, err) == (0, f"written to {tmp_path}/runs/table.md, .tex, .csv and -epochs.csv\n")
 
 
 def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatch):
@@ -156,7 +157,8 @@ def test_only_table_runs_nothing_and_shows_what_is_missing(call, tmp_path):
     assert code == 0
     assert not (tmp_path / "runs").exists()
     assert out.count("- (n=0 of 1)") == 3 * (2 + 1)  # rows * (tasks and their mean)
-    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["mine.csv", "mine.md", "mine.tex"]
+    files = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
+    assert files == ["mine-epochs.csv", "mine.csv", "mine.md", "mine.tex"]
 
 
 def test_a_bad_configuration_is_one_sentence_and_exit_code_2(call):
