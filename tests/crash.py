@@ -1,12 +1,12 @@
 """Runs experiments in child processes that die by SIGKILL at a given moment.
 
-    python -m tests.crash < runs.json
+    python -m tests.crash < runs
 
-where runs.json is a list of {"overrides": [...], "kill_at": n or null, "kill_after": seconds or null}. `kill_at` counts
-moments: before and within each write, flush, link, rename and removal, and before each optimizer step. Writes one line
-of JSON for each run: its exit `status` (-9: killed), the `moments` it saw, the `seconds` it took.
+where each line is {"overrides": [...], "kill_at": n or null, "kill_after": seconds or null} in JSON. `kill_at` counts
+moments: before and within each write, flush, link, rename and removal, and before each optimizer step. Answers each
+with a line of JSON: the run's exit `status` (-9: killed), the `moments` it saw, the `seconds` it took.
 
-The library is imported once and the children are forked, so that a run costs a second and not ten.
+The library is imported and the data made once and the children are forked, so that a run costs a second and not ten.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from reptile_distil import Experiment, experiment
+from reptile_distil import Experiment, experiment, toy
 from reptile_distil.runs import RunFolder
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -107,6 +107,8 @@ def run_child(overrides, kill_at=None, kill_after=None):
 
 
 if __name__ == "__main__":
-    for run in json.load(sys.stdin):
-        sys.stdout.write(json.dumps(run_child(**run)) + "\n")
+    for part in ("train", "dev"):
+        toy.load_split(toy.TASKS["toy-sentence"], part)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(run_child(**json.loads(line))) + "\n")
         sys.stdout.flush()

@@ -49,13 +49,28 @@ def settings(tmp_path_factory):
     ]
 
 
-def crash(runs):
-    """Runs them one after the other in child processes; a line about each."""
-    command = [sys.executable, "-m", "tests.crash"]
-    done = subprocess.run(command, input=json.dumps(runs), capture_output=True, text=True, cwd=ROOT, check=False)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(runs), done.stderr
-    return lines
+@pytest.fixture(scope="module")
+def crash(tmp_path_factory):
+    """Runs runs one after the other in child processes of one that has imported everything; a line about each."""
+    command, errors = [sys.executable, "-m", "tests.crash"], tmp_path_factory.mktemp("crash") / "stderr"
+
+    def crash(runs):
+        lines = []
+        for run in runs:
+            server.stdin.write(json.dumps(run) + "\n")
+            server.stdin.flush()
+            answer = server.stdout.readline()
+            assert answer, errors.read_text()
+            lines.append(json.loads(answer))
+        return lines
+
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT
+        ) as server,
+    ):
+        yield crash
 
 
 def contents(runs, method, *, checkpoint=LAST):
@@ -68,7 +83,7 @@ def contents(runs, method, *, checkpoint=LAST):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(settings, tmp_path_factory):
+def uninterrupted(crash, settings, tmp_path_factory):
     """For each method, what an uninterrupted run leaves, and its moments and seconds."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     lines = crash([{"overrides": [*settings, f"method={m}", f"runs_dir={folder}/{m}"]} for m in METHODS])
@@ -79,7 +94,7 @@ def uninterrupted(settings, tmp_path_factory):
     }
 
 
-def check_kills(uninterrupted, settings, tmp_path, kills):
+def check_kills(crash, uninterrupted, settings, tmp_path, kills):
     """Kills a run of each method at each of the moments that `kills` gives for it, and goes on."""
     runs = []
     for method in METHODS:
@@ -104,9 +119,10 @@ def test_the_uninterrupted_run_holds_what_is_compared(uninterrupted):
         assert len(files["metrics.jsonl"].splitlines()) == 7 + 1 + 3
 
 
-def test_killed_at_any_moment_the_run_ends_as_if_nothing_had_happened(uninterrupted, settings, tmp_path):
+def test_killed_at_any_moment_the_run_ends_as_if_nothing_had_happened(crash, uninterrupted, settings, tmp_path):
     chosen = random.Random(1)
     check_kills(
+        crash,
         uninterrupted,
         settings,
         tmp_path,
@@ -115,10 +131,13 @@ def test_killed_at_any_moment_the_run_ends_as_if_nothing_had_happened(uninterrup
 
 
 @pytest.mark.slow
-def test_killed_at_any_of_twenty_moments_the_run_ends_as_if_nothing_had_happened(uninterrupted, settings, tmp_path):
+def test_killed_at_any_of_twenty_moments_the_run_ends_as_if_nothing_had_happened(
+    crash, uninterrupted, settings, tmp_path
+):
     """And at five more by the clock."""
     chosen = random.Random(2)
     check_kills(
+        crash,
         uninterrupted,
         settings,
         tmp_path,
