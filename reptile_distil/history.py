@@ -39,7 +39,7 @@ def read_steps(run_folder: str | Path) -> pd.DataFrame:
 def _table(run_folder: str | Path, event: str, index: str) -> pd.DataFrame:
     import pandas as pd  # takes a second, which a run need not wait for
 
-    records = [dict(_flat(record)) for record in _read(Path(run_folder)) if record["event"] == event]
+    records = [dict(_flat(record)) for record in read_records(Path(run_folder)) if record["event"] == event]
     frame = pd.DataFrame(records, columns=list(dict.fromkeys(name for record in records for name in record)))
     if frame.empty:
         frame = pd.DataFrame(columns=[index])
@@ -47,16 +47,20 @@ def _table(run_folder: str | Path, event: str, index: str) -> pd.DataFrame:
     return frame.astype(numbers).set_index(index)
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl. Raises `RunError` where there is no run, or the file is damaged."""
     file = folder / "metrics.jsonl"
     try:
         text = file.read_text(encoding="utf-8")
         # What follows the last line's end is what a run that died was writing, or one that lives is.
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except FileNotFoundError:
         raise RunError(f"{folder}: no run yet; run fit() or scripts/distil.py first") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read: {error}") from None
+    if not all(isinstance(record, dict) and "event" in record for record in records):
+        raise RunError(f"{file}: cannot be read: a line is no record of a run")
+    return records
 
 
 def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:

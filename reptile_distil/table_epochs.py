@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reptile_distil.errors import RunError
+from reptile_distil.history import read_records
 from reptile_distil.metrics import Scores
 from reptile_distil.table_data import TableData
 
@@ -33,21 +32,16 @@ def to_epochs_csv(data: TableData) -> str:
     writer.writeheader()
     for (task, row, seed), folder in data.folders.items():
         results = data.runs[task, row, seed]
-        for line in _lines(results, read_epochs(folder)):
+        for line in _lines(results, _read_epochs(folder)):
             writer.writerow({"task": task, "method": row, "seed": seed, **line, "value": _plain(line["value"])})
     return stream.getvalue()
 
 
-def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The epoch records of a run's metrics.jsonl, none where it is gone. Raises `RunError` where it cannot be read."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
+def _read_epochs(folder: Path) -> list[_Line]:
+    """The epoch records of a run, none where its metrics.jsonl is gone."""
+    if not (folder / "metrics.jsonl").exists():
         return []
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [record for record in records if record["event"] == "epoch"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
+    return [record for record in read_records(folder) if record["event"] == "epoch"]
 
 
 def _lines(results: Mapping[str, Any], epochs: list[dict[str, Any]]) -> Iterator[_Line]:

@@ -12,9 +12,9 @@ _SHORT = {"matthews_correlation": "MCC", "teacher at end": "teacher", "best epoc
 def comparison_table(results: Sequence[Results], *, width: int | None = None) -> str:
     """A Markdown table, aligned for the terminal: one row a run, scores in percent, sizes, times.
 
-    `teacher at end` is the teacher's own score after the run, which only Reptile and MetaDistil change. A score that is
-    undefined is `-`. Where the table is wider than `width` columns, its headings are shortened; where that is not
-    enough, columns are left out, the last one first, but never scores.
+    `teacher at end` is the teacher's own score after the run, which only Reptile and MetaDistil change, on the first
+    split of the table. A score that is undefined is `-`. Where the table is wider than `width` columns, its headings
+    are shortened; where that is not enough, columns are left out, the last one first, but never scores.
     """
     columns = _columns(results)
     table = _draw(columns)

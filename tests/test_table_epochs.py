@@ -86,7 +86,7 @@ def test_a_run_without_its_metrics_has_its_final_scores_alone(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]\n", "7\n"])
+@pytest.mark.parametrize("text", ["{\n", "[1]\n", "7\n"])
 def test_damaged_metrics_are_named(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be read"):
