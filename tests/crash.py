@@ -20,12 +20,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from reptile_distil import Experiment, fitting, toy
+from reptile_distil import Experiment, toy
 from reptile_distil.runs import RunFolder
 
 TINY = Path(__file__).parent / "tiny.yaml"
-
-fitting.draw_after_run = lambda folder: None  # takes longer than a tiny run
 
 
 class Moments:

@@ -14,7 +14,6 @@ import torch
 import transformers
 
 from reptile_distil import builders, reptile, toy
-from reptile_distil import experiment as experiments
 from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config import load_config
 from reptile_distil.data import Batches
@@ -31,8 +30,6 @@ from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sharding import shard_model, whole_copy
 from reptile_distil.variant import Variant
 from tests.models import batch, bert
-
-experiments.draw_after_run = lambda folder: None  # takes longer than a tiny run
 
 METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate", "reptile-inner", "kd-hidden")
 INNER = "reptile-inner"
