@@ -1,4 +1,4 @@
-"""The picture of how runs learn: dev score after each epoch, against steps and against time, and the teacher's own.
+"""The picture of how runs learn: dev score after each epoch, against steps and time, the teacher's own, and the gap.
 
 Runs of one task under one name are seeds of the same thing: their mean is drawn, with a band of one standard deviation
 on each side where there is more than one seed.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Points = list[tuple[float, float]]
-"""Positions and scores in percent, NaN where a score is undefined."""
+"""Positions and values (scores in percent), NaN where a value is undefined."""
 
 MOST_BANDS = 10
 """With more names than this the bands would cover each other: they are left out, and the panels are larger."""
@@ -37,6 +37,9 @@ class Run(NamedTuple):
     by_seconds: Points
     teacher_by_steps: Points
     """The teacher's own score, from before the first step on; empty where the run has no teacher."""
+    gap_by_steps: Points
+    """How far teacher and assumed student stand apart in the weights that the teacher update moves, ‖θ_T − θ_S'‖;
+    empty where the method has no such update."""
     rows: str = "dev"
     """What the scores are of: `validation` where training rows held out have chosen the epoch."""
 
@@ -47,9 +50,10 @@ def draw_learning_curves(
     """Writes the curves of finished runs, given by their folders, into an image file; returns its path.
 
     Each task has a row of panels: the student's dev score against steps, the same against seconds of training
-    (evaluation not counted), and the dev score of the teacher that the student learns from, against steps. `name`
-    takes a run's folder and results.json and says what to call it; by default its folder's name without the seed,
-    which is its row in a table. A teacher's own fine-tuning is left out.
+    (evaluation not counted), and against steps the dev score of the teacher that the student learns from and, for
+    Reptile, the gap ‖θ_T − θ_S'‖ before the epoch's last teacher update. `name` takes a run's folder and results.json
+    and says what to call it; by default its folder's name without the seed, which is its row in a table. A teacher's
+    own fine-tuning is left out.
 
     Raises `MissingExtraError` without matplotlib, `RunError` for a folder that holds no finished run, `ValueError`
     where no student's run is among them.
@@ -77,6 +81,7 @@ def read_curves(folder: str | Path, *, name: Callable[[Path, Record], str] = nam
         by_steps=_points(epochs, "step", "score"),
         by_seconds=_points(epochs, "train_seconds", "score"),
         teacher_by_steps=teacher,
+        gap_by_steps=[(record["step"], record["last_gap"]) for record in epochs if record.get("last_gap") is not None],
         rows="validation" if any("validation" in record.get("scores", ()) for record in epochs) else "dev",
     )
 
@@ -93,9 +98,9 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
         ("steps", f"student's {rows} score (%)", lambda run: run.by_steps),
         ("seconds of training", f"student's {rows} score (%)", lambda run: run.by_seconds),
         ("steps", f"teacher's {rows} score (%)", lambda run: run.teacher_by_steps),
+        ("steps", "gap ‖θ_T − θ_S'‖", lambda run: run.gap_by_steps),
     ]
-    if not any(run.teacher_by_steps for run in runs):
-        panels.pop()
+    panels = [panel for panel in panels if any(panel[-1](run) for run in runs)]
     scale = 1 if len(names) <= MOST_BANDS else 1.4
     with drawing():
         figure = new_figure(scale * 3.6 * len(panels), scale * 2.9 * len(tasks) + 0.5)
@@ -109,7 +114,8 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
                 _draw_mean(axes, [points for points in seeds if points], label, looks[label], len(names) <= MOST_BANDS)
             axes.set_xlim(left=0)
             if not any(map(is_finite, axes.lines)):
-                axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center", color=GREY)
+                reason = "undefined" if axes.lines else "none"
+                axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=GREY)
         legend_on_top(figure, names, bands=any(axes.collections for axes in figure.axes))
     return figure
 

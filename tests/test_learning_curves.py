@@ -16,14 +16,15 @@ matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("matplotlib.image")
 
 
-def write_run(folder, method, scores, *, task="rte", seed=1, seconds=10.0, teacher=None):
+def write_run(folder, method, scores, *, task="rte", seed=1, seconds=10.0, teacher=None, gaps=None):
     """A finished run of one epoch for each score, 100 steps and `seconds` each; `teacher` has one score more."""
     folder.mkdir(parents=True)
     results = {"task": task, "method": method, "seed": seed}
     records = [{"event": "step", "step": 50, "loss": 1.0}]
     for number, score in enumerate(scores, start=1):
         record = {"event": "epoch", "epoch": number, "step": 100 * number, "train_seconds": seconds * number}
-        records.append({**record, "score": score, **({"teacher_score": teacher[number]} if teacher else {})})
+        record |= {"teacher_score": teacher[number]} if teacher else {}
+        records.append({**record, "score": score, "last_gap": gaps[number - 1] if gaps else None})
     if teacher:
         results["teacher"] = {"scores_at_start": {"dev": {"f1": teacher[0] - 0.1, "accuracy": teacher[0] + 0.1}}}
     (folder / "results.json").write_text(json.dumps(results))
@@ -92,6 +93,22 @@ def test_each_task_has_its_own_row_of_panels_that_say_what_they_show(folders, tm
     assert [axes.get_ylabel() for axes in figure.axes] == [student, student, teacher] * 2
     assert lines(figure.axes[3]) == {"kd": [[100, 10]]}
     assert [axes.get_xlim()[0] for axes in figure.axes] == [0] * 6
+
+
+def test_the_gap_has_a_panel_where_a_run_has_one_and_only_the_runs_that_have_it(folders, tmp_path):
+    gaps = [[3.0, 2.0], [5.0, 1.0]]
+    runs = [
+        write_run(
+            tmp_path / f"released-seed{seed}", "reptile", [0.4, 0.5], seed=seed, teacher=[0.8, 0.7, 0.6], gaps=gap
+        )
+        for seed, gap in enumerate(gaps)
+    ]
+    other = write_run(tmp_path / "cola" / "kd-seed1", "kd", [0.1], task="cola", teacher=[0.3, 0.3])
+    axes = draw([*folders, *runs, other]).axes
+    assert len(axes) == 8
+    assert axes[3].get_ylabel() == "gap ‖θ_T − θ_S'‖"
+    assert lines(axes[3]) == {"released": [[100, 4], [200, 1.5]]}
+    assert [[text.get_text() for text in panel.texts] for panel in axes] == [[]] * 7 + [["none"]]
 
 
 def test_runs_without_any_teacher_have_no_teachers_panel(folders):
