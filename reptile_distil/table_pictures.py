@@ -1,4 +1,4 @@
-"""The pictures beside a table: its scores, the scores against training time, and how the runs learned."""
+"""The pictures beside a table: scores, scores against training time, how the runs learned, what became of teachers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from reptile_distil.learning_curves import draw_learning_curves
 from reptile_distil.table_config import TEACHER
 from reptile_distil.table_data import TableData
 from reptile_distil.table_plots import Result, draw_score_against_time, draw_table
+from reptile_distil.wear_plot import draw_wear, find_wear
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def can_draw() -> bool:
 
 
 def draw_pictures(data: TableData, output: Path) -> list[Path]:
-    """Writes OUTPUT-scores.png, OUTPUT-time.png and OUTPUT-curves.png, as far as there are runs to draw.
+    """Writes OUTPUT-scores.png, -time.png, -curves.png and -wear.png, as far as there are runs to draw.
 
     Returns the paths of those that were written. A fault in drawing is a line in the log: the table is there all the
     same. Raises `MissingExtraError` without matplotlib.
@@ -36,6 +37,8 @@ def draw_pictures(data: TableData, output: Path) -> list[Path]:
     }
     if students:
         drawings["curves"] = lambda path: draw_learning_curves(students, path)
+    if find_wear(results, name=row_of):
+        drawings["wear"] = lambda path: draw_wear(results, path, name=row_of)
     drawn = []
     for name, draw in drawings.items():
         path = output.with_name(f"{output.name}-{name}.png")

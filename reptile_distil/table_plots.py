@@ -162,14 +162,11 @@ def _is_defined(runs: Sequence[Result]) -> bool:
 
 def _scores(runs: Sequence[Result]) -> list[float]:
     """The score that stands for each run's dev scores, in percent; NaN where it is undefined."""
-    return [100 * _dev_score(run) for run in runs]
+    return [100 * dev_score(run["scores"]) for run in runs]
 
 
-def _dev_score(run: Result) -> float:
-    scores: Result = run.get("scores", {})
-    if "validation" not in scores:
-        return math.nan if run["score"] is None else float(run["score"])
-    # `score` is then that of the training rows that chose the epoch.
+def dev_score(scores: Result) -> float:
+    """The mean of the first dev split's scores, a fraction; NaN where one is undefined."""
     first = next(of_split for split, of_split in scores.items() if split.startswith("dev"))
     return math.nan if None in first.values() else statistics.fmean(first.values())
 

@@ -230,7 +230,8 @@ def test_the_users_own_matplotlib_style_changes_nothing_and_is_left_as_it_is(tmp
 
 
 def run(task, method, score, seconds=10.0, seed=0):
-    return {"task": task, "method": method, "seed": seed, "score": score, "train_seconds": seconds}
+    scores = {"dev": {"accuracy": score}}
+    return {"task": task, "method": method, "seed": seed, "scores": scores, "score": score, "train_seconds": seconds}
 
 
 SEEDS = [
@@ -302,7 +303,7 @@ def many_runs(num_names=30):
 def test_many_names_stand_beside_the_axis_in_the_colour_of_their_method_with_their_mean_and_spread():
     runs = many_runs()
     for index in (4, 5):
-        runs[index] |= {"score": None}
+        runs[index] |= {"scores": {"dev": {"accuracy": None}}}
     figure = table_plots.table_figure(runs, name=lambda result: result["row"])
     rte, cola = figure.axes
     assert [tick.get_text() for tick in rte.get_yticklabels()] == [f"r{number}" for number in range(30)]
