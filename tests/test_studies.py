@@ -36,7 +36,8 @@ def readme_tables(text):
 def test_every_table_of_a_studys_readme_is_checked():
     checked = Counter(Path(config).parent for config, _ in STUDIES)
     for folder, count in checked.items():
-        assert len(readme_tables((CONFIGS / folder / "README.md").read_text(encoding="utf-8"))) == count
+        tables = readme_tables((CONFIGS / folder / "README.md").read_text(encoding="utf-8"))
+        assert len([table for table in tables if table.startswith("| task | method |")]) == count
 
 
 @pytest.mark.parametrize(("config", "raw"), STUDIES)
