@@ -115,11 +115,10 @@ def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
 
 def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     fraction = config.data.validation_fraction
-    if split == VALIDATION or for_training:
-        features = _load_split(config, task, "train", tokenizer, for_training=True)
-        to_train_on, validation = (features, None) if fraction is None else hold_out(features, fraction)
-        return validation if split == VALIDATION and validation is not None else to_train_on
-    return _load_split(config, task, split, tokenizer, for_training=False)
+    if fraction is not None and (split == VALIDATION or for_training):
+        to_train_on, validation = hold_out(_load_split(config, task, "train", tokenizer, for_training=True), fraction)
+        return validation if split == VALIDATION else to_train_on
+    return _load_split(config, task, split, tokenizer, for_training=for_training)
 
 
 def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:

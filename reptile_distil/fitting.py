@@ -45,7 +45,9 @@ class Fitting:
         dev = {split: materials.data[split] for split in self.task.dev_splits}
         # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
         watched = {VALIDATION: materials.data[VALIDATION]} if VALIDATION in materials.data else dev
+        self.watched = watched
         self.unseen = {} if watched is dev else dev
+        self._predictions_are_kept = False
         self.num_steps = count_steps(self.batches, materials.settings.epochs, materials.settings.max_steps)
         self.student, (self.method, optimizers) = workshop.assemble(role, materials)
         recovery.start(self.config.to_yaml(), materials.fingerprints())
@@ -125,6 +127,7 @@ class Fitting:
     def _keep_best(self) -> None:
         self.workshop.save_model(self.folder, self.materials.model, self.materials.tokenizer)
         self.processes.on_main(lambda: self._save_predictions(self.examiner.predictions))
+        self._predictions_are_kept = True
 
     def _save_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
         for split, of_split in predictions.items():
@@ -163,13 +166,17 @@ class Fitting:
         return results
 
     def _score_best(self) -> dict[str, Scores]:
-        """The best student's scores on the splits that nothing has looked at so far, and its predictions, kept."""
-        if not self.unseen:
+        """The best student's scores on the splits that nothing has looked at so far, and its predictions, kept.
+
+        Those on the other splits are kept since the best epoch, but for a run that went on after it.
+        """
+        splits = self.unseen if self._predictions_are_kept else {**self.watched, **self.unseen}
+        if not splits:
             return {}
         best, _ = self.workshop.load_trained(str(self.folder.model))
-        scores, predictions = examine_splits(best, self.unseen, self.task.metrics, self.processes)
+        scores, predictions = examine_splits(best, splits, self.task.metrics, self.processes)
         self.processes.on_main(lambda: self._save_predictions(predictions))
-        return scores
+        return {split: scores[split] for split in self.unseen}
 
     def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
         """The model's scores by split; none where there is no model."""

@@ -8,7 +8,7 @@ layers (embeddings, pooler, classifier) are matched one to one, by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -139,16 +139,24 @@ def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap)
             teacher_parameter = teacher_parameters[teacher_name]
             _check_shapes(teacher_name, teacher_parameter, student_name, student_parameter)
             pairs.append(ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter))
-    _check_none_left_over(teacher, teacher_prefix, student, pairs)
+    _check_none_left_over(teacher, teacher_prefix, student, pairs, layer_map)
     return pairs
 
 
 def part_of_model(model: nn.Module, name: str) -> Literal["embeddings", "encoder", "head"]:
     """Where a parameter lies: before the encoder, in it, or behind it (pooler and classifier)."""
-    encoder = encoder_layers(model)[0].rpartition(".")[0]  # such as bert.encoder
-    if name.startswith(encoder + "."):
-        return "encoder"
-    return "embeddings" if name.startswith(encoder.rpartition(".")[0] + ".embeddings") else "head"
+    layers = encoder_layers(model)[0]  # such as bert.encoder.layer
+    if name.startswith(_embeddings(model, layers)):
+        return "embeddings"
+    return "encoder" if name.startswith(layers.rpartition(".")[0] + ".") else "head"
+
+
+def _embeddings(model: Any, layers: str) -> str:
+    """What the names of all weights before the encoder begin with."""
+    table = model.get_input_embeddings()
+    name: str = next(name for name, module in model.named_modules() if module is table)
+    around = name.rpartition(".")[0]  # such as bert.embeddings
+    return name if layers.startswith(around + ".") else around  # XLNet's table lies beside its layers
 
 
 def _partners(student_name: str, student_prefix: str, teacher_prefix: str, layer_map: LayerMap) -> tuple[str, ...]:
@@ -175,10 +183,12 @@ def _check_shapes(teacher_name: str, teacher: Tensor, student_name: str, student
 
 
 def _check_none_left_over(
-    teacher: nn.Module, teacher_prefix: str, student: nn.Module, pairs: Sequence[ParameterPair]
+    teacher: nn.Module, teacher_prefix: str, student: nn.Module, pairs: Sequence[ParameterPair], layer_map: LayerMap
 ) -> None:
-    """Outside the layers the match is one to one: a teacher parameter without a partner is a fault too."""
+    """A teacher parameter without a partner is a fault too, but for those in layers that are not matched at all."""
     matched = {pair.teacher_name for pair in pairs}
+    matched_layers = tuple(f"{teacher_prefix}.{j}." for partners in layer_map for j in partners)
     for name, _ in teacher.named_parameters():
-        if name not in matched and not name.startswith(teacher_prefix + "."):
+        left_out = name.startswith(teacher_prefix + ".") and not name.startswith(matched_layers)
+        if name not in matched and not left_out:
             raise LayerMapError(_no_partner(name, teacher, name, student))

@@ -170,7 +170,7 @@ def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.M
     depth = len(encoder_layers(teacher)[1])
     layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
     with seeded(0):  # every weight drawn here is overwritten below
-        student = _new_classifier(_with_depth(teacher.config, len(layers)))
+        student = _new_classifier(_with_layers(teacher.config, layers))
     with torch.no_grad():
         for pair in pair_parameters(teacher, student, layer_map):
             pair.student.copy_(pair.teacher)
@@ -180,7 +180,7 @@ def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.M
 def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module:
     """A student with `num_layers` layers of the teacher's shape and random weights drawn from `seed`."""
     with seeded(seed):
-        return _new_classifier(_with_depth(teacher.config, num_layers))
+        return _new_classifier(_with_layers(teacher.config, range(num_layers)))
 
 
 def load_tokenizer(name: str) -> Any:
@@ -258,10 +258,11 @@ def _with_labels(config: Any, task: Task) -> Any:
     return config
 
 
-def _with_depth(config: Any, num_layers: int) -> Any:
-    shallow = type(config).from_dict(config.to_dict())
-    shallow.num_hidden_layers = num_layers
-    return shallow
+def _with_layers(config: Any, layers: Sequence[int]) -> Any:
+    values = config.to_dict()
+    if values.get("layer_types"):  # which layers look at all tokens, and which at their neighbours alone
+        values["layer_types"] = [values["layer_types"][layer] for layer in layers]
+    return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
 
 
 def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str]) -> None:

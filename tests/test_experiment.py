@@ -633,6 +633,13 @@ def test_metadistil_with_several_processes_is_refused_before_anything_is_trained
     tiny("method=reptile")
 
 
+def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny):
+    experiment = tiny("method=finetune")
+    experiment.fit()
+    with pytest.raises(DataError, match="no split 'validation'; it has train, dev, test"):
+        experiment.examine("validation")
+
+
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
     real = fitting.examine_splits

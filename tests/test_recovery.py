@@ -438,6 +438,34 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
     assert (folder.model / "model.safetensors").read_bytes() == models[0]
 
 
+@pytest.mark.parametrize("fraction", ["null", "0.2"])
+def test_predictions_are_the_best_models_though_a_later_ones_were_on_disk(experiment, monkeypatch, fraction):
+    scores = iter([0.5, 0.9, 0.1, 0.2])
+    examine = Examiner.examine
+    monkeypatch.setattr(Examiner, "examine", lambda self: {**examine(self), "score": next(scores)})
+    save_predictions, last_split = RunFolder.save_predictions, "dev" if fraction == "null" else "validation"
+    kept = []
+
+    def saved(self, split, predictions, labels):
+        save_predictions(self, split, 1 - predictions if kept else predictions, labels)
+        kept.append((self.path / f"predictions_{split}.json").read_bytes())
+        if len(kept) == 2:
+            raise Died
+
+    options = ("method=finetune", f"data.validation_fraction={fraction}")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_predictions", saved)
+        with pytest.raises(Died):
+            experiment(*options).fit()
+    assert kept[0] != kept[1]
+    again = experiment(*options)
+    results = again.fit()
+    assert results["best_epoch"] == 1
+    assert (again.folder.path / f"predictions_{last_split}.json").read_bytes() == kept[0]
+    predictions, labels = again.folder.read_predictions("dev")
+    assert results["scores"]["dev"]["accuracy"] == pytest.approx((predictions == labels).mean())
+
+
 def test_a_model_that_was_just_being_replaced_is_put_back(stop, experiment, uninterrupted, runs):
     folder = stop("method=finetune")
     folder.model.rename(folder.path / "model.old")

@@ -5,9 +5,12 @@ import inspect
 
 import pytest
 import torch
+import transformers
 
-from reptile_distil.layer_map import part_of_model
+from reptile_distil.errors import LayerMapError
+from reptile_distil.layer_map import match_models, part_of_model
 from reptile_distil.losses import DistillationLoss
+from reptile_distil.models import start_from_teacher_layers, start_random
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.variant import Variant
 from tests.literal_variant import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
@@ -210,6 +213,37 @@ def test_every_weight_is_before_in_or_behind_the_encoder(kind):
             expected = "encoder"
         assert part == expected, name
     assert set(parts.values()) == {"embeddings", "encoder", "head"}
+
+
+def modern_bert(num_layers):
+    """Its layers hang on the base model itself, and the first of them lacks a norm."""
+    size = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "pad_token_id": 0}
+    config = transformers.ModernBertConfig(num_hidden_layers=num_layers, num_labels=2, **size)
+    return transformers.ModernBertForSequenceClassification(config)
+
+
+def test_embeddings_are_found_where_the_layers_hang_on_the_base_model_itself():
+    model = modern_bert(2)
+    parts = {name: part_of_model(model, name) for name, _ in model.named_parameters()}
+    assert {name for name, part in parts.items() if part == "embeddings"} == {
+        "model.embeddings.tok_embeddings.weight",
+        "model.embeddings.norm.weight",
+    }
+    assert {name.split(".")[0] for name, part in parts.items() if part == "head"} == {"head", "classifier"}
+
+
+def test_layers_that_are_not_alike_are_refused():
+    with pytest.raises(LayerMapError, match=r"'model.layers.1.attn_norm.weight' of ModernBert.* has no partner"):
+        match_models(modern_bert(4), modern_bert(2), "skip")
+    assert match_models(modern_bert(4), modern_bert(2), "first")
+
+
+def test_a_copied_layer_looks_at_as_many_tokens_as_the_teachers():
+    teacher = modern_bert(7)
+    kinds = teacher.config.layer_types
+    student = start_from_teacher_layers(teacher, (0, 3, 4))
+    assert student.config.layer_types == [kinds[0], kinds[3], kinds[4]] != kinds[:3]
+    assert start_random(teacher, 3, seed=1).config.layer_types == kinds[:3]
 
 
 def test_inner_batches_may_come_inside_the_batch(pair):
