@@ -86,7 +86,10 @@ class Experiment:
         self.workshop = Workshop(config, self.task, self.device, self.processes)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
-        self.teacher_folder = RunFolder(runs / f"teacher-seed{config.seed}")
+        self.teacher_folder = RunFolder(
+            runs / f"teacher-seed{config.seed}",
+            remedy="give another runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite",
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path, *overrides: str, callbacks: Sequence[object] = ()) -> Experiment:
@@ -111,6 +114,16 @@ class Experiment:
         """
         folder, run = self.teacher_folder, self._fit_teacher
         return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait))
+
+    def check_pair(self) -> None:
+        """Before a teacher is fine-tuned for hours: that teacher and student can be had and fit each other.
+
+        Does nothing where the teacher is there, or none is needed. Raises `ModelError`, `LayerMapError` and whatever
+        else `fit` would raise for such a pair once the teacher is trained.
+        """
+        is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
+        if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
+            check_pair(self.config, self.task)
 
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
@@ -138,6 +151,8 @@ class Experiment:
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
         """What the trained student says of texts, or of pairs of texts for a pair task, in order."""
+        if isinstance(texts, str):
+            raise DataError(f"predict takes a list of texts, not one text: predict([{texts!r}])")
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         if any(len(row) != len(self.task.text_columns) for row in rows):
             wanted = "pairs of texts" if self.task.is_pair else "single texts"
@@ -253,8 +268,7 @@ class Experiment:
         teacher_name = None
         if config.needs_teacher(method):
             if config.teacher.finetuned is None:
-                if not self.processes.on_main(self.teacher_folder.results.exists):
-                    check_pair(config, self.task)
+                self.check_pair()
                 folder, run = self.teacher_folder, self._fit_teacher
                 self._run_once(folder, "teacher", run, overwrite=False, wait=True, quiet=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)

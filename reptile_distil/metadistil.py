@@ -22,6 +22,7 @@ from reptile_distil.companions import alone, companion
 from reptile_distil.gradients import Batch, Logs, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
 from reptile_distil.models import Student, Teacher
+from reptile_distil.optim import check_trainable
 
 
 class MetaDistiller:
@@ -44,7 +45,8 @@ class MetaDistiller:
         max_grad_norm: the teacher's gradient in (2) and the student's in (3) are clipped to this norm.
 
     Raises:
-        ValueError: an unknown `assumed_optimizer`, or a loss that does not depend on the teacher.
+        ValueError: an unknown `assumed_optimizer`, a loss that does not depend on the teacher, an optimizer that does
+            not hold the right parameters, or weights in half precision.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class MetaDistiller:
             raise ValueError("alpha = 0 leaves the teacher out of the loss, so that a quiz teaches it nothing")
         self.teacher = Teacher.wrap(teacher)
         self.student = Student.wrap(student)
+        check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
+        check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
         self.student_optimizer = student_optimizer
         self.teacher_optimizer = teacher_optimizer

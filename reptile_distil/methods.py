@@ -8,11 +8,12 @@ from torch import nn
 from reptile_distil.gradients import Batch, Logs, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
 from reptile_distil.models import Student, Teacher
+from reptile_distil.optim import check_trainable
 from reptile_distil.processes import ALONE, Processes
 
 
 class FineTuner:
-    """Trains a model on the labels alone. Arguments as for `ReptileDistiller`."""
+    """Trains a model on the labels alone. Arguments and errors as for `ReptileDistiller`."""
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class FineTuner:
         processes: Processes = ALONE,
     ) -> None:
         self.student = Student.wrap(student)
+        check_trainable(student_optimizer, self.student.trainable, "student")
         self.student_optimizer = student_optimizer
         self.max_grad_norm = max_grad_norm
         self.micro_batch_size = micro_batch_size
@@ -48,7 +50,7 @@ class FineTuner:
 
 
 class KnowledgeDistiller:
-    """Distils a student from a teacher that stays as it is. Arguments as for `ReptileDistiller`."""
+    """Distils a student from a teacher that stays as it is. Arguments and errors as for `ReptileDistiller`."""
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class KnowledgeDistiller:
     ) -> None:
         self.teacher = Teacher.wrap(teacher)
         self.student = Student.wrap(student)
+        check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
         self.student_optimizer = student_optimizer
         self.max_grad_norm = max_grad_norm

@@ -51,6 +51,11 @@ class Classifier(nn.Module):
             return cls(model.model, autocast_dtype=model.autocast_dtype, packed=model.packed)
         return cls(model)
 
+    @property
+    def trainable(self) -> list[Tensor]:
+        """The parameters that take gradients."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, C). Entries of the batch that the model does not take, such as labels, are left out."""
         return self.outputs(batch).logits

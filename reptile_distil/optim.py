@@ -1,11 +1,12 @@
-"""AdamW with the usual decay groups."""
+"""AdamW with the usual decay groups, and what an optimizer must hold."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -28,3 +29,24 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float = 0.0, eps: float 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     can_fuse = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, eps=eps, fused=can_fuse or None)
+
+
+def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str) -> None:
+    """Raises `ValueError` where the optimizer would not move these parameters of `owner`, teacher or student.
+
+    It must hold all of them, and they must be float32 or float64: in half precision a step of 5e-5 is rounded away, and
+    AdamW's epsilon is 0.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = sum(id(parameter) not in held for parameter in parameters)
+    if missing:
+        raise ValueError(
+            f"{owner}_optimizer does not hold {missing} of the {len(parameters)} {owner} parameters it must update: "
+            f"build it from {owner}.parameters()"
+        )
+    for parameter in parameters:
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
+                "from_pretrained(..., dtype=torch.float32)"
+            )

@@ -47,10 +47,13 @@ Results = dict[str, Any]
 
 
 class RunFolder:
-    """The files of one run under `path`."""
+    """The files of one run under `path`; `remedy` says what to do where another run than the wanted one is there."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, *, remedy: str = "give another output_dir (or runs_dir), or run again with --overwrite"
+    ) -> None:
         self.path = Path(path)
+        self._remedy = remedy
         self.model = self.path / "model"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
@@ -105,10 +108,8 @@ class RunFolder:
         new = json.loads(json.dumps(decisive))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                raise RunError(
-                    f"{self.path}: holds {run} with {key} = {old.get(key)!r}, not {new.get(key)!r}; "
-                    "give another output_dir (or runs_dir), or run again with --overwrite"
-                )
+                was, wanted = (json.dumps(values.get(key), ensure_ascii=False) for values in (old, new))
+                raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self._remedy}")
 
     def check_usable(self) -> None:
         """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""

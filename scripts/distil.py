@@ -26,11 +26,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.experiment import Experiment
     from reptile_distil.tables import comparison_table
 
-    experiment = Experiment(config)
-    results = [] if config.teacher.finetuned or not config.needs_teacher(config.method) else [experiment.fit_teacher()]
-    for method in dict.fromkeys((config.method, *config.compare_with)):
-        experiment = Experiment(config.with_values(method=method, compare_with=()))
-        results.append(experiment.fit(overwrite=arguments.overwrite))
+    methods = dict.fromkeys((config.method, *config.compare_with))
+    experiments = [Experiment(config.with_values(method=method, compare_with=())) for method in methods]
+    results = []
+    if config.teacher.finetuned is None and config.needs_teacher(config.method):
+        for experiment in experiments:
+            experiment.check_pair()
+        results.append(experiments[0].fit_teacher())
+    results += [experiment.fit(overwrite=arguments.overwrite) for experiment in experiments]
     print(comparison_table(results, width=terminal_width(sys.stdout)))
 
 

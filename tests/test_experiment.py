@@ -633,6 +633,11 @@ def test_metadistil_with_several_processes_is_refused_before_anything_is_trained
     tiny("method=reptile")
 
 
+def test_one_text_is_not_taken_for_a_list_of_letters(tiny):
+    with pytest.raises(DataError, match=r"a list of texts, not one text: predict\(\['good'\]\)"):
+        tiny("method=finetune").predict("good")
+
+
 def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny):
     experiment = tiny("method=finetune")
     experiment.fit()

@@ -2,9 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 
+from reptile_distil.losses import DistillationLoss
+from reptile_distil.metadistil import MetaDistiller
+from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.optim import adamw
+from reptile_distil.reptile import ReptileDistiller
 from tests.models import bert
 
 
@@ -42,3 +47,47 @@ def test_five_fused_steps_equal_the_loop_over_parameters():
 def test_a_device_without_the_fused_kernel_gets_pytorchs_own_choice():
     optimizer = adamw(bert(1).to("meta"), lr=1e-2)
     assert not optimizer.param_groups[0]["fused"]
+
+
+METHODS = {
+    "finetune": lambda teacher, student, **options: FineTuner(student, **options),
+    "kd": lambda *pair, **options: KnowledgeDistiller(*pair, loss=DistillationLoss(), **options),
+    "reptile": lambda teacher, student, **options: ReptileDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "metadistil": lambda teacher, student, **options: MetaDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_optimizer_that_would_leave_the_student_as_it_is_is_refused(method):
+    teacher, student = bert(4), bert(2)
+    parameters = list(student.parameters())
+    for held, missing in ((teacher.parameters(), len(parameters)), (parameters[:-1], 1)):
+        with pytest.raises(ValueError, match=f"student_optimizer does not hold {missing} of the {len(parameters)} "):
+            METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(held))
+    parameters[-1].requires_grad = False
+    METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(parameters[:-1]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_refused_where_they_are_trained(method, dtype):
+    """A checkpoint that was saved so is loaded so; its steps are rounded away, or become NaN by AdamW's epsilon."""
+    for teacher, student in ((bert(4), bert(2).to(dtype)), (bert(4).to(dtype), bert(2))):
+        owner = "student" if student.dtype == dtype else "teacher"
+        if owner == "teacher" and method in ("finetune", "kd"):  # there it stays as it is
+            METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+            continue
+        with pytest.raises(ValueError, match=rf"{owner} weights are {dtype}.*dtype=torch.float32"):
+            METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))

@@ -30,8 +30,8 @@ def test_a_run_is_finished_when_its_results_are_written(folder):
     ("wanted", "message"),
     [
         ({"seed": 2}, r"seed = 1, not 2"),
-        ({"seed": 1, "train.lr": 0.1}, r"train.lr = None, not 0.1"),
-        ({}, r"seed = 1, not None"),
+        ({"seed": 1, "train.lr": 0.1}, r"train.lr = null, not 0.1"),
+        ({}, r"seed = 1, not null"),
     ],
 )
 def test_a_finished_run_with_other_values_is_refused_naming_the_key(folder, wanted, message):

@@ -44,6 +44,27 @@ def test_distil_ends_in_a_table_of_teacher_and_all_methods(call):
     assert len({len(line) for line in (header, rule, *rows)}) == 1
 
 
+@pytest.mark.parametrize(
+    "overrides", [("reptile.layer_map=[0,5]",), ("method=kd", "compare_with=[reptile]", "reptile.layer_map=[0,5]")]
+)
+def test_a_pair_that_does_not_fit_is_refused_before_the_teacher_is_fine_tuned(call, tmp_path, overrides):
+    code, _, error = call("distil", *overrides)
+    assert code == 2
+    assert "layer map [0, 5]: 2 entries" in error
+    assert not (tmp_path / "runs" / "toy-sentence" / "teacher-seed42").exists()
+
+
+def test_another_teacher_than_the_one_there_is_refused_with_advice_that_helps(call):
+    assert call("distil")[0] == 0
+    change = "teacher.train.warmup_ratio=0.5"
+    code, _, error = call("distil", change, "--overwrite")
+    assert code == 2
+    assert "teacher-seed42: holds a finished run with teacher.train.warmup_ratio = 0.0, not 0.5; give another" in error
+    assert error.endswith("runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite\n")
+    assert call("finetune", change, "--overwrite")[0] == 0
+    assert call("distil", change, "--overwrite")[0] == 0
+
+
 def test_evaluate_gives_the_score_that_the_run_gave(call, tmp_path):
     call("distil", "method=finetune")
     folder = tmp_path / "runs/toy-sentence/finetune-seed42"
