@@ -98,7 +98,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
         ("steps", f"student's {rows} score (%)", lambda run: run.by_steps),
         ("seconds of training", f"student's {rows} score (%)", lambda run: run.by_seconds),
         ("steps", f"teacher's {rows} score (%)", lambda run: run.teacher_by_steps),
-        ("steps", "gap ‖θ_T − θ_S'‖", lambda run: run.gap_by_steps),
+        ("steps", r"gap $\|\theta_T - \theta_S'\|$", lambda run: run.gap_by_steps),
     ]
     panels = [panel for panel in panels if any(panel[-1](run) for run in runs)]
     scale = 1 if len(names) <= MOST_BANDS else 1.4

@@ -106,7 +106,7 @@ def test_the_gap_has_a_panel_where_a_run_has_one_and_only_the_runs_that_have_it(
     other = write_run(tmp_path / "cola" / "kd-seed1", "kd", [0.1], task="cola", teacher=[0.3, 0.3])
     axes = draw([*folders, *runs, other]).axes
     assert len(axes) == 8
-    assert axes[3].get_ylabel() == "gap ‖θ_T − θ_S'‖"
+    assert axes[3].get_ylabel() == r"gap $\|\theta_T - \theta_S'\|$"
     assert lines(axes[3]) == {"released": [[100, 4], [200, 1.5]]}
     assert [[text.get_text() for text in panel.texts] for panel in axes] == [[]] * 7 + [["none"]]
 
