@@ -13,6 +13,7 @@ from tests.studies import read_runs, table_lines
 CONFIGS = Path(__file__).parents[1] / "configs"
 STUDIES = [
     ("minilm/table.yaml", "minilm/epochs.csv"),
+    ("minilm/ablation-start.yaml", "minilm/start-epochs.csv"),
     ("toy/ablation.yaml", "toy/epochs.csv"),
 ]
 
