@@ -168,7 +168,8 @@ class Fitting:
     def _score_best(self) -> dict[str, Scores]:
         """The best student's scores on the splits that nothing has looked at so far, and its predictions, kept.
 
-        Those on the other splits are kept since the best epoch, but for a run that went on after it.
+        Those on the other splits were kept in the best epoch; where that lies before a checkpoint that this run went on
+        from, what lies there may be a later student's, and they are made again.
         """
         splits = self.unseen if self._predictions_are_kept else {**self.watched, **self.unseen}
         if not splits:

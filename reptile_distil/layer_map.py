@@ -156,7 +156,8 @@ def _embeddings(model: Any, layers: str) -> str:
     table = model.get_input_embeddings()
     name: str = next(name for name, module in model.named_modules() if module is table)
     around = name.rpartition(".")[0]  # such as bert.embeddings
-    return name if layers.startswith(around + ".") else around  # XLNet's table lies beside its layers
+    beside_layers = not around or layers.startswith(around + ".")  # as XLNet's
+    return name if beside_layers else around
 
 
 def _partners(student_name: str, student_prefix: str, teacher_prefix: str, layer_map: LayerMap) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
     """Raises `ValueError` where the optimizer would not move these parameters of `owner`, teacher or student.
 
     It must hold all of them, and they must be float32 or float64: in half precision a step of 5e-5 is rounded away, and
-    AdamW's epsilon is 0.
+    in float16 AdamW's epsilon is 0.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = sum(id(parameter) not in held for parameter in parameters)

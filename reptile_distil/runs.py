@@ -139,15 +139,10 @@ class RunFolder:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def go_on(self, config_yaml: str, device: str, *, metrics_size: int, best: Path) -> None:
-        """The folder as it was at a checkpoint: with so many bytes of metrics.jsonl, and the model in `best`.
-
-        Predictions are removed: they may be those of a later model.
-        """
+        """The folder as it was at a checkpoint: with so many bytes of metrics.jsonl, and the model in `best`."""
         self.check_usable()
         try:
             os.truncate(self.metrics, metrics_size)
-            for file in self.path.glob("predictions_*.json"):
-                file.unlink()
             if best.is_dir():
                 self._replace_model(lambda new: share_files(best, new))
             _write(self._config, config_yaml)

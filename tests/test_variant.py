@@ -232,6 +232,14 @@ def test_embeddings_are_found_where_the_layers_hang_on_the_base_model_itself():
     assert {name.split(".")[0] for name, part in parts.items() if part == "head"} == {"head", "classifier"}
 
 
+def test_an_embedding_table_beside_the_layers_is_all_there_is_before_them():
+    config = transformers.XLNetConfig(vocab_size=30, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=2)
+    model = transformers.XLNetForSequenceClassification(config)
+    parts = {name: part_of_model(model, name) for name, _ in model.named_parameters()}
+    assert [name for name, part in parts.items() if part == "embeddings"] == ["transformer.word_embedding.weight"]
+    assert parts["transformer.layer.1.ff.layer_1.weight"] == "encoder"
+
+
 def test_layers_that_are_not_alike_are_refused():
     with pytest.raises(LayerMapError, match=r"'model.layers.1.attn_norm.weight' of ModernBert.* has no partner"):
         match_models(modern_bert(4), modern_bert(2), "skip")
