@@ -168,6 +168,11 @@ class Config(Section):
         """Name of the task, GLUE's or the user's own."""
         return self.task if isinstance(self.task, str) else self.task.name
 
+    @property
+    def teacher_run(self) -> Path:
+        """Folder of the run that fine-tunes the teacher of this task and seed."""
+        return Path(self.runs_dir, self.task_name, f"teacher-seed{self.seed}")
+
     def needs_teacher(self, method: MethodName) -> bool:
         """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""
         return method != "finetune" or self.student.init == "finetuned_layers"

@@ -27,6 +27,7 @@ from reptile_distil.fitting import Fitting
 from reptile_distil.gradients import random_numbers_repeated
 from reptile_distil.graphs import check_graphs
 from reptile_distil.history import read_epochs, read_steps
+from reptile_distil.inputs import check_inputs
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.materials import Role, Workshop
 from reptile_distil.metrics import Scores
@@ -87,7 +88,7 @@ class Experiment:
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
         self.teacher_folder = RunFolder(
-            runs / f"teacher-seed{config.seed}",
+            config.teacher_run,
             remedy="give another runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite",
         )
 
@@ -231,6 +232,7 @@ class Experiment:
                 if not results:
                     return run(self.recovery(folder, role, afresh=overwrite), interrupts)
         folder.check_complete(results)
+        self.processes.on_main(lambda: check_inputs(folder.path, results, self.config, self.task, role))
         if not quiet:
             logger.info("%s is finished: nothing to run", folder.path)
         return results

@@ -12,6 +12,7 @@ from reptile_distil.builders import VALIDATION, build_schedules
 from reptile_distil.callbacks import RunCallbacks, RunInfo
 from reptile_distil.data import Batches
 from reptile_distil.evaluation import Examiner, examine_splits
+from reptile_distil.inputs import digest_inputs
 from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
 from reptile_distil.materials import TEACHER_MOVES, Materials, Role, Workshop
@@ -51,6 +52,7 @@ class Fitting:
         self.num_steps = count_steps(self.batches, materials.settings.epochs, materials.settings.max_steps)
         self.student, (self.method, optimizers) = workshop.assemble(role, materials)
         recovery.start(self.config.to_yaml(), materials.fingerprints())
+        self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, role))
         self._announce()
         # The teacher is examined as it was at the start, before a checkpoint moves it.
         self.examiner = Examiner(
@@ -150,6 +152,7 @@ class Fitting:
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
             "num_processes": self.processes.count,
             "peak_memory_bytes": peak,
+            "inputs": self.inputs,
         }
         if outcome.stopped_by is not None:
             results["stopped_by"] = outcome.stopped_by

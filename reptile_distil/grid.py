@@ -20,6 +20,7 @@ import torch
 
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
 from reptile_distil.experiment import Experiment
+from reptile_distil.inputs import check_inputs
 from reptile_distil.memory import free_memory
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.table_config import TEACHER, Cell
@@ -71,6 +72,8 @@ class Grid:
         started = time.perf_counter()
         try:
             if results := _read(cell):
+                role = "teacher" if cell.row == TEACHER else cell.config.method
+                check_inputs(cell.folder, results, cell.config, cell.task, role)
                 return self._succeed(cell, results, "already finished")
             if teacher is not None and not self._is_ready(teacher):
                 return False

@@ -55,19 +55,38 @@ def _check_sizes(folder: Path) -> None:
             raise ModelError(f"{path}: {key} = {value}: expected {limit} or less")
 
 
+def find_folder(name: str) -> Path | None:
+    """The local folder (or file) that a model's name stands for, None where there is none; a finished run's is model/.
+
+    Raises `ModelError` for a run that has a model already, but is not finished.
+    """
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # ~ and no such user
+        path = path.expanduser()
+    try:
+        if not path.exists():
+            return None
+        model = path / "model"
+        if (path / "config.json").exists() or not (model / "config.json").is_file():
+            return path
+        if (path / "results.json").exists():
+            return model
+    except OSError:  # a name too long for a path
+        return None
+    raise ModelError(f"{name}: this run is not finished; its best model so far is {model}")
+
+
 def load_files(loader: Any, name: str, **options: Any) -> Any:
     """`loader.from_pretrained(name)`: from a folder or the local cache, and only then over the network.
 
     Code that comes with a model is never run: not said, transformers would ask, and take a `y` on stdin for consent.
     """
-    with contextlib.suppress(RuntimeError):  # ~ and no such user
-        name = str(Path(name).expanduser()) if name.startswith("~") else name
-    is_folder = False
-    with contextlib.suppress(OSError):  # a name too long for a path
-        is_folder = Path(name).exists()
+    folder = find_folder(name)
+    is_folder = folder is not None
+    if folder is not None:
+        _check_sizes(folder)
+        name = str(folder)
     options["trust_remote_code"] = False
-    if is_folder:
-        _check_sizes(Path(name))
     with quiet_transformers():
         # Damaged files fail in many ways, each with an exception of its own.
         try:

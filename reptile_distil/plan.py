@@ -18,6 +18,7 @@ from reptile_distil.builders import VALIDATION
 from reptile_distil.config import Config
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiment import Experiment
+from reptile_distil.inputs import check_inputs
 from reptile_distil.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.materials import TEACHER_MOVES, Materials, Role
 from reptile_distil.memory import explain_out_of_memory, free_memory
@@ -156,6 +157,7 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     results = None if overwrite else folder.read_results(experiment.config.decisive_values(role))
     if results:
         folder.check_complete(results)
+        check_inputs(folder.path, results, experiment.config, experiment.task, role)
         return Status(folder.path, "finished")
     recovery = experiment.recovery(folder, role, afresh=overwrite)
     return Status(folder.path, "new" if recovery.step is None else "unfinished", recovery)

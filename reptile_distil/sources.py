@@ -83,7 +83,7 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
         if task.files is not None:
             file = (path or Path()) / task.files[split]
             read = partial(read_own_file, task, split, file)
-            return Source(task, split, str(file), partial(_digest_files, file), read)
+            return Source(task, split, str(file), partial(digest_files, file), read)
         if task.folder is None:
             raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
         return _open_hub(task, split) if path is None else _open_folder(task, split, path)
@@ -109,7 +109,7 @@ def _open_folder(task: Task, split: str, path: Path) -> Source:
         if file is not None:
             files = files_read_with(file)
             read = partial(read_official_file, task, split, file)
-            return Source(task, split, str(file), partial(_digest_files, *files), read)
+            return Source(task, split, str(file), partial(digest_files, *files), read)
     for folder in folders[1:]:
         dataset = _open_saved_split(task, split, folder)
         if dataset is not None:
@@ -184,8 +184,8 @@ def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: st
     return Source(task, split, place, partial(_digest_dataset, task, dataset), read)
 
 
-def _digest_files(*files: Path) -> str:
-    """Hash of the files' names and bytes; a missing one counts as such."""
+def digest_files(*files: Path) -> str:
+    """Hash of the files' names and bytes; a missing one counts as such. Raises `OSError`."""
     digest = hashlib.sha256()
     for file in files:
         content = "missing"
