@@ -83,6 +83,8 @@ def _key_parts(fault: Any, values: Any) -> list[str]:
 def _reason(fault: Any) -> str:
     if fault["type"] == "model_type":
         return "expected a section of `key: value` lines"
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+        return f"expected a text: in quotes, as '{fault['input']}'"
     message = str(fault["msg"]).replace("Input should be", "expected").replace("a valid tuple", "a list")
     return message[0].lower() + message[1:]
 
@@ -99,4 +101,16 @@ def _did_you_mean(location: Sequence[str], root: type[BaseModel], also_known: Se
     names = [*section.model_fields, *(also_known if section is root else ())]
     close = difflib.get_close_matches(location[-1], names, n=1)
     prefix = "".join(f"{part}." for part in location[:-1])
-    return f"; did you mean {prefix + close[0]!r}?" if close else f"; known here: {', '.join(names)}"
+    if close:
+        return f"; did you mean {prefix + close[0]!r}?"
+    below = [prefix + key for key in _keys_below(section) if key.endswith(f".{location[-1]}")]
+    return f"; did you mean {' or '.join(map(repr, below))}?" if below else f"; known here: {', '.join(names)}"
+
+
+def _keys_below(section: type[BaseModel]) -> Iterator[str]:
+    """Dotted keys of a section, and of the sections in it."""
+    for name, field in section.model_fields.items():
+        yield name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from (f"{name}.{key}" for key in _keys_below(kind))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
@@ -28,6 +28,14 @@ class Section(BaseModel):
     @classmethod
     def _freeze_lists(cls, values: Any) -> Any:
         return {key: _frozen(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def _without_end_slash(path: str) -> str:
+    """`glue/` is the folder `glue`: a run on the one is a run on the other."""
+    return path.rstrip("/") or path[:1]
+
+
+FolderName = Annotated[str, AfterValidator(_without_end_slash)]
 
 
 class OwnTaskConfig(Section):
@@ -58,7 +66,7 @@ class OwnTaskConfig(Section):
 class DataConfig(Section):
     """Where the examples come from and how long they may be."""
 
-    path: str | None = None
+    path: FolderName | None = None
     """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
     max_length: int = Field(128, ge=4, le=2**20)
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
@@ -107,9 +115,9 @@ class TrainConfig(Section):
 class TeacherConfig(Section):
     """The large model."""
 
-    pretrained: str = "google-bert/bert-base-uncased"
+    pretrained: FolderName = "google-bert/bert-base-uncased"
     """Hub name or folder of the pretrained model to fine-tune; its head, if any, is dropped."""
-    finetuned: str | None = None
+    finetuned: FolderName | None = None
     """Hub name or folder of a model fine-tuned on this task, used as it is; null: fine-tune `pretrained`."""
     label_names: tuple[str, ...] = ()
     """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
@@ -123,7 +131,7 @@ class StudentConfig(Section):
     init: Literal["pretrained", "teacher_layers", "finetuned_layers", "random"] = "pretrained"
     """Start from a checkpoint, from layers of `teacher.pretrained`, from layers and head of the fine-tuned teacher, or
     from random weights in the teacher's shape."""
-    pretrained: str | None = None
+    pretrained: FolderName | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
     num_layers: int | None = Field(None, ge=1, le=1000)
     """Depth of the student (every init but pretrained)."""
@@ -237,6 +245,8 @@ class ReptileConfig(Section):
             raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
         if self.every > 1 and (self.task_lr or self.pull):
             raise ValueError("task_lr and pull follow every equation 2: set every to 1 with them")
+        if self.update == "interpolate" and self.mu > 1:
+            raise ValueError(f"mu = {self.mu}: update interpolate closes a fraction of the gap, at most 1")
         if self.inner_optimizer == "sgd" and self.inner_eps != INNER_EPS:
             raise ValueError("inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd")
         return self

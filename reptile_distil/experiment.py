@@ -69,6 +69,8 @@ class Experiment:
     """
 
     def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+        if not isinstance(config, Config):
+            raise TypeError(f"Experiment takes a Config, not {config!r}: for a file Experiment.from_yaml(path)")
         self.callbacks = check_callbacks(callbacks)
         self.device = choose_device(config.device)
         self.processes = start_processes(self.device)

@@ -174,8 +174,9 @@ def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, C
 
 
 def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
+    """Whether no student's score is higher as it is printed."""
     known = [rival for rival in rivals if rival is not None]
-    return mean is not None and len(known) > 1 and mean >= max(known) - 1e-9
+    return mean is not None and len(known) > 1 and round(mean, 1) >= round(max(known), 1)
 
 
 def _number(entry: Entry, *, best: bool) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from reptile_distil.losses import LossTerms
+from reptile_distil.losses import LossTerms, labels_of
 from reptile_distil.processes import ALONE, Processes, whole
 
 Batch = Mapping[str, Tensor]
@@ -32,7 +32,7 @@ def split_batch(
     also when rows and processes do not divide evenly. Every process gets equally many micro-batches; one without a
     row left gets the batch's first row with the share 0, because it must take part in every exchange.
     """
-    num_rows = len(batch["labels"])
+    num_rows = len(labels_of(batch))
     most_rows = _most_rows(batch, processes)
     size = min(micro_batch_size or most_rows, most_rows)
     if processes.count == 1 and size == num_rows:
@@ -78,7 +78,7 @@ def accumulate_gradient(
 
 def _most_rows(batch: Batch, processes: Processes) -> int:
     """Rows of the main process; the others have as many, or one fewer."""
-    return -(-len(batch["labels"]) // processes.count)
+    return -(-len(labels_of(batch)) // processes.count)
 
 
 @contextlib.contextmanager

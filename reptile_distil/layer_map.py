@@ -71,6 +71,8 @@ def resolve_layer_map(
 def _check_explicit(
     layer_map: Sequence[int | Sequence[int]], num_teacher_layers: int, num_student_layers: int
 ) -> LayerMap:
+    if not isinstance(layer_map, Sequence):
+        raise LayerMapError(f"layer map {layer_map!r}: expected a name, or a list with one entry per student layer")
     resolved = tuple(tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in layer_map)
     if len(resolved) != num_student_layers:
         raise LayerMapError(

@@ -114,6 +114,11 @@ class DistillationLoss(nn.Module):
         self.soft = soft
         self.hidden_terms = tuple(hidden_terms)
 
+    def __init_subclass__(cls) -> None:
+        """Refuses a subclass whose `forward` no method would call."""
+        if "forward" in vars(cls) and "compare" not in vars(cls):
+            raise TypeError(f"{cls.__name__} overrides forward(), but methods call compare(): override that one")
+
     @property
     def needs_hidden_states(self) -> bool:
         """Whether `compare` reads hidden states, so that both models have to give them."""
@@ -124,7 +129,7 @@ class DistillationLoss(nn.Module):
 
         The gradient goes to the student, and to the teacher where its outputs have a graph.
         """
-        terms = self._logit_terms(student.logits, teacher.logits, batch["labels"])
+        terms = self._logit_terms(student.logits, teacher.logits, labels_of(batch))
         if not self.needs_hidden_states:
             return terms
         states = student.hidden_states, teacher.hidden_states
@@ -161,6 +166,13 @@ class DistillationLoss(nn.Module):
         basic = f"alpha={self.alpha}, temperature={self.temperature}, regression={self.regression!r}"
         soft = "" if self.soft == "kl" else f", soft={self.soft!r}"
         return basic + soft + "".join(f", {term.name}={term.weight}" for term in self.hidden_terms)
+
+
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """The labels (B,) of a batch. Raises `ValueError` where it has none."""
+    if "labels" not in batch:
+        raise ValueError(f"the batch has no labels, only {', '.join(batch) or 'nothing'}: a step needs 'labels'")
+    return batch["labels"]
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.companions import alone, companion
 from reptile_distil.gradients import Batch, Logs, student_step
-from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
-from reptile_distil.models import Student, Teacher
+from reptile_distil.losses import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.models import wrap_pair
 from reptile_distil.optim import check_trainable
 
 
@@ -66,8 +66,7 @@ class MetaDistiller:
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
         if loss.alpha == 0 and not loss.needs_hidden_states:
             raise ValueError("alpha = 0 leaves the teacher out of the loss, so that a quiz teaches it nothing")
-        self.teacher = Teacher.wrap(teacher)
-        self.student = Student.wrap(student)
+        self.teacher, self.student = wrap_pair(teacher, student)
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
@@ -120,7 +119,7 @@ class MetaDistiller:
         self.student.eval()
         logits = torch.func.functional_call(self.student, theta_s_prime, (quiz_batch,))
         self.student.train()
-        return task_loss(logits, quiz_batch["labels"])
+        return task_loss(logits, labels_of(quiz_batch))
 
     def update_teacher(self, quiz_loss: Tensor) -> Tensor:
         """(2): one step of the teacher down the quiz loss; returns the norm of its gradient before clipping."""

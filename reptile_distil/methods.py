@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from reptile_distil.gradients import Batch, Logs, student_step
-from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
-from reptile_distil.models import Student, Teacher
+from reptile_distil.losses import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.models import Student, wrap_pair
 from reptile_distil.optim import check_trainable
 from reptile_distil.processes import ALONE, Processes
 
@@ -45,7 +45,7 @@ class FineTuner:
         )
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        loss = task_loss(self.student(batch), batch["labels"])
+        loss = task_loss(self.student(batch), labels_of(batch))
         return LossTerms(loss, loss, torch.zeros_like(loss))
 
 
@@ -63,8 +63,7 @@ class KnowledgeDistiller:
         micro_batch_size: int | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        self.teacher = Teacher.wrap(teacher)
-        self.student = Student.wrap(student)
+        self.teacher, self.student = wrap_pair(teacher, student)
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
         self.student_optimizer = student_optimizer

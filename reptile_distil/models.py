@@ -110,6 +110,15 @@ class Teacher(Classifier):
         return self.outputs(batch, hidden_states=hidden_states)
 
 
+def wrap_pair(teacher: nn.Module, student: nn.Module) -> tuple[Teacher, Student]:
+    """Both models, wrapped. Raises `ValueError` where training the student would change the teacher's own weights."""
+    wrapped = Teacher.wrap(teacher), Student.wrap(student)
+    of_teacher = {id(theta) for theta in wrapped[0].parameters()}
+    if any(id(theta) in of_teacher for theta in wrapped[1].trainable):
+        raise ValueError("teacher and student share weights: give two models, or copy.deepcopy(teacher) as the student")
+    return wrapped
+
+
 def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
     """The model `name` (folder, hub name or toy) in float32, with a new head for `task` drawn from `seed`.
 

@@ -34,7 +34,7 @@ from reptile_distil.gradients import (
 from reptile_distil.inner import InnerLearner
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
-from reptile_distil.models import Student, Teacher
+from reptile_distil.models import Student, wrap_pair
 from reptile_distil.optim import check_trainable
 from reptile_distil.processes import ALONE, Processes, local_part, whole
 from reptile_distil.upkeep import TeacherUpkeep
@@ -134,8 +134,7 @@ class ReptileDistiller:
                 "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the "
                 "same batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
             )
-        self.teacher = Teacher.wrap(teacher)
-        self.student = Student.wrap(student)
+        self.teacher, self.student = wrap_pair(teacher, student)
         self.loss = loss
         self.student_optimizer = student_optimizer
         self.teacher_optimizer = teacher_optimizer

@@ -103,6 +103,8 @@ def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
 
 def _open_folder(task: Task, split: str, path: Path) -> Source:
     """The split in the first of the three layouts that `path` holds."""
+    if not path.exists():
+        raise DataError(f"data.path = {path}: no such folder (started in {Path.cwd()})")
     folders = (path / str(task.folder), path / task.name, path)
     for folder in (folders[0], path):
         file = find_official_file(task, split, folder)

@@ -158,6 +158,7 @@ def train(
     """
     progress, interrupts = progress or Progress(), interrupts or Interrupts()
     num_steps = count_steps(batches, num_epochs, max_steps)
+    num_epochs = min(num_epochs, -(-num_steps // batches.num_batches))
     watch = _Watch(batches, title)
 
     def save() -> None:

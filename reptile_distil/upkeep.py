@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from reptile_distil.gradients import Batch, Logs, student_step
-from reptile_distil.losses import LossTerms, task_loss
+from reptile_distil.losses import LossTerms, labels_of, task_loss
 from reptile_distil.models import Teacher
 from reptile_distil.processes import ALONE, Processes, local_part
 
@@ -69,7 +69,7 @@ class TeacherUpkeep:
         return {"teacher_task_loss": logs["loss"]}
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        loss = task_loss(self.teacher(batch), batch["labels"])
+        loss = task_loss(self.teacher(batch), labels_of(batch))
         return LossTerms(loss, loss, torch.zeros_like(loss))
 
     def _weights(self) -> list[torch.Tensor]:

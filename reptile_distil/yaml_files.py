@@ -84,7 +84,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{where}: not readable as YAML: too many values within values") from None
     except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
         raise ConfigError(f"{where}: not readable as YAML: {reason}") from None
 
 
@@ -147,7 +147,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
     `above` are the files that extend this one. Raises `ConfigError` for a missing or broken file, or a circle.
     """
-    text = _read(path)
+    text = _read(path, extended_by=above[-1] if above else None)
     resolved = path.resolve()
     if resolved in above:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(str(p) for p in above)}")
@@ -169,7 +169,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     return values, origins
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, *, extended_by: Path | None) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -178,7 +178,8 @@ def _read(path: Path) -> str:
         # Line ends as on every system.
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        why = "" if extended_by is None else f", but {extended_by} extends it"
+        raise ConfigError(f"{path}: no such file{why}") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a NUL
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 

@@ -98,6 +98,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
     [
         ("tran.lr=1", "command line: unknown key 'tran'; did you mean 'train'?"),
         ("train.lrr=1", "command line: unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        ("lr=1e-3", "command line: unknown key 'lr'; did you mean 'teacher.train.lr' or 'train.lr'?"),
         ("reptile.teacher_mu=1", "unknown key 'reptile.teacher_mu'; known here: update, mu, mu_until, layer_map"),
         ("train.lr=fast", "command line: train.lr = 'fast': expected a valid number"),
         ("train.lr=nan", "train.lr = 'nan': expected a valid number"),
@@ -114,7 +115,8 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
             "reptile.layer_map=middle",
             "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
         ),
-        ("data.path=3", "data.path = 3: expected a valid string"),
+        ("data.path=3", "data.path = 3: expected a text: in quotes, as '3'"),
+        ("reptile={update: interpolate, mu: 2}", "reptile: mu = 2.0: update interpolate closes a fraction of the gap"),
         ("seed=", "seed = None: expected a valid integer"),
         ("student.init=random", "student: init: random needs student.num_layers"),
         (
@@ -205,11 +207,13 @@ def test_a_fault_in_a_base_file_names_that_file(write):
         ("- task\n", "expected `key: value` lines, found list"),
         ("just words", "expected `key: value` lines, found str"),
         ("task: [\n", "not readable as YAML"),
+        ("task: rte\nseed: [1\n", "expected ',' or ']', but got '<stream end>' in line 3, column 1"),
+        ("task: {name: x, text: [t], labels: [0, 1]}", "task.labels.0 = 0: expected a text: in quotes, as '0'"),
         ("1: 2\n", "the key 1 is not a word"),
         ("? [a]\n: 2\n", "is not a word"),
         ("extends: [a, b]\n", "expected the name of one YAML file"),
         ("extends: run.yaml\n", "extends itself"),
-        ("extends: nowhere.yaml\n", "nowhere.yaml: no such file"),
+        ("extends: nowhere.yaml\n", "nowhere.yaml: no such file, but /"),
         ("seed: 3\n", "the key 'task' is missing"),
         ("", "the key 'task' is missing"),
         (

@@ -259,6 +259,16 @@ def test_another_seed_gives_another_order_of_the_same_rows(tiny):
     assert sorted(orders[0]) == sorted(orders[1])
 
 
+def test_a_file_name_is_no_configuration():
+    with pytest.raises(TypeError, match=r"takes a Config, not 'tiny.yaml': for a file Experiment.from_yaml\(path\)"):
+        Experiment("tiny.yaml")
+
+
+def test_a_folder_with_a_slash_at_its_end_is_the_same_folder(tiny, tmp_path):
+    first = tiny("method=finetune", f"data.path={tmp_path}").fit()
+    assert tiny("method=finetune", f"data.path={tmp_path}//").fit() == first
+
+
 def test_a_finished_run_is_not_run_again(tiny):
     experiment = tiny("method=finetune")
     first = experiment.fit()

@@ -87,6 +87,12 @@ def test_an_entry_that_is_no_number_is_refused(entry):
         resolve([entry], 4, 1)
 
 
+@pytest.mark.parametrize("layer_map", [3, None])
+def test_a_map_that_is_neither_name_nor_list_is_refused(layer_map):
+    with pytest.raises(LayerMapError, match=rf"layer map {layer_map}: expected a name, or a list with one entry"):
+        resolve(layer_map, 4, 1)
+
+
 def test_a_student_without_layers_is_refused():
     with pytest.raises(LayerMapError, match=r"^a student needs at least one layer$"):
         resolve("first", 4, 0)

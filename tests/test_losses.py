@@ -183,3 +183,9 @@ def test_an_unknown_regression_is_refused():
 def test_logits_of_other_rows_or_classes_are_refused(shape):
     with pytest.raises(ValueError, match=rf"student logits have shape \(2, 2\), teacher logits \({shape[0]}, "):
         DistillationLoss()(STUDENT, torch.zeros(shape), LABELS)
+
+
+def test_a_subclass_whose_forward_nobody_calls_is_refused():
+    with pytest.raises(TypeError, match=r"Mine overrides forward\(\), but methods call compare\(\)"):
+        type("Mine", (DistillationLoss,), {"forward": lambda self, *_: None})
+    type("Mine", (DistillationLoss,), {"compare": lambda self, *_: None})

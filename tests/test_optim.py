@@ -10,7 +10,7 @@ from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
-from tests.models import bert
+from tests.models import batch, bert
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -91,3 +91,22 @@ def test_weights_in_half_precision_are_refused_where_they_are_trained(method, dt
             continue
         with pytest.raises(ValueError, match=rf"{owner} weights are {dtype}.*dtype=torch.float32"):
             METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "finetune"])
+def test_a_teacher_that_the_students_steps_would_change_is_refused(method):
+    model = bert(2)
+    with pytest.raises(ValueError, match="teacher and student share weights"):
+        METHODS[method](model, model, student_optimizer=torch.optim.AdamW(model.parameters()))
+    student = copy.deepcopy(model)
+    METHODS[method](model, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_without_labels_is_refused_by_name(method):
+    teacher, student = bert(4), bert(2)
+    distiller = METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+    unlabelled = {name: tensor for name, tensor in batch().items() if name != "labels"}
+    options = {"quiz_batch": batch()} if method == "metadistil" else {}
+    with pytest.raises(ValueError, match="the batch has no labels, only input_ids, attention_mask"):
+        distiller.step(unlabelled, **options)
