@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reptile_distil.builders import build_batches, build_task, check_pair, check_processes, choose_device
+from reptile_distil.build_data import build_batches
+from reptile_distil.builders import build_task, check_pair, check_processes, choose_device
 from reptile_distil.callbacks import check_callbacks
 from reptile_distil.compute import choose_precision, computing
 from reptile_distil.config import Config, load_config

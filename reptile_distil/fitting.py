@@ -8,7 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from reptile_distil.builders import VALIDATION, build_schedules
+from reptile_distil.build_data import VALIDATION
+from reptile_distil.build_method import build_schedules
 from reptile_distil.callbacks import RunCallbacks, RunInfo
 from reptile_distil.data import Batches
 from reptile_distil.evaluation import Examiner, examine_splits

@@ -5,38 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from reptile_distil.builders import (
-    VALIDATION,
-    BuiltMethod,
-    build_batches,
-    build_lessons,
-    build_method,
-    build_student,
-    forward_options,
-    prepare_model,
-    student_source,
-    wider_tokenizer,
-)
+from reptile_distil.build_data import VALIDATION, build_batches, build_lessons
+from reptile_distil.build_method import BuiltMethod, build_method
+from reptile_distil.builders import build_student, forward_options, prepare_model, student_source
 from reptile_distil.config import Config
 from reptile_distil.config_sections import MethodName, TrainConfig
 from reptile_distil.data import Batches
 from reptile_distil.errors import DataError
-from reptile_distil.models import (
-    Classifier,
-    Student,
-    Teacher,
-    check_length,
-    check_same_tokenizer,
-    check_vocabulary,
-    load_finetuned,
-    load_pretrained,
-    load_tokenizer,
-)
+from reptile_distil.models import Classifier, Student, Teacher, check_length, load_finetuned, load_pretrained
 from reptile_distil.processes import Processes
 from reptile_distil.recovery import Fingerprints
 from reptile_distil.runs import RunFolder
 from reptile_distil.sharding import whole_copy
 from reptile_distil.tasks import Task
+from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
 from reptile_distil.training_state import weights_fingerprint
 
 Role = MethodName | Literal["teacher"]

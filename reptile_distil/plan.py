@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from reptile_distil.builders import VALIDATION
+from reptile_distil.build_data import VALIDATION
 from reptile_distil.config import Config
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiment import Experiment

@@ -10,13 +10,15 @@ import torch
 import transformers
 
 from reptile_distil import Experiment, fitting, models, toy
-from reptile_distil.builders import build_batches, build_lessons, build_student, build_task, choose_device
+from reptile_distil.build_data import build_batches, build_lessons
+from reptile_distil.builders import build_student, build_task, choose_device
 from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
-from reptile_distil.models import Teacher, load_tokenizer
+from reptile_distil.models import Teacher
 from reptile_distil.packing import packed_logits
 from reptile_distil.processes import Processes
+from reptile_distil.tokenizing import load_tokenizer
 from tests.models import bert
 
 TINY = Path(__file__).parent / "tiny.yaml"

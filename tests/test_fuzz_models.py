@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from reptile_distil import toy
 from reptile_distil.errors import ModelError
-from reptile_distil.models import check_vocabulary, load_finetuned, load_pretrained, load_tokenizer
+from reptile_distil.models import load_finetuned, load_pretrained
 from reptile_distil.tasks import GLUE
+from reptile_distil.tokenizing import check_vocabulary, load_tokenizer
 from tests.fuzzing import assert_one_sentence, examples
 
 RTE = GLUE["rte"]

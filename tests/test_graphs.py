@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import builders, experiment, graphs
+from reptile_distil import build_data, builders, experiment, graphs
 from reptile_distil.data import Batches
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiment import Experiment
@@ -344,9 +344,9 @@ def test_evaluation_is_not_padded_to_a_multiple(tmp_path, on_a_pretended_gpu):
     config = run(tmp_path, "compute.cuda_graphs=true").config
     task = builders.build_task(config)
     made = [
-        builders.build_batches(config, task, "train", tokenizer(), config.train, for_training=True),
-        builders.build_lessons(config, task, tokenizer()),
-        builders.build_batches(config, task, "dev", tokenizer(), config.train),
+        build_data.build_batches(config, task, "train", tokenizer(), config.train, for_training=True),
+        build_data.build_lessons(config, task, tokenizer()),
+        build_data.build_batches(config, task, "dev", tokenizer(), config.train),
     ]
     assert [batches.length_step for batches in made] == [8, 8, 1]
 

@@ -15,16 +15,14 @@ from reptile_distil.models import (
     Student,
     Teacher,
     check_length,
-    check_same_tokenizer,
-    check_vocabulary,
     count_parameters,
     load_finetuned,
     load_pretrained,
-    load_tokenizer,
     start_from_teacher_layers,
     start_random,
 )
 from reptile_distil.tasks import get_task
+from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer
 from tests.models import batch, bert, changed, classifier, weights
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])

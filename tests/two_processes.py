@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 
-from reptile_distil import builders, reptile, toy
+from reptile_distil import build_method, reptile, toy
 from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config import load_config
 from reptile_distil.data import Batches
@@ -242,14 +242,14 @@ def interrupted(processes, folder, *, shard=False):
     experiment(folder / "whole", teacher, shard=shard).fit()
     for name in ("stopped", "left"):
         if processes.rank == 1:
-            builders.ReptileDistiller = SignalInStep
+            build_method.ReptileDistiller = SignalInStep
         try:
             experiment(folder / name, teacher, shard=shard).fit()
             stop = None
         except Interrupted as error:
             stop = error.exit_code, error.saved_step
         finally:
-            builders.ReptileDistiller = ReptileDistiller
+            build_method.ReptileDistiller = ReptileDistiller
     experiment(folder / "stopped", teacher, shard=shard).fit()
     return stop
 
