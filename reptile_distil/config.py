@@ -219,7 +219,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides.
+    """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides, or one.
 
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
 
@@ -227,6 +227,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     >>> config.train.lr, config.with_values(seed=8).seed
     (0.001, 8)
     """
+    overrides = (overrides,) if isinstance(overrides, str) else overrides
     values, origins = read_layers(Path(path))
     merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
     config = check_config(values, origins, str(path))
@@ -238,7 +239,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The values of `key=value` overrides as one tree, the last one of a key. Raises `ConfigError`."""
     values: dict[str, Any] = {}
     for override in overrides:
-        key, sign, text = override.partition("=")
+        key, sign, text = override.partition("=") if isinstance(override, str) else ("", "", "")
         if not sign or not key:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.epochs=3")
         tree: Any = parse_yaml(text, f"override {override!r}")

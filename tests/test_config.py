@@ -172,6 +172,13 @@ def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, me
     assert "\n" not in str(error.value)
 
 
+def test_one_override_may_stand_alone_and_a_list_of_lists_is_refused(write):
+    path = write("task: rte\nstudent: {pretrained: somewhere}\n")
+    assert load_config(path, "seed=7") == load_config(path, ["seed=7"])
+    with pytest.raises(ConfigError, match=r"override \['seed=7'\]: expected key=value"):
+        load_config(path, [["seed=7"]])
+
+
 @pytest.mark.parametrize(
     ("student", "message"),
     [

@@ -640,10 +640,6 @@ def test_absurd_sizes_are_refused_before_they_fill_the_memory(tmp_path):
     [
         ({"num_attention_heads": -4}, "the model fails on its first token: RuntimeError"),
         ({"attention_probs_dropout_prob": 2}, "the model fails on its first token: ValueError|no model or tokenizer"),
-        (
-            {"attn_implementation": "somebody/code"},
-            "config.json asks for the attention code 'somebody/code' from the hub",
-        ),
     ],
 )
 def test_a_model_that_cannot_compute_is_refused_when_it_is_loaded(tmp_path, changes, message):
@@ -651,6 +647,18 @@ def test_a_model_that_cannot_compute_is_refused_when_it_is_loaded(tmp_path, chan
     edit_config(tmp_path, **changes)
     for load in (lambda: load_pretrained(folder, MNLI, seed=0), lambda: load_finetuned(folder, MNLI)):
         with pytest.raises(ModelError, match=f"^{folder}: ({message})"):
+            load()
+
+
+def test_attention_code_from_the_hub_is_refused_when_a_model_is_loaded(tmp_path):
+    folder = save(bert(2), tmp_path, MNLI.label_names)
+    edit_config(tmp_path, attn_implementation="somebody/code")
+    if "/" not in str(transformers.AutoConfig.from_pretrained(folder)._attn_implementation):
+        pytest.skip("this version of transformers does not read it from a file")
+    for load in (lambda: load_pretrained(folder, MNLI, seed=0), lambda: load_finetuned(folder, MNLI)):
+        with pytest.raises(
+            ModelError, match=f"^{folder}: config.json asks for the attention code 'somebody/code' from"
+        ):
             load()
 
 
