@@ -235,7 +235,7 @@ class Experiment:
                 if not results:
                     return run(self.recovery(folder, role, afresh=overwrite), interrupts)
         folder.check_complete(results)
-        self.processes.on_main(lambda: check_inputs(folder.path, results, self.config, self.task, role))
+        self.processes.on_main(lambda: check_inputs(folder, results, self.config, self.task, role))
         if not quiet:
             logger.info("%s is finished: nothing to run", folder.path)
         return results

@@ -22,7 +22,7 @@ from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
 from reptile_distil.experiment import Experiment
 from reptile_distil.inputs import check_inputs
 from reptile_distil.memory import free_memory
-from reptile_distil.runs import Results, RunFolder
+from reptile_distil.runs import Results
 from reptile_distil.table_config import TEACHER, Cell
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Grid:
         try:
             if results := _read(cell):
                 role = "teacher" if cell.row == TEACHER else cell.config.method
-                check_inputs(cell.folder, results, cell.config, cell.task, role)
+                check_inputs(cell.run, results, cell.config, cell.task, role)
                 return self._succeed(cell, results, "already finished")
             if teacher is not None and not self._is_ready(teacher):
                 return False
@@ -130,7 +130,7 @@ class Grid:
 
 
 def _read(cell: Cell) -> Results | None:
-    return RunFolder(cell.folder).read_results(cell.decisive)
+    return cell.run.read_results(cell.decisive)
 
 
 def _failure_file(cell: Cell) -> Path:

@@ -16,7 +16,7 @@ from reptile_distil.config import Config
 from reptile_distil.errors import DataError, ModelError, RunError
 from reptile_distil.loading import find_folder
 from reptile_distil.materials import Role
-from reptile_distil.runs import Results
+from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sources import digest_files, open_split
 from reptile_distil.tasks import Task
 
@@ -43,14 +43,13 @@ def digest_inputs(config: Config, task: Task, role: Role) -> dict[str, str]:
     return {name: digest for name, digest in digests.items() if digest is not None}
 
 
-def check_inputs(folder: Path, results: Results, config: Config, task: Task, role: Role) -> None:
-    """Raises `RunError` where the run in `folder` was made with other files; those that are gone do not count."""
+def check_inputs(folder: RunFolder, results: Results, config: Config, task: Task, role: Role) -> None:
+    """Raises `RunError` where the finished run was made with other files; those that are gone do not count."""
     before, now = results.get("inputs", {}), digest_inputs(config, task, role)
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:
             raise RunError(
-                f"{folder}: the {name} has changed since this run was made; "
-                "put the old one back, or run again with --overwrite"
+                f"{folder.path}: the {name} has changed since this run was made; put the old one back, {folder.remedy}"
             )
 
 

@@ -157,7 +157,7 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     results = None if overwrite else folder.read_results(experiment.config.decisive_values(role))
     if results:
         folder.check_complete(results)
-        check_inputs(folder.path, results, experiment.config, experiment.task, role)
+        check_inputs(folder, results, experiment.config, experiment.task, role)
         return Status(folder.path, "finished")
     recovery = experiment.recovery(folder, role, afresh=overwrite)
     return Status(folder.path, "new" if recovery.step is None else "unfinished", recovery)

@@ -53,7 +53,7 @@ class RunFolder:
         self, path: str | Path, *, remedy: str = "give another output_dir (or runs_dir), or run again with --overwrite"
     ) -> None:
         self.path = Path(path)
-        self._remedy = remedy
+        self.remedy = remedy
         self.model = self.path / "model"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
@@ -109,7 +109,7 @@ class RunFolder:
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 was, wanted = (json.dumps(values.get(key), ensure_ascii=False) for values in (old, new))
-                raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self._remedy}")
+                raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self.remedy}")
 
     def check_usable(self) -> None:
         """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""

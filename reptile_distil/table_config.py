@@ -22,6 +22,7 @@ from reptile_distil.config import COMMAND_LINE, Config, check_config, parse_over
 from reptile_distil.config_messages import describe, explain
 from reptile_distil.config_sections import MethodName
 from reptile_distil.errors import ConfigError
+from reptile_distil.runs import RunFolder
 from reptile_distil.tasks import GLUE, Task
 from reptile_distil.yaml_files import merge_layer, read_layers
 
@@ -73,6 +74,11 @@ class Cell:
     def folder(self) -> Path:
         """The run folder; for methods the one that distil.py uses, so that finished runs are shared."""
         return Path(self.config.runs_dir, self.task.name, f"{self.row}-seed{self.seed}")
+
+    @property
+    def run(self) -> RunFolder:
+        """What is in that folder."""
+        return RunFolder(self.folder, remedy="give another runs_dir, or remove this folder")
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptile_distil.errors import RunError
-from reptile_distil.runs import Results, RunFolder
+from reptile_distil.runs import Results
 from reptile_distil.statistics import summarise
 from reptile_distil.table_config import TEACHER, TableConfig
 from reptile_distil.tasks import Task
@@ -124,7 +124,7 @@ def collect(table: TableConfig) -> TableData:
     for cell in table.cells:
         key = (cell.task.name, cell.row, cell.seed)
         try:
-            results = RunFolder(cell.folder).read_results(cell.decisive)
+            results = cell.run.read_results(cell.decisive)
         except RunError as error:
             data.problems.append(f"{cell.name}: {error}")
             continue

@@ -71,6 +71,13 @@ def test_a_teacher_fine_tuned_again_to_other_weights_is_noticed(own):
         own("method=kd").fit()
 
 
+def test_advice_about_a_teacher_is_advice_that_helps(own, tmp_path):
+    own("method=kd").fit()
+    (tmp_path / "dev.csv").write_text(TRAIN)
+    with pytest.raises(RunError, match=r"teacher-seed42: the dev split has changed .* scripts/finetune.py --overwrite"):
+        own("method=kd", f"output_dir={tmp_path}/other").fit()
+
+
 def test_another_start_of_the_student_is_noticed(own, teacher):
     arguments = ("method=finetune", "student.init=pretrained", "student.num_layers=null")
     own(*arguments, f"student.pretrained={teacher}").fit()
