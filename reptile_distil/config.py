@@ -227,7 +227,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     >>> config.train.lr, config.with_values(seed=8).seed
     (0.001, 8)
     """
-    overrides = (overrides,) if isinstance(overrides, str) else overrides
     values, origins = read_layers(Path(path))
     merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
     config = check_config(values, origins, str(path))
@@ -238,7 +237,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The values of `key=value` overrides as one tree, the last one of a key. Raises `ConfigError`."""
     values: dict[str, Any] = {}
-    for override in overrides:
+    for override in _listed(overrides):
         key, sign, text = override.partition("=") if isinstance(override, str) else ("", "", "")
         if not sign or not key:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.epochs=3")
@@ -247,6 +246,10 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             tree = {part: tree}
         merge_layer(values, tree, {}, COMMAND_LINE)
     return values
+
+
+def _listed(overrides: Sequence[str]) -> Sequence[str]:
+    return (overrides,) if isinstance(overrides, str) else overrides
 
 
 def check_config(
@@ -267,7 +270,7 @@ def check_config(
 def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -> None:
     """A file may hold the options of every method, but who gives one on the command line expects it to do something."""
     methods = (config.method, *config.compare_with)
-    for override in overrides:
+    for override in _listed(overrides):
         key = override.partition("=")[0]
         section = key.partition(".")[0]
         if section in ("reptile", "metadistil") and section not in methods:

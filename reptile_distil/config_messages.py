@@ -98,6 +98,9 @@ def _did_you_mean(location: Sequence[str], root: type[BaseModel], also_known: Se
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = OwnTaskConfig if part == "task" else annotation
+    if "." in location[-1]:
+        first, _, rest = location[-1].partition(".")
+        return f"; in a file the keys of a section stand below it: {first}: {{{rest}: ...}}"
     names = [*section.model_fields, *(also_known if section is root else ())]
     close = difflib.get_close_matches(location[-1], names, n=1)
     prefix = "".join(f"{part}." for part in location[:-1])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
@@ -28,14 +28,6 @@ class Section(BaseModel):
     @classmethod
     def _freeze_lists(cls, values: Any) -> Any:
         return {key: _frozen(value) for key, value in values.items()} if isinstance(values, dict) else values
-
-
-def _without_end_slash(path: str) -> str:
-    """`glue/` is the folder `glue`: a run on the one is a run on the other."""
-    return path.rstrip("/") or path[:1]
-
-
-FolderName = Annotated[str, AfterValidator(_without_end_slash)]
 
 
 class OwnTaskConfig(Section):
@@ -66,7 +58,7 @@ class OwnTaskConfig(Section):
 class DataConfig(Section):
     """Where the examples come from and how long they may be."""
 
-    path: FolderName | None = None
+    path: str | None = None
     """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
     max_length: int = Field(128, ge=4, le=2**20)
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
@@ -115,9 +107,9 @@ class TrainConfig(Section):
 class TeacherConfig(Section):
     """The large model."""
 
-    pretrained: FolderName = "google-bert/bert-base-uncased"
+    pretrained: str = "google-bert/bert-base-uncased"
     """Hub name or folder of the pretrained model to fine-tune; its head, if any, is dropped."""
-    finetuned: FolderName | None = None
+    finetuned: str | None = None
     """Hub name or folder of a model fine-tuned on this task, used as it is; null: fine-tune `pretrained`."""
     label_names: tuple[str, ...] = ()
     """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
@@ -131,7 +123,7 @@ class StudentConfig(Section):
     init: Literal["pretrained", "teacher_layers", "finetuned_layers", "random"] = "pretrained"
     """Start from a checkpoint, from layers of `teacher.pretrained`, from layers and head of the fine-tuned teacher, or
     from random weights in the teacher's shape."""
-    pretrained: FolderName | None = None
+    pretrained: str | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
     num_layers: int | None = Field(None, ge=1, le=1000)
     """Depth of the student (every init but pretrained)."""

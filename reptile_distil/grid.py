@@ -72,8 +72,7 @@ class Grid:
         started = time.perf_counter()
         try:
             if results := _read(cell):
-                role = "teacher" if cell.row == TEACHER else cell.config.method
-                check_inputs(cell.run, results, cell.config, cell.task, role)
+                check_inputs(cell.run, results, cell.config, cell.task, cell.role)
                 return self._succeed(cell, results, "already finished")
             if teacher is not None and not self._is_ready(teacher):
                 return False

@@ -20,7 +20,8 @@ from reptile_distil.runs import Results, RunFolder
 from reptile_distil.sources import digest_files, open_split
 from reptile_distil.tasks import Task
 
-_OF_A_MODEL = ("*.safetensors", "*.bin", "config.json")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
+_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
 
 
 def digest_inputs(config: Config, task: Task, role: Role) -> dict[str, str]:
@@ -64,7 +65,7 @@ def _digest_split(task: Task, split: str, path: str | None) -> str | None:
 def _digest_model(name: str | Path) -> str | None:
     with contextlib.suppress(ModelError, OSError):
         folder = find_folder(str(name)) or Path(name)
-        files = sorted(file for pattern in _OF_A_MODEL for file in folder.glob(pattern))
+        files = sorted(file for pattern in (*_WEIGHTS, *_TOKENIZER) for file in folder.glob(pattern))
         stats = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         return _digest_unchanged(stats) if files else None
     return None

@@ -67,7 +67,8 @@ def find_folder(name: str) -> Path | None:
         if not path.exists():
             return None
         model = path / "model"
-        if (path / "config.json").exists() or not (model / "config.json").is_file():
+        is_run = (path / "config.yaml").is_file() and (model / "config.json").is_file()
+        if (path / "config.json").exists() or not is_run:
             return path
         if (path / "results.json").exists():
             return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
@@ -114,9 +114,10 @@ class DistillationLoss(nn.Module):
         self.soft = soft
         self.hidden_terms = tuple(hidden_terms)
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
         """Refuses a subclass whose `forward` no method would call."""
-        if "forward" in vars(cls) and "compare" not in vars(cls):
+        super().__init_subclass__(**options)
+        if cls.forward is not DistillationLoss.forward and cls.compare is DistillationLoss.compare:
             raise TypeError(f"{cls.__name__} overrides forward(), but methods call compare(): override that one")
 
     @property

@@ -43,6 +43,7 @@ class Materials(NamedTuple):
         fingerprints = {f"{split} split": batches.features.fingerprint() for split, batches in self.data.items()}
         if (companions := self.data["train"].companions) is not None:
             fingerprints["rows beside the train split"] = companions.features.fingerprint()
+        fingerprints["model that it starts with"] = weights_fingerprint(self.model)
         if self.teacher is not None:
             fingerprints["teacher"] = weights_fingerprint(self.teacher)
         return fingerprints

@@ -18,6 +18,7 @@ from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_la
 from reptile_distil.loading import check_it_runs, load_config_file, load_files, seeded
 from reptile_distil.losses import Outputs
 from reptile_distil.packing import packed_logits, use_packing
+from reptile_distil.processes import local_part
 from reptile_distil.tasks import Task
 
 
@@ -113,10 +114,15 @@ class Teacher(Classifier):
 def wrap_pair(teacher: nn.Module, student: nn.Module) -> tuple[Teacher, Student]:
     """Both models, wrapped. Raises `ValueError` where training the student would change the teacher's own weights."""
     wrapped = Teacher.wrap(teacher), Student.wrap(student)
-    of_teacher = {id(theta) for theta in wrapped[0].parameters()}
-    if any(id(theta) in of_teacher for theta in wrapped[1].trainable):
+    of_teacher = {_place(theta) for theta in wrapped[0].parameters()}
+    if any(_place(theta) in of_teacher for theta in wrapped[1].trainable):
         raise ValueError("teacher and student share weights: give two models, or copy.deepcopy(teacher) as the student")
     return wrapped
+
+
+def _place(theta: Tensor) -> int:
+    """Where the values lie: two parameters may share them."""
+    return local_part(theta).data_ptr() or id(theta)
 
 
 def load_pretrained(name: str, task: Task, *, seed: int) -> Any:

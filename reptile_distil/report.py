@@ -18,6 +18,7 @@ from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.evaluation import predict_logits, score_logits
 from reptile_distil.flops import flops_per_sequence
 from reptile_distil.inference import Timing, random_batch, time_in_turn
+from reptile_distil.loading import find_folder
 from reptile_distil.metrics import Scores
 from reptile_distil.models import Classifier, count_parameters, load_finetuned
 from reptile_distil.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
@@ -116,6 +117,7 @@ def make_report(
     teacher_name = str(teacher) if teacher is not None else _teacher_of(run, config)
     pytorch = {"student": student.eval()}
     if teacher_name is not None:
+        teacher_name = str(find_folder(teacher_name) or teacher_name)
         pytorch["teacher"] = load_finetuned(teacher_name, task, config.teacher.label_names).eval()
     folders = {"student": str(folder), "teacher": teacher_name}
     difference, exported = None, {}

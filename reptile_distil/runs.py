@@ -95,11 +95,9 @@ class RunFolder:
             return None
         try:
             results: Results = json.loads(self.results.read_text(encoding="utf-8"))
-            old = dict(results["decisive"])
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            raise RunError(
-                f"{self.results}: cannot be read ({error}); remove the folder or run again with --overwrite"
-            ) from None
+            old, _ = dict(results["decisive"]), dict(results.get("inputs", {}))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+            raise RunError(f"{self.results}: cannot be read ({error}); remove the folder, {self.remedy}") from None
         self.check_same("a finished run", old, decisive)
         return results
 
@@ -107,7 +105,8 @@ class RunFolder:
         """Raises `RunError` where `run` was made with other decisive values, naming the first."""
         new = json.loads(json.dumps(decisive))
         for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
+            # `glue/` is the folder `glue`.
+            if _without_end_slash(old.get(key)) != _without_end_slash(new.get(key)):
                 was, wanted = (json.dumps(values.get(key), ensure_ascii=False) for values in (old, new))
                 raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self.remedy}")
 
@@ -262,6 +261,10 @@ def describe_environment(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _without_end_slash(value: Any) -> Any:
+    return value.rstrip("/") if isinstance(value, str) else value
 
 
 def _remove(path: Path) -> None:

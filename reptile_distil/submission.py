@@ -109,7 +109,8 @@ def find_runs(folders: Iterable[str | Path], overrides: Sequence[str] = ()) -> d
     of a task.
     """
     runs: dict[str, FinishedRun] = {}
-    for folder in map(Path, folders):
+    for given in map(Path, folders):
+        folder = given.absolute().parent if (given.absolute().parent / "results.json").exists() else given
         for part in ("config.yaml", "results.json", "model"):
             if not (folder / part).exists():
                 raise RunError(f"{folder}: holds no finished run, there is no {part} in it")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -81,6 +81,11 @@ class Cell:
         return RunFolder(self.folder, remedy="give another runs_dir, or remove this folder")
 
     @property
+    def role(self) -> MethodName | Literal["teacher"]:
+        """What the run does."""
+        return "teacher" if self.row == TEACHER else self.config.method
+
+    @property
     def name(self) -> str:
         """For messages."""
         return f"{self.task.name} {self.row} seed {self.seed}"
@@ -94,7 +99,7 @@ class Cell:
     @property
     def decisive(self) -> dict[str, Any]:
         """What must be the same in a finished run that is taken for this cell."""
-        return self.config.decisive_values("teacher" if self.row == TEACHER else self.config.method)
+        return self.config.decisive_values(self.role)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
             f"{origins.get('precision', path)}: precision = 'auto': differs from machine to machine, and all "
             "runs of a table must compute alike; give fp32, tf32 or bf16"
         )
+    _check_teachers(cells, str(path))
     _check_per_task(keys, [cell.task.name for cell in cells], origins)
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
@@ -179,6 +185,21 @@ def _cells(keys: TableKeys, shared: Mapping[str, Any], origins: Mapping[str, str
                 teachers.append(_cell(keys, shared, origins, path, task=task, row=TEACHER, seed=seed))
             students += [cell for cell in of_seed if cell.row != TEACHER]
     yield from (*teachers, *students)
+
+
+def _check_teachers(cells: Sequence[Cell], path: str) -> None:
+    """Raises `ConfigError` for a row whose settings ask for another teacher than that of its task and seed."""
+    teachers = {(cell.task.name, cell.seed): cell for cell in cells if cell.row == TEACHER}
+    for cell in cells:
+        if not cell.needs_teacher:
+            continue
+        shared, own = teachers[cell.task.name, cell.seed].decisive, cell.config.decisive_values("teacher")
+        for key in shared:
+            if shared[key] != own[key]:
+                raise ConfigError(
+                    f"{path}: variants.{cell.row}: {key} = {own[key]!r} asks for a teacher of its own, but all rows of "
+                    f"a task share one, with {shared[key]!r}; give the row a teacher.finetuned, or a table of its own"
+                )
 
 
 def _cell(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptile_distil.errors import RunError
+from reptile_distil.inputs import check_inputs
 from reptile_distil.runs import Results
 from reptile_distil.statistics import summarise
 from reptile_distil.table_config import TEACHER, TableConfig
@@ -125,6 +126,8 @@ def collect(table: TableConfig) -> TableData:
         key = (cell.task.name, cell.row, cell.seed)
         try:
             results = cell.run.read_results(cell.decisive)
+            if results is not None:
+                check_inputs(cell.run, results, cell.config, cell.task, cell.role)
         except RunError as error:
             data.problems.append(f"{cell.name}: {error}")
             continue

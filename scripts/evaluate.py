@@ -14,7 +14,7 @@ from reptile_distil.errors import DataError
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the scores of every dev split (AX has its test split alone), or of one split."""
     parser = make_parser("Evaluate a saved model on any task and split.", config_required=False)
-    parser.add_argument("--model", required=True, help="folder or hub name of a fine-tuned classifier")
+    parser.add_argument("--model", required=True, help="a fine-tuned classifier: folder, hub name or finished run")
     parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
     parser.add_argument("--predictions", type=Path, help="file to write predictions to, tab-separated (needs --split)")
     arguments = parser.parse_intermixed_args(argv)
@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if predictions and (predictions.is_dir() or not predictions.absolute().parent.is_dir()):
         raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
     if arguments.config is None:  # the configuration that the model was trained with
-        arguments.config = Path(arguments.model).parent / "config.yaml"
-        if not arguments.config.exists():
+        places = (Path(arguments.model, "config.yaml"), Path(arguments.model).parent / "config.yaml")
+        arguments.config = next((place for place in places if place.exists()), None)
+        if arguments.config is None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
     config = config_of(arguments)
 

@@ -216,6 +216,7 @@ def test_a_fault_in_a_base_file_names_that_file(write):
         ("task: [\n", "not readable as YAML"),
         ("task: rte\nseed: [1\n", "expected ',' or ']', but got '<stream end>' in line 3, column 1"),
         ("task: {name: x, text: [t], labels: [0, 1]}", "task.labels.0 = 0: expected a text: in quotes, as '0'"),
+        ("task: rte\nreptile.mu: 1\n", "in a file the keys of a section stand below it: reptile: {mu: ...}"),
         ("1: 2\n", "the key 1 is not a word"),
         ("? [a]\n: 2\n", "is not a word"),
         ("extends: [a, b]\n", "expected the name of one YAML file"),

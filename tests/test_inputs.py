@@ -1,5 +1,6 @@
 """A finished run is not taken for one on other files, however the folder's settings agree."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from reptile_distil import Experiment
-from reptile_distil.errors import ModelError, RunError
+from reptile_distil.errors import CallbackError, ModelError, RunError
 from reptile_distil.grid import Grid
+from reptile_distil.report import make_report
 from reptile_distil.table_config import load_table_config
+from reptile_distil.table_data import collect
 
 TESTS = Path(__file__).parent
 OWN = "{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {train: train.csv, dev: dev.csv}}"
@@ -103,6 +106,9 @@ def test_a_table_does_not_count_runs_on_other_rows(tmp_path):
     first.run()
     assert first.failures == {}
     (tmp_path / "toy.csv").write_text(TRAIN + "bad,down\n")
+    table = collect(load_table_config(TESTS / "tiny-table.yaml", arguments))
+    assert table.runs == {}
+    assert all("split has changed since this run was made" in problem for problem in table.problems)
     second = Grid(cells)
     second.run()
     assert list(second.failures) == [cell.name for cell in cells]
@@ -128,6 +134,43 @@ def test_a_finished_run_stands_for_its_model(own, tmp_path):
     assert by_run["teacher"]["scores_at_start"] == by_model["teacher"]["scores_at_start"]
     assert by_run["inputs"] == by_model["inputs"]
     assert own().evaluate(model=run) == own().evaluate(model=run / "model")
+
+
+def test_every_script_takes_a_finished_run_for_its_model(call, own, tmp_path):
+    own("method=kd").fit()
+    run, teacher = own("method=kd").folder.path, own().teacher_folder.path
+    said = [call("evaluate", "--model", model, config=None) for model in (run, run / "model")]
+    assert said[0][:2] == said[1][:2]  # exit code and scores
+    assert said[0][0] == 0
+    reports = [make_report(run, teacher=name, lengths=[8], seconds=0.01) for name in (teacher, teacher / "model")]
+    assert reports[0].weights["teacher"] == reports[1].weights["teacher"]
+    assert reports[0].teacher_scores == reports[1].teacher_scores is not None
+
+
+def test_a_run_does_not_go_on_from_another_start(own, teacher, tmp_path):
+    arguments = ("student.init=pretrained", "student.num_layers=null", f"student.pretrained={teacher}")
+    arguments = ("method=finetune", "train.epochs=2", *arguments)
+
+    class Stop:
+        def on_epoch_end(self, run, record):
+            raise ValueError("enough")
+
+    stopped = own(*arguments)
+    stopped.callbacks = [Stop()]
+    with pytest.raises(CallbackError):
+        stopped.fit()
+    change_weights(teacher)
+    with pytest.raises(RunError, match="the model that it starts with has changed since this run began"):
+        own(*arguments).fit()
+
+
+@pytest.mark.parametrize("damage", [None, "abc", 5, [1]])
+def test_damaged_inputs_are_said_in_a_sentence(own, damage):
+    own("method=finetune").fit()
+    results = own("method=finetune").folder.results
+    results.write_text(json.dumps({**json.loads(results.read_text()), "inputs": damage}))
+    with pytest.raises(RunError, match=r"results\.json: cannot be read"):
+        own("method=finetune").fit()
 
 
 def test_an_unfinished_run_does_not(own):

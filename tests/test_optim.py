@@ -98,6 +98,10 @@ def test_a_teacher_that_the_students_steps_would_change_is_refused(method):
     model = bert(2)
     with pytest.raises(ValueError, match="teacher and student share weights"):
         METHODS[method](model, model, student_optimizer=torch.optim.AdamW(model.parameters()))
+    tied = bert(2)
+    tied.load_state_dict(model.state_dict(), assign=True)
+    with pytest.raises(ValueError, match="teacher and student share weights"):
+        METHODS[method](model, tied, student_optimizer=torch.optim.AdamW(tied.parameters()))
     student = copy.deepcopy(model)
     METHODS[method](model, student, student_optimizer=torch.optim.AdamW(student.parameters()))
 
