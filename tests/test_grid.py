@@ -231,9 +231,7 @@ def test_a_variant_that_needs_another_teacher_is_refused_by_key(table):
     """The teacher's folder is shared by all rows; without this the last of them would fail after hours."""
     overrides = ["tasks=[toy-sentence]", "methods=[kd, other]"]
     variant = "variants.other={method: kd, teacher: {train: {lr: 0.002}}}"
-    with pytest.raises(
-        ConfigError, match=r"variants\.other: teacher\.train\.lr = 0\.002 asks for a teacher"
-    ):
+    with pytest.raises(ConfigError, match=r"variants\.other: teacher\.train\.lr = 0\.002 asks for a teacher"):
         table(*overrides, variant)
     table(*overrides, "variants.other={method: finetune, data: {max_length: 16}}")
 
