@@ -14,6 +14,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 STUDIES = [
     ("minilm/table.yaml", "minilm/epochs.csv"),
     ("minilm/ablation-start.yaml", "minilm/start-epochs.csv"),
+    ("minilm/ablation-released.yaml", "minilm/released-epochs.csv"),
+    ("minilm/ablation.yaml", "minilm/ablation-epochs.csv"),
+    ("minilm/ablation-keep.yaml", "minilm/keep-epochs.csv"),
     ("toy/ablation.yaml", "toy/epochs.csv"),
 ]
 
