@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from reptile_distil import Experiment
 from reptile_distil.errors import CallbackError, ModelError, RunError
 from reptile_distil.grid import Grid
+from reptile_distil.loading import find_folder
 from reptile_distil.report import make_report
 from reptile_distil.table_config import load_table_config
 from reptile_distil.table_data import collect
@@ -171,6 +172,14 @@ def test_damaged_inputs_are_said_in_a_sentence(own, damage):
     results.write_text(json.dumps({**json.loads(results.read_text()), "inputs": damage}))
     with pytest.raises(RunError, match=r"results\.json: cannot be read"):
         own("method=finetune").fit()
+
+
+def test_a_folder_with_a_model_in_it_that_is_no_run_is_left_as_it_is(own, tmp_path):
+    own().fit_teacher()
+    shutil.copytree(own().teacher_folder.model, tmp_path / "mine" / "model")
+    assert find_folder(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert find_folder(str(tmp_path / "mine" / "model")) == tmp_path / "mine" / "model"
+    assert find_folder(str(tmp_path / "nothing")) is None
 
 
 def test_an_unfinished_run_does_not(own):

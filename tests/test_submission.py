@@ -651,6 +651,11 @@ def test_a_folder_without_a_finished_run_is_one_sentence(call, trained, tmp_path
     assert (code, err) == (2, f"error: run: holds no finished run, there is no {part} in it\n")
 
 
+def test_a_run_may_be_named_by_its_model(trained):
+    run = trained / "cola" / "finetune-seed42"
+    assert find_runs([run / "model"]) == find_runs([run])
+
+
 def test_a_folder_that_is_not_there_is_one_sentence(call):
     assert call("--runs", "no")[::2] == (2, "error: no: holds no finished run, there is no config.yaml in it\n")
 
