@@ -1,6 +1,7 @@
 """From YAML to results on the offline world, with models of a few thousand weights."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -269,6 +270,13 @@ def test_a_file_name_is_no_configuration():
 def test_a_folder_with_a_slash_at_its_end_is_the_same_folder(tiny, tmp_path):
     first = tiny("method=finetune", f"data.path={tmp_path}").fit()
     assert tiny("method=finetune", f"data.path={tmp_path}//").fit() == first
+
+
+@pytest.mark.parametrize(("max_steps", "shown"), [(2, "epoch 1/1:"), (7, "epoch 1/2:"), ("null", "epoch 1/4:")])
+def test_the_log_counts_the_epochs_that_will_be_run(tiny, caplog, max_steps, shown):
+    caplog.set_level(logging.INFO)
+    tiny("method=finetune", "train.epochs=4", f"train.max_steps={max_steps}").fit()
+    assert [message for message in caplog.messages if message.startswith("epoch 1/")][0].startswith(shown)
 
 
 def test_a_finished_run_is_not_run_again(tiny):
