@@ -276,7 +276,7 @@ def test_a_folder_with_a_slash_at_its_end_is_the_same_folder(tiny, tmp_path):
 def test_the_log_counts_the_epochs_that_will_be_run(tiny, caplog, max_steps, shown):
     caplog.set_level(logging.INFO)
     tiny("method=finetune", "train.epochs=4", f"train.max_steps={max_steps}").fit()
-    assert [message for message in caplog.messages if message.startswith("epoch 1/")][0].startswith(shown)
+    assert next(message for message in caplog.messages if message.startswith("epoch 1/")).startswith(shown)
 
 
 def test_a_finished_run_is_not_run_again(tiny):
