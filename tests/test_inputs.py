@@ -110,6 +110,7 @@ def test_a_table_does_not_count_runs_on_other_rows(tmp_path):
     table = collect(load_table_config(TESTS / "tiny-table.yaml", arguments))
     assert table.runs == {}
     assert all("split has changed since this run was made" in problem for problem in table.problems)
+    assert all("give another runs_dir, or remove this folder" in problem for problem in table.problems)
     second = Grid(cells)
     second.run()
     assert list(second.failures) == [cell.name for cell in cells]
