@@ -15,12 +15,11 @@ import pytest
 import torch
 
 from reptile_distil import cli
-from tests.guard import sitecustomize as guard
+from tests.helpers.guard import sitecustomize as guard
+from tests.helpers.paths import ROOT, TINY
 
 guard.install()
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
 
 # A busy machine is no failure, and the same examples each time.
 hypothesis.settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)

@@ -32,9 +32,9 @@ from reptile_distil.errors import ConfigError, DataError, RunError
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.token_lengths import QUANTILES, draw_lengths, measure_quantiles
 from scripts import benchmark
-from tests.dying import die
-from tests.literal import literal_step
-from tests.models import bert
+from tests.helpers.dying import die
+from tests.helpers.models import bert
+from tests.oracles.reptile import literal_step
 
 TINY = Case("6", batch_size=2, teacher_layers=2, student_layers=1, width=64)
 SHAPE = Shape(12, 6, 384, 1536, teacher_parameters=33, student_parameters=22)

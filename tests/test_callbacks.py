@@ -12,9 +12,9 @@ from reptile_distil.callbacks import HOOKS, RunCallbacks, check_callbacks
 from reptile_distil.errors import CallbackError
 from reptile_distil.interrupts import Interrupted
 from reptile_distil.recovery import Recovery
+from tests.helpers.paths import TINY
 from tests.test_training import FakeCheckpoints, run
 
-TINY = Path(__file__).parent / "tiny.yaml"
 INFO = RunInfo(task="toy", method="kd", seed=3, folder=Path("runs"), num_steps=6, config={})
 
 

@@ -16,8 +16,8 @@ from reptile_distil.losses import DistillationLoss
 from reptile_distil.models import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
-from tests.conftest import TINY
-from tests.models import batch, bert, classifier
+from tests.helpers.models import batch, bert, classifier
+from tests.helpers.paths import TINY
 
 
 @pytest.mark.parametrize("wanted", ["auto", "fp32"])

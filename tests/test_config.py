@@ -1,7 +1,6 @@
 """Strict configuration: what is read is what was meant, or one sentence says what is wrong."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +10,7 @@ from reptile_distil.config import Config, load_config
 from reptile_distil.config_messages import describe
 from reptile_distil.config_sections import OwnTaskConfig
 from reptile_distil.errors import ConfigError
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from tests.helpers.paths import CONFIGS
 
 
 @pytest.fixture

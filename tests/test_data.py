@@ -14,7 +14,7 @@ from reptile_distil.errors import DataError
 from reptile_distil.evaluation import agreement, predict_logits
 from reptile_distil.features import Features
 from reptile_distil.models import Classifier, Teacher
-from tests.models import bert
+from tests.helpers.models import bert
 
 PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3
 WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")  # ids 5 to 12

@@ -4,15 +4,13 @@ import json
 import pickle
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.display import RunResults, to_html
 from reptile_distil.predictions import Examination, Prediction
-
-TINY = Path(__file__).parent / "tiny.yaml"
+from tests.helpers.paths import TINY
 
 RESULTS = {
     "task": "toy-<b>pair</b>",

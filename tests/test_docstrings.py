@@ -2,13 +2,12 @@
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
 
 import reptile_distil
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 MODULES = [path.stem for path in sorted((ROOT / "reptile_distil").glob("*.py")) if ">>>" in path.read_text("utf-8")]
 EXAMPLES = {

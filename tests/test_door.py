@@ -4,14 +4,11 @@ import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from reptile_distil import __main__ as door
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
+from tests.helpers.paths import ROOT, TINY
 
 
 @pytest.fixture(autouse=True)

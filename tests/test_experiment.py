@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +19,8 @@ from reptile_distil.models import Teacher
 from reptile_distil.packing import packed_logits
 from reptile_distil.processes import Processes
 from reptile_distil.tokenizing import load_tokenizer
-from tests.models import bert
-
-TINY = Path(__file__).parent / "tiny.yaml"
+from tests.helpers.models import bert
+from tests.helpers.paths import TINY
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from reptile_distil.errors import DataError
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import GLUE, Task
+from tests.helpers.paths import CONFIGS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
+BASE = CONFIGS / "base.yaml"
 TASK = Task(
     name="mine",
     text_columns=("first", "second"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reptile_distil.config import Config, load_config
 from reptile_distil.config_messages import describe
 from reptile_distil.errors import ConfigError
-from tests.fuzzing import assert_one_sentence, examples
+from tests.helpers.fuzzing import assert_one_sentence, examples
 
 BASE = """\
 task: rte

@@ -16,7 +16,7 @@ from reptile_distil.data import quiet_datasets
 from reptile_distil.errors import DataError
 from reptile_distil.sources import load_split
 from reptile_distil.tasks import GLUE, Task
-from tests.fuzzing import assert_one_sentence, examples
+from tests.helpers.fuzzing import assert_one_sentence, examples
 
 # Task, split, file, header, which columns hold the texts and the label, and how labels are spelled; as published.
 OFFICIAL = [

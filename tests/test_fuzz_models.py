@@ -15,7 +15,7 @@ from reptile_distil.errors import ModelError
 from reptile_distil.models import load_finetuned, load_pretrained
 from reptile_distil.tasks import GLUE
 from reptile_distil.tokenizing import check_vocabulary, load_tokenizer
-from tests.fuzzing import assert_one_sentence, examples
+from tests.helpers.fuzzing import assert_one_sentence, examples
 
 RTE = GLUE["rte"]
 

@@ -6,17 +6,15 @@ import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reptile_distil import cli
-from tests.fuzzing import examples
+from tests.helpers.fuzzing import examples
+from tests.helpers.paths import ROOT, TINY
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
 SCRIPTS = ("distil", "evaluate", "finetune", "submit")
 
 

@@ -8,8 +8,8 @@ import torch
 from reptile_distil.gradients import accumulate_gradient, split_batch, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
-from tests.literal import clip, literal_loss
-from tests.models import batch, bert, changed, weights
+from tests.helpers.models import batch, bert, changed, weights
+from tests.oracles.reptile import clip, literal_loss
 
 ALPHA, TEMPERATURE = 0.3, 4.0
 

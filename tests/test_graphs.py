@@ -22,8 +22,8 @@ from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.toy import tokenizer
 from reptile_distil.training_state import load_optimizer, optimizer_tensors, optimizer_values
-from tests.conftest import TINY
-from tests.models import batch, bert
+from tests.helpers.models import batch, bert
+from tests.helpers.paths import TINY
 
 METHODS = ("finetune", "kd", "adamw", "interpolate")
 

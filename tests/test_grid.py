@@ -12,14 +12,13 @@ from reptile_distil.experiment import Experiment
 from reptile_distil.grid import Grid
 from reptile_distil.runs import RunFolder
 from reptile_distil.table_config import load_table_config
-
-TINY = Path(__file__).parent / "tiny-table.yaml"
+from tests.helpers.paths import TINY_TABLE
 
 
 @pytest.fixture
 def table(tmp_path):
     def table(*overrides):
-        return load_table_config(TINY, [f"runs_dir={tmp_path}/runs", *overrides])
+        return load_table_config(TINY_TABLE, [f"runs_dir={tmp_path}/runs", *overrides])
 
     return table
 

@@ -10,7 +10,7 @@ from reptile_distil.losses import DistillationLoss, Outputs
 from reptile_distil.methods import KnowledgeDistiller
 from reptile_distil.models import Classifier, Student, Teacher
 from reptile_distil.reptile import ReptileDistiller
-from tests.models import batch, bert, changed, classifier, weights
+from tests.helpers.models import batch, bert, changed, classifier, weights
 
 MASK = torch.tensor([[1, 1], [1, 0]])
 LAYER_MAP = ((1,), (3,))

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,8 +9,7 @@ import pytest
 from reptile_distil import Experiment
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.history import read_epochs, read_steps
-
-TINY = Path(__file__).parent / "tiny.yaml"
+from tests.helpers.paths import TINY
 
 EPOCH = {
     "event": "epoch",

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,8 +13,8 @@ from reptile_distil.loading import find_folder
 from reptile_distil.report import make_report
 from reptile_distil.table_config import load_table_config
 from reptile_distil.table_data import collect
+from tests.helpers.paths import TINY, TINY_TABLE
 
-TESTS = Path(__file__).parent
 OWN = "{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {train: train.csv, dev: dev.csv}}"
 TRAIN, DEV = ("text,label\n" + "a good film,up\nbad,down\n" * count for count in (40, 10))
 
@@ -28,7 +27,7 @@ def own(tmp_path):
 
     def own(*overrides):
         paths = (f"runs_dir={tmp_path}/runs", f"data.path={tmp_path}")
-        return Experiment.from_yaml(TESTS / "tiny.yaml", f"task={OWN}", *paths, *overrides)
+        return Experiment.from_yaml(TINY, f"task={OWN}", *paths, *overrides)
 
     return own
 
@@ -102,12 +101,12 @@ def test_a_table_does_not_count_runs_on_other_rows(tmp_path):
     (tmp_path / "toy.csv").write_text(TRAIN)
     own = OWN.replace("train.csv", "toy.csv").replace("dev.csv", "toy.csv")
     arguments = [f"runs_dir={tmp_path}/runs", f"data.path={tmp_path}", f"tasks=[{own}]", "methods=[finetune]"]
-    cells = load_table_config(TESTS / "tiny-table.yaml", arguments).cells
+    cells = load_table_config(TINY_TABLE, arguments).cells
     first = Grid(cells)
     first.run()
     assert first.failures == {}
     (tmp_path / "toy.csv").write_text(TRAIN + "bad,down\n")
-    table = collect(load_table_config(TESTS / "tiny-table.yaml", arguments))
+    table = collect(load_table_config(TINY_TABLE, arguments))
     assert table.runs == {}
     assert all("split has changed since this run was made" in problem for problem in table.problems)
     assert all("give another runs_dir, or remove this folder" in problem for problem in table.problems)

@@ -9,8 +9,7 @@ from torch import nn
 from reptile_distil import latency
 from reptile_distil.latency import compare_latency
 from reptile_distil.models import Student, Teacher
-
-from . import models
+from tests.helpers import models
 
 
 class Clock:

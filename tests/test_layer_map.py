@@ -5,7 +5,7 @@ import torch
 
 from reptile_distil.errors import LayerMapError
 from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
-from tests.models import bert, classifier
+from tests.helpers.models import bert, classifier
 
 FOUR_TO_TWO = {
     "skip": [

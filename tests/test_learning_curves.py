@@ -11,6 +11,7 @@ from reptile_distil import Experiment
 from reptile_distil.errors import RunError
 from reptile_distil.learning_curves import draw_learning_curves, learning_curves_figure, read_curves
 from reptile_distil.looks import LOOKS, looks_of
+from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("matplotlib.image")
@@ -158,7 +159,7 @@ def test_no_students_run_and_a_folder_without_a_run_are_refused(folders, tmp_pat
 
 
 def test_a_run_as_it_is_written_is_drawn(tmp_path):
-    fitted = Experiment.from_yaml("tests/tiny.yaml", f"runs_dir={tmp_path}", "method=kd", "train.epochs=1")
+    fitted = Experiment.from_yaml(TINY, f"runs_dir={tmp_path}", "method=kd", "train.epochs=1")
     fitted.fit()
     path = draw_learning_curves([fitted.folder.path], tmp_path / "curves.png")
     assert matplotlib.image.imread(path).shape == (408, 1296, 4)

@@ -8,8 +8,8 @@ import torch
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.metadistil import MetaDistiller
-from tests.literal_metadistil import literal_metadistil_step
-from tests.models import batch, bert, changed, classifier, weights
+from tests.helpers.models import batch, bert, changed, classifier, weights
+from tests.oracles.metadistil import literal_metadistil_step
 
 SETTINGS = {
     "alpha": 0.3,

@@ -23,7 +23,7 @@ from reptile_distil.models import (
 )
 from reptile_distil.tasks import get_task
 from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer
-from tests.models import batch, bert, changed, classifier, weights
+from tests.helpers.models import batch, bert, changed, classifier, weights
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 WITH_MPNET = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "mpnet"])

@@ -1,15 +1,15 @@
 """scripts/quickstart.ipynb, run cell by cell in a kernel of its own, with models of a few weights."""
 
 import json
-from pathlib import Path
 
 import pytest
+
+from tests.helpers.paths import ROOT
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
-ROOT = Path(__file__).parents[1]
 FILE = ROOT / "scripts" / "quickstart.ipynb"
 TINY = (
     *("teacher.pretrained=toy-bert-2L-16H", "student.num_layers=1", "data.max_train_rows=70"),

@@ -10,7 +10,7 @@ from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
-from tests.models import batch, bert
+from tests.helpers.models import batch, bert
 
 
 def test_matrices_decay_and_vectors_do_not():

@@ -10,7 +10,7 @@ from reptile_distil import DistillationLoss, ReptileDistiller, packing
 from reptile_distil.errors import ModelError
 from reptile_distil.models import Classifier, Student, Teacher
 from reptile_distil.packing import Layout, packed_logits
-from tests.models import bert, classifier
+from tests.helpers.models import bert, classifier
 
 KINDS = ("bert", "roberta", "electra")
 LENGTHS = (7, 3, 9, 1, 9, 2)

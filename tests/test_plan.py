@@ -13,7 +13,7 @@ from reptile_distil.plan import Measured, ModelFacts, RunPlan, Status, disk_need
 from reptile_distil.plan_text import say_size, say_time
 from reptile_distil.recovery import Recovery
 from reptile_distil.trial import Trial
-from tests.conftest import TINY
+from tests.helpers.paths import TINY
 
 FOUR_TO_TWO = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
 

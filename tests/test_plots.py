@@ -10,6 +10,7 @@ import pytest
 
 from reptile_distil import Experiment, fitting, plots, table_plots
 from reptile_distil.errors import MissingExtraError, RunError
+from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("matplotlib.image")
@@ -185,7 +186,7 @@ def test_odd_runs_are_drawn_without_warnings(tmp_path, change):
 def test_a_regression_run_is_drawn_after_it_and_replaced_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "draw_after_run", plots.draw_after_run)
     options = [f"runs_dir={tmp_path}", "task=toy-regression", "train.epochs=1"]
-    run = Experiment.from_yaml("tests/tiny.yaml", *options)
+    run = Experiment.from_yaml(TINY, *options)
     run.fit()
     picture = run.folder.path / "curves.png"
     height, width, _ = matplotlib.image.imread(picture).shape
@@ -371,7 +372,7 @@ def test_both_table_pictures_are_written_and_no_results_are_refused(tmp_path):
 
 
 def test_results_json_as_a_run_writes_it_can_be_drawn(tmp_path):
-    fitted = Experiment.from_yaml("tests/tiny.yaml", f"runs_dir={tmp_path}", "method=finetune")
+    fitted = Experiment.from_yaml(TINY, f"runs_dir={tmp_path}", "method=finetune")
     fitted.fit()
     results = json.loads(fitted.folder.results.read_text())
     assert bars(table_plots.table_figure([results]).axes[0])["finetune"]["toy-sentence"] == 100 * results["score"]

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,12 +19,10 @@ from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.gradients import split_batch
 from reptile_distil.processes import ALONE, Processes, start_processes
 from reptile_distil.runs import RunFolder
-from tests import two_processes
-from tests.models import bert
+from tests.helpers import two_processes
+from tests.helpers.models import bert
+from tests.helpers.paths import ROOT, TINY
 from tests.test_recovery import contents
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
 
 
 def free_port():
@@ -41,7 +38,7 @@ def environment(**variables):
 def run_both(folder, tier):
     """What each of two processes computed."""
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, "-m", "tests.two_processes", str(folder), tier]
+    command = [sys.executable, "-m", "tests.helpers.two_processes", str(folder), tier]
     both = [
         subprocess.Popen(command, cwd=ROOT, env=environment(RANK=rank, LOCAL_RANK=rank, **shared))
         for rank in ("0", "1")

@@ -10,16 +10,15 @@ import runpy
 import shlex
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from reptile_distil import Experiment, cli
 from reptile_distil import __main__ as door
 from reptile_distil.config import load_config
-from tests.models import batch, bert
+from tests.helpers.models import batch, bert
+from tests.helpers.paths import ROOT, TINY
 
-ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[a-z]+: [a-z]+) -->\n)?^```(?P<language>bash|python|yaml)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -50,7 +49,7 @@ def finished(tmp_path_factory):
         (world / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reptile_distil.fitting.draw_after_run", lambda folder: None)
-        Experiment.from_yaml(ROOT / "tests/tiny.yaml", f"runs_dir={world}/runs").fit()
+        Experiment.from_yaml(TINY, f"runs_dir={world}/runs").fit()
     return world
 
 

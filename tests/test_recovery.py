@@ -20,9 +20,8 @@ from reptile_distil.methods import FineTuner
 from reptile_distil.recovery import Recovery
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runs import RunFolder
+from tests.helpers.paths import ROOT, TINY
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
 METHODS = ("finetune", "kd", "reptile")
 LAST = "step-00000015-evaluated"  # 3 epochs of 5 steps
 
@@ -52,7 +51,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def crash(tmp_path_factory):
     """Runs runs one after the other in child processes of one that has imported everything; a line about each."""
-    command, errors = [sys.executable, "-m", "tests.crash"], tmp_path_factory.mktemp("crash") / "stderr"
+    command, errors = [sys.executable, "-m", "tests.helpers.crash"], tmp_path_factory.mktemp("crash") / "stderr"
 
     def crash(runs):
         lines = []

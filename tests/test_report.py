@@ -3,7 +3,6 @@
 import json
 import math
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,8 @@ from reptile_distil import Experiment, cli, model_card, onnx_export, report, upl
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
 from reptile_distil.flops import flops_per_sequence
 from reptile_distil.inference import Timing, pad_at_random, random_batch, time_in_turn
-from tests.models import bert, classifier
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
+from tests.helpers.models import bert, classifier
+from tests.helpers.paths import ROOT, TINY
 
 
 @pytest.fixture(scope="module")

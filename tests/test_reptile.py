@@ -14,8 +14,8 @@ from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
-from tests.literal import literal_step
-from tests.models import batch, bert, changed, classifier, weights
+from tests.helpers.models import batch, bert, changed, classifier, weights
+from tests.oracles.reptile import literal_step
 
 # The gradient of BERT's key biases is 0 but for rounding, and an AdamW with eps 1e-8 blows rounding up to whole steps.
 # With eps = 1e-4 every weight is well-conditioned; `test_the_default_eps_...` compares the rest at 1e-8.

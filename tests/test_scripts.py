@@ -16,9 +16,7 @@ import torch
 from reptile_distil import cli
 from reptile_distil.interrupts import Interrupted
 from reptile_distil.recovery import Recovery
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
+from tests.helpers.paths import ROOT, TINY
 
 
 def test_finetune_trains_the_teacher(call, tmp_path):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from reptile_distil.table_config import load_table_config
-from tests.studies import read_runs, table_lines
+from tests.helpers.paths import CONFIGS
+from tests.helpers.studies import read_runs, table_lines
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 STUDIES = [
     ("minilm/table.yaml", "minilm/epochs.csv"),
     ("minilm/ablation-start.yaml", "minilm/start-epochs.csv"),

@@ -27,9 +27,7 @@ from reptile_distil.submission import (
     to_predictions,
     write_submission,
 )
-
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
+from tests.helpers.paths import ROOT, TINY
 
 # Three rows of each file: the classes as a model's labels name them, and the file as the leaderboard wants it.
 GOLDEN = {

@@ -8,9 +8,7 @@ import pytest
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError
 from reptile_distil.table_config import commands, describe_table, load_table_config
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-TINY = Path(__file__).parent / "tiny-table.yaml"
+from tests.helpers.paths import CONFIGS, TINY_TABLE
 
 
 @pytest.fixture
@@ -19,7 +17,7 @@ def write(tmp_path):
 
     def write(text):
         path = tmp_path / "mine.yaml"
-        path.write_text(f"extends: {TINY.with_name('tiny.yaml')}\n{text}")
+        path.write_text(f"extends: {TINY_TABLE.with_name('tiny.yaml')}\n{text}")
         return path
 
     return write
@@ -78,7 +76,7 @@ def test_two_shipped_tables_in_one_runs_dir_share_runs_and_not_the_tables_files(
 
 
 def test_metadistil_is_a_method_of_a_table_with_the_tables_own_teacher():
-    table = load_table_config(TINY, ["methods=[metadistil]", "metadistil.teacher_lr=1e-4"])
+    table = load_table_config(TINY_TABLE, ["methods=[metadistil]", "metadistil.teacher_lr=1e-4"])
     assert table.rows == ("teacher", "metadistil")
     students = [cell for cell in table.cells if cell.row == "metadistil"]
     assert {(cell.config.method, cell.config.metadistil.teacher_lr) for cell in students} == {("metadistil", 1e-4)}
@@ -87,7 +85,7 @@ def test_metadistil_is_a_method_of_a_table_with_the_tables_own_teacher():
 
 def test_an_option_of_reptile_holds_for_its_rows_and_variants_and_is_none_of_the_others():
     variants = "variants={slow: {method: reptile, reptile: {update: interpolate}}}"
-    table = load_table_config(TINY, ["methods=[kd, reptile, slow]", variants, "reptile.mu=0.25"])
+    table = load_table_config(TINY_TABLE, ["methods=[kd, reptile, slow]", variants, "reptile.mu=0.25"])
     assert {cell.config.reptile.mu for cell in table.cells if cell.row in ("reptile", "slow")} == {0.25}
     assert not any("reptile.mu" in cell.decisive for cell in table.cells if cell.row == "kd")
 
@@ -105,7 +103,7 @@ def test_a_cell_is_the_run_of_the_tasks_own_file(task, method):
 
 
 def test_teachers_come_first_and_once_per_task_and_seed():
-    table = load_table_config(TINY, ["methods=[kd,reptile]", "seeds=[1,2]"])
+    table = load_table_config(TINY_TABLE, ["methods=[kd,reptile]", "seeds=[1,2]"])
     assert [cell.row for cell in table.cells] == ["teacher"] * 4 + ["kd", "reptile"] * 4
 
 
@@ -117,13 +115,13 @@ def test_finetuning_from_the_fine_tuned_teachers_layers_waits_for_the_teacher(wr
 
 
 def test_finetuning_alone_needs_no_teacher():
-    table = load_table_config(TINY, ["methods=[finetune]"])
+    table = load_table_config(TINY_TABLE, ["methods=[finetune]"])
     assert {cell.row for cell in table.cells} == {"finetune"}
     assert table.rows == ("finetune",)
 
 
 def test_a_teacher_from_elsewhere_is_not_fine_tuned_but_is_a_row():
-    table = load_table_config(TINY, ["methods=[kd]", "teacher.finetuned=./somewhere"])
+    table = load_table_config(TINY_TABLE, ["methods=[kd]", "teacher.finetuned=./somewhere"])
     assert {cell.row for cell in table.cells} == {"kd"}
     assert table.rows == ("teacher", "kd")
     assert not any(cell.needs_teacher for cell in table.cells)
@@ -163,7 +161,7 @@ def test_the_command_line_goes_above_everything(write):
 
 def test_an_own_task_may_stand_among_the_tasks():
     own = "{name: mine, text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
-    table = load_table_config(TINY, [f"tasks=[toy-pair, {own}]", "per_task.mine.train.lr=1e-2"])
+    table = load_table_config(TINY_TABLE, [f"tasks=[toy-pair, {own}]", "per_task.mine.train.lr=1e-2"])
     assert cell(table, "mine", "kd", 1).config.train.lr == 1e-2
     assert cell(table, "mine", "kd", 1).folder.parts[-2:] == ("mine", "kd-seed1")
 
@@ -179,7 +177,7 @@ def test_the_printed_configuration_loads_and_says_the_same(write, tmp_path):
 
 def test_commands_name_one_cell_each_and_keep_the_other_overrides():
     overrides = ["methods=[kd]", "data.path=a folder"]
-    table = load_table_config(TINY, [*overrides, "tasks=[toy-pair]"])
+    table = load_table_config(TINY_TABLE, [*overrides, "tasks=[toy-pair]"])
     lines = [shlex.join(words) for words in commands(table, "scripts/table.py", Path("x y.yaml"), overrides)]
     start = "python scripts/table.py --config 'x y.yaml' 'data.path=a folder' 'tasks=[toy-pair]'"
     assert lines == [
@@ -239,7 +237,7 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
 )
 def test_what_no_table_can_have_is_refused_in_one_sentence(overrides, message):
     with pytest.raises(ConfigError) as caught:
-        load_table_config(TINY, overrides)
+        load_table_config(TINY_TABLE, overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,8 +14,9 @@ from reptile_distil.table_config import load_table_config
 from reptile_distil.table_data import TableData, collect, columns_of
 from reptile_distil.table_formats import escape_latex, to_csv, to_latex, to_markdown, write_table
 from reptile_distil.tasks import GLUE
+from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = FIXTURES / "golden"
 
 RTE = {"teacher": [0.7, 0.7, 0.7], "finetune": [0.6, 0.62, 0.64], "kd": [0.62, 0.65, 0.65], "my_variant": [0.64, 0.66]}
 STSB = {
@@ -30,7 +30,7 @@ STSB = {
 def write_golden_runs(tmp_path):
     """A table of RTE and STS-B: one run is missing, one has undefined scores; only the results.json files are there."""
     yaml = tmp_path / "golden.yaml"
-    base = Path(__file__).parents[1] / "configs" / "base.yaml"
+    base = CONFIGS / "base.yaml"
     yaml.write_text(
         f"extends: {base}\ntasks: [stsb, rte]\nmethods: [finetune, kd, my_variant]\nseeds: [1, 2, 3]\n"
         f"runs_dir: {tmp_path}/runs\nvariants:\n  my_variant: {{method: reptile, reptile: {{mu: 1e-3}}}}\n"
@@ -214,7 +214,7 @@ def test_the_golden_latex_is_balanced():
 
 
 def test_a_teacher_from_elsewhere_is_one_run_known_from_its_students(tmp_path):
-    tiny = Path(__file__).parent / "tiny-table.yaml"
+    tiny = TINY_TABLE
     overrides = [f"runs_dir={tmp_path}", "methods=[kd]", "seeds=[1,2]", "tasks=[toy-sentence]", "teacher.finetuned=x"]
     table = load_table_config(tiny, overrides)
     for one in table.cells:

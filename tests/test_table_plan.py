@@ -6,9 +6,8 @@ import pytest
 
 from reptile_distil import toy
 from reptile_distil.models import load_pretrained
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT, TINY_TABLE
 
-TINY = ROOT / "tests" / "tiny-table.yaml"
 GLUE = "cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()
 
 
@@ -19,7 +18,7 @@ def lines(out):
 
 
 def test_each_task_and_row_has_a_line_and_nothing_is_written(call, tmp_path):
-    code, out, _ = call("table", "--dry-run", "methods=[kd]", "seeds=[1,2,3]", "train.epochs=2", config=TINY)
+    code, out, _ = call("table", "--dry-run", "methods=[kd]", "seeds=[1,2,3]", "train.epochs=2", config=TINY_TABLE)
     assert code == 0
     assert not (tmp_path / "runs").exists()
     found = lines(out)
@@ -35,7 +34,7 @@ def test_each_task_and_row_has_a_line_and_nothing_is_written(call, tmp_path):
 def test_one_run_of_each_row_and_task_is_measured_and_counts_for_every_seed(call, monkeypatch, caplog):
     monkeypatch.setattr("reptile_distil.trial.Trial.seconds", lambda self, **_: 60.0)
     code, out, _ = call(
-        "table", "--dry-run", "tasks=[toy-sentence]", "methods=[finetune]", "seeds=[1,2,3]", config=TINY
+        "table", "--dry-run", "tasks=[toy-sentence]", "methods=[finetune]", "seeds=[1,2,3]", config=TINY_TABLE
     )
     assert code == 0
     assert caplog.messages == ["measuring a few steps: finetune on toy-sentence"]
@@ -45,9 +44,9 @@ def test_one_run_of_each_row_and_task_is_measured_and_counts_for_every_seed(call
 
 def test_finished_cells_are_counted_and_not_measured(call, caplog, tmp_path):
     one = ["tasks=[toy-sentence]", "methods=[finetune]"]
-    call("table", "--only-runs", *one, "seeds=[1]", config=TINY)
+    call("table", "--only-runs", *one, "seeds=[1]", config=TINY_TABLE)
     caplog.clear()
-    code, out, _ = call("table", "--dry-run", *one, "seeds=[1]", config=TINY)
+    code, out, _ = call("table", "--dry-run", *one, "seeds=[1]", config=TINY_TABLE)
     assert code == 0
     assert caplog.messages == []
     assert lines(out)["toy-sentence", "finetune"] == ["1", "1", "-", "-", "-", "-"]
@@ -57,8 +56,8 @@ def test_finished_cells_are_counted_and_not_measured(call, caplog, tmp_path):
 
 def test_a_cell_with_other_settings_is_named_and_the_others_are_planned(call, tmp_path):
     one = ["tasks=[toy-sentence]", "methods=[finetune]"]
-    call("table", "--only-runs", *one, "seeds=[1]", config=TINY)
-    code, out, err = call("table", "--dry-run", *one, "seeds=[1,2]", "train.lr=2e-3", config=TINY)
+    call("table", "--only-runs", *one, "seeds=[1]", config=TINY_TABLE)
+    code, out, err = call("table", "--dry-run", *one, "seeds=[1,2]", "train.lr=2e-3", config=TINY_TABLE)
     assert code == 2
     flat = " ".join(out.split())
     assert "Could not be run: - toy-sentence finetune seed 1: " in flat
@@ -70,7 +69,7 @@ def test_a_cell_with_other_settings_is_named_and_the_others_are_planned(call, tm
 def test_a_row_that_cannot_be_run_is_named_once(call):
     deep = "variants.deep={method: reptile, student: {num_layers: 5}}"  # the teacher has 2 layers
     one = ["tasks=[toy-sentence]", "methods=[deep, finetune]", "seeds=[1,2]"]
-    code, out, err = call("table", "--dry-run", *one, deep, config=TINY)
+    code, out, err = call("table", "--dry-run", *one, deep, config=TINY_TABLE)
     assert code == 2
     assert out.count("toy-sentence deep: ") == 1
     assert lines(out)["toy-sentence", "deep"] == ["2", "0", "-", "-", "-", "-"]
@@ -116,7 +115,7 @@ def test_data_are_read_even_where_the_models_are_missing(call, tmp_path):
 
 def test_a_pair_of_models_is_checked_even_where_the_data_are_missing(call, tmp_path):
     pair = ["student.init=pretrained", "student.num_layers=null", "student.pretrained=toy-bert-1L-32H"]
-    code, out, _ = call("table", "--dry-run", "tasks=[rte]", "methods=[kd, reptile]", *pair, config=TINY)
+    code, out, _ = call("table", "--dry-run", "tasks=[rte]", "methods=[kd, reptile]", *pair, config=TINY_TABLE)
     assert code == 2
     assert "- data of rte: " in out
     assert "- rte reptile: teacher 'bert.embeddings" in out
@@ -128,7 +127,7 @@ def test_a_table_whose_models_and_data_are_folders_is_measured(call, tmp_path):
     load_pretrained("toy-bert-2L-16H", toy.TASKS["toy-pair"], seed=0).save_pretrained(tmp_path / "bert")
     toy.tokenizer().save_pretrained(tmp_path / "bert")
     options = [f"data.path={tmp_path}", "data.check_rows=false", "data.max_train_rows=null", "tasks=[rte]"]
-    code, out, err = call("table", "--dry-run", *options, f"teacher.pretrained={tmp_path}/bert", config=TINY)
+    code, out, err = call("table", "--dry-run", *options, f"teacher.pretrained={tmp_path}/bert", config=TINY_TABLE)
     assert code == 0, err
     assert lines(out)["rte", "kd"][:3] == ["1", "0", "1"]
 
@@ -136,7 +135,7 @@ def test_a_table_whose_models_and_data_are_folders_is_measured(call, tmp_path):
 def test_a_full_disk_is_refused(call, monkeypatch):
     monkeypatch.setattr("reptile_distil.table_plan.free_bytes", lambda path: 1000)
     one = ["tasks=[toy-sentence]", "methods=[finetune]"]
-    code, out, err = call("table", "--dry-run", *one, config=TINY)
+    code, out, err = call("table", "--dry-run", *one, config=TINY_TABLE)
     assert code == 2
     assert "disk " in out
     assert "GB are needed, but only 0.00 GB are free" in err
@@ -144,4 +143,4 @@ def test_a_full_disk_is_refused(call, monkeypatch):
 
 @pytest.mark.parametrize("option", ["--only-runs", "--only-table", "--print-commands"])
 def test_it_does_not_go_with_what_does_something_else(call, option):
-    assert call("table", "--dry-run", option, config=TINY)[0] == 2
+    assert call("table", "--dry-run", option, config=TINY_TABLE)[0] == 2

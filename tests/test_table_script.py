@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny-table.yaml"
+from tests.helpers.paths import ROOT, TINY_TABLE
+
 CELLS = {f"toy-{task} {row} seed 1" for task in ("sentence", "regression") for row in ("teacher", "finetune", "kd")}
 
 
@@ -26,7 +26,7 @@ def environment():
 
 def start(runs, *arguments):
     """A worker, as a process of its own."""
-    command = [sys.executable, "scripts/table.py", "--config", str(TINY), f"runs_dir={runs}", *arguments]
+    command = [sys.executable, "scripts/table.py", "--config", str(TINY_TABLE), f"runs_dir={runs}", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -83,7 +83,7 @@ def test_after_kill_9_no_finished_cell_runs_again_and_the_table_is_the_same(by_t
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in runs.glob("*/*/results.json")}
     assert 3 <= len(before) < 6
     caplog.set_level("INFO", logger="reptile_distil")
-    code, _, stderr = call("table", config=TINY)
+    code, _, stderr = call("table", config=TINY_TABLE)
     assert code == 0, stderr
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     finished = {f"{path.parts[-3]} {path.parts[-2].replace('-', ' ').replace('seed', 'seed ')}" for path in before}
@@ -95,7 +95,7 @@ def test_the_pictures_are_drawn_beside_the_table_and_named_in_one_line(by_two_wo
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: True)
     runs, _ = by_two_workers
-    code, out, err = call("table", "--only-table", f"runs_dir={runs}", f"output={tmp_path}/mine", config=TINY)
+    code, out, err = call("table", "--only-table", f"runs_dir={runs}", f"output={tmp_path}/mine", config=TINY_TABLE)
     names = [f"{tmp_path}/mine-{name}.png" for name in ("scores", "time", "curves")]
     assert (code, out) == (0, (runs / "table.md").read_text())
     assert err.splitlines()[1:] == [f"drawn: {', '.join(names)}"]
@@ -111,14 +111,14 @@ def test_without_matplotlib_one_hint_says_what_pictures_need(by_two_workers):
 
 def test_without_a_finished_run_nothing_is_drawn_and_nothing_said_of_it(call, tmp_path, monkeypatch):
     monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: True)
-    code, _, err = call("table", "--only-table", config=TINY)
+    code, _, err = call("table", "--only-table", config=TINY_TABLE)
     assert (code, err) == (0, f"written to {tmp_path}/runs/table.md, .tex, .csv and -epochs.csv\n")
 
 
 def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/table.py"])
     overrides = ["tasks=[toy-sentence]", "methods=[kd]", "train.lr=2e-3", "data.max_train_rows=64"]
-    code, out, _ = call("table", "--print-commands", *overrides, config=TINY)
+    code, out, _ = call("table", "--print-commands", *overrides, config=TINY_TABLE)
     assert code == 0
     assert not (tmp_path / "runs").exists()
     teacher, student = out.splitlines()
@@ -127,8 +127,8 @@ def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatc
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "2 cells: 2 run, 0 already finished, 0 failed" in done.stderr
-    assert shlex.split(teacher)[:4] == ["python", "scripts/table.py", "--config", str(TINY)]
-    code, _, err = call("table", *shlex.split(teacher)[4:], config=TINY)
+    assert shlex.split(teacher)[:4] == ["python", "scripts/table.py", "--config", str(TINY_TABLE)]
+    code, _, err = call("table", *shlex.split(teacher)[4:], config=TINY_TABLE)
     assert (code, err) == (0, "1 cell: 0 run, 1 already finished, 0 failed\n")
     decisive = json.loads((tmp_path / "runs/toy-sentence/kd-seed1/results.json").read_text())["decisive"]
     assert (decisive["train.lr"], decisive["data.max_train_rows"]) == (2e-3, 64)
@@ -137,7 +137,7 @@ def test_printed_commands_run_as_printed_in_any_order(call, tmp_path, monkeypatc
 
 def test_a_failing_cell_is_named_the_others_are_done_and_the_exit_code_is_1(call, tmp_path):
     variant = "variants.deep={method: kd, student: {num_layers: 5}}"  # the teacher has 2 layers
-    code, out, err = call("table", "tasks=[toy-sentence]", "methods=[deep, finetune]", variant, config=TINY)
+    code, out, err = call("table", "tasks=[toy-sentence]", "methods=[deep, finetune]", variant, config=TINY_TABLE)
     assert code == 1
     file = tmp_path / "runs/toy-sentence/failed-deep-seed1.txt"
     (line,) = [line for line in err.splitlines() if line.startswith("failed: ")]
@@ -147,13 +147,13 @@ def test_a_failing_cell_is_named_the_others_are_done_and_the_exit_code_is_1(call
     assert "3 cells: 2 run, 0 already finished, 1 failed" in err
     assert re.search(r"^\| deep +\| +- \(n=0 of 1\) \|", out, flags=re.MULTILINE)
     assert "Not in the table: toy-sentence deep seed 1: not finished." in out
-    code, out, err = call("table", "--only-table", "tasks=[toy-sentence]", "methods=[deep]", variant, config=TINY)
+    code, out, err = call("table", "--only-table", "tasks=[toy-sentence]", "methods=[deep]", variant, config=TINY_TABLE)
     assert code == 0
     assert "cells:" not in err
 
 
 def test_only_table_runs_nothing_and_shows_what_is_missing(call, tmp_path):
-    code, out, _ = call("table", "--only-table", f"output={tmp_path}/elsewhere/mine", config=TINY)
+    code, out, _ = call("table", "--only-table", f"output={tmp_path}/elsewhere/mine", config=TINY_TABLE)
     assert code == 0
     assert not (tmp_path / "runs").exists()
     assert out.count("- (n=0 of 1)") == 3 * (2 + 1)  # rows * (tasks and their mean)
@@ -162,12 +162,12 @@ def test_only_table_runs_nothing_and_shows_what_is_missing(call, tmp_path):
 
 
 def test_a_bad_configuration_is_one_sentence_and_exit_code_2(call):
-    code, _, err = call("table", "metods=[kd]", config=TINY)
+    code, _, err = call("table", "metods=[kd]", config=TINY_TABLE)
     assert (code, err) == (2, "error: command line: unknown key 'metods'; did you mean 'methods'?\n")
 
 
 def test_print_config_prints_a_table_that_loads_and_runs_nothing(call, tmp_path):
-    code, out, _ = call("table", "--print-config", "seeds=[4]", config=TINY)
+    code, out, _ = call("table", "--print-config", "seeds=[4]", config=TINY_TABLE)
     assert code == 0
     (tmp_path / "printed.yaml").write_text(out)
     code, again, _ = call("table", "--print-config", config=tmp_path / "printed.yaml")

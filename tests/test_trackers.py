@@ -15,7 +15,7 @@ from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, MissingExtraError, RunError
 from reptile_distil.interrupts import Interrupted
 from reptile_distil.recovery import Recovery
-from tests.conftest import TINY
+from tests.helpers.paths import TINY
 
 
 class Board:

@@ -12,7 +12,7 @@ from reptile_distil.methods import KnowledgeDistiller
 from reptile_distil.models import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.trial import Trial, mean_seconds, run_trial
-from tests.models import bert
+from tests.helpers.models import bert
 
 LENGTHS = (3, 3, 3, 3, 5, 5, 5, 5, 9, 9, 9, 9)
 

@@ -13,9 +13,9 @@ import transformers
 
 from reptile_distil import Experiment, toy
 from reptile_distil.errors import CallbackError
-from tests.models import bert
+from tests.helpers.models import bert
+from tests.helpers.paths import TINY
 
-TINY = Path(__file__).parent / "tiny.yaml"
 FIRST = ("seed=1", "train.lr=1e-3")
 SECOND = ("seed=2", "train.lr=2e-3")
 

@@ -8,8 +8,8 @@ import torch
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.upkeep import TeacherUpkeep
-from tests.literal_variant import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
-from tests.models import batch, bert, changed, weights
+from tests.helpers.models import batch, bert, changed, weights
+from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 
 SETTINGS = {
     "alpha": 0.3,

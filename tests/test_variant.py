@@ -13,8 +13,8 @@ from reptile_distil.losses import DistillationLoss
 from reptile_distil.models import start_from_teacher_layers, start_random
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.variant import Variant
-from tests.literal_variant import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
-from tests.models import batch, bert, changed, classifier, weights
+from tests.helpers.models import batch, bert, changed, classifier, weights
+from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 
 # eps as in test_reptile: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
 SETTINGS = {

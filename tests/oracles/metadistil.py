@@ -6,7 +6,7 @@ The models must have eager attention, which the transforms can differentiate twi
 import torch
 from torch.func import functional_call, grad
 
-from tests.literal import clip
+from tests.oracles.reptile import clip
 
 
 def logits(model, parameters, batch):

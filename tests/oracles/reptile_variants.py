@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from tests.literal import LAYER_MAPS, clip, literal_backward
+from tests.oracles.reptile import LAYER_MAPS, clip, literal_backward
 
 
 class LiteralAdam:

@@ -1,7 +1,7 @@
 """What test_processes.py runs in each of two processes, with a launcher's variables in the environment.
 
-python -m tests.two_processes FOLDER quick|slow: each process leaves what it computed in FOLDER/<rank>.pt, and together
-they leave the runs of `interrupted`.
+python -m tests.helpers.two_processes FOLDER quick|slow: each process leaves what it computed in FOLDER/<rank>.pt, and
+together they leave the runs of `interrupted`.
 """
 
 import os
@@ -29,7 +29,8 @@ from reptile_distil.processes import ALONE, start_processes, stop_processes, who
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.sharding import shard_model, whole_copy
 from reptile_distil.variant import Variant
-from tests.models import batch, bert
+from tests.helpers.models import batch, bert
+from tests.helpers.paths import TINY
 
 METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate", "reptile-inner", "kd-hidden")
 INNER = "reptile-inner"
@@ -227,7 +228,7 @@ def experiment(runs, teacher, *, shard=False, callbacks=()):
     overrides = [f"teacher.pretrained={teacher}", f"runs_dir={runs}", f"distributed.shard={str(shard).lower()}"]
     overrides += ["device=cpu", "train.epochs=3", "train.micro_batch_size=5"]
     overrides += ["checkpoint.every_steps=2", "checkpoint.keep_when_finished=true"]
-    return Experiment(load_config(Path(__file__).parent / "tiny.yaml", overrides), callbacks=callbacks)
+    return Experiment(load_config(TINY, overrides), callbacks=callbacks)
 
 
 def interrupted(processes, folder, *, shard=False):

@@ -1,6 +1,6 @@
 """Runs experiments in child processes that die by SIGKILL at a given moment.
 
-    python -m tests.crash < runs
+    python -m tests.helpers.crash < runs
 
 where each line is {"overrides": [...], "kill_at": n or null, "kill_after": seconds or null} in JSON. `kill_at` counts
 moments: before and within each write, flush, link, rename and removal, and before each optimizer step. Answers each
@@ -22,8 +22,7 @@ import torch
 
 from reptile_distil import Experiment, toy
 from reptile_distil.runs import RunFolder
-
-TINY = Path(__file__).parent / "tiny.yaml"
+from tests.helpers.paths import TINY
 
 
 class Moments:
