@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from reptile_distil.runtime.measuring import wait_for
 from reptile_distil.token_lengths import Lengths
 
 
@@ -137,14 +138,6 @@ def measure_peaks(device: str, dtype: torch.dtype, *, repeats: int = 8) -> Peaks
     target = torch.zeros_like(source)
     num_bytes = 2 * source.numel() * source.element_size()
     return Peaks(flops, num_bytes / _best_seconds(lambda: target.copy_(source), device, repeats))
-
-
-def wait_for(device: str) -> None:
-    """Returns when the device has done all that it was given."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _best_seconds(work: object, device: str, repeats: int) -> float:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reptile_distil import toy
-from reptile_distil.builders import choose_device
 from reptile_distil.companions import BatchStream, Companions, hold_out
 from reptile_distil.config import Config
 from reptile_distil.config_sections import TrainConfig
@@ -14,6 +13,7 @@ from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.features import Features
 from reptile_distil.graphs import LENGTH_STEP
+from reptile_distil.runtime.compute import choose_device
 from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task
 

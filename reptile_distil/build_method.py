@@ -20,8 +20,8 @@ from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import Student, Teacher
 from reptile_distil.optim import adamw
-from reptile_distil.processes import ALONE, Processes
 from reptile_distil.reptile import ReptileDistiller
+from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training import Method, count_steps
 from reptile_distil.upkeep import TeacherUpkeep
 from reptile_distil.variant import Variant

@@ -5,7 +5,6 @@ These three are the last that know the configuration.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -13,14 +12,13 @@ from torch import nn
 
 from reptile_distil import toy
 from reptile_distil.build_method import build_loss
-from reptile_distil.compute import compile_forward, set_attention
 from reptile_distil.config import Config
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, LayerMapError
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models import check_length, load_finetuned, load_pretrained, start_from_teacher_layers, start_random
 from reptile_distil.packing import check_packable
-from reptile_distil.processes import Processes
-from reptile_distil.sharding import shard_model
+from reptile_distil.runtime.compute import compile_forward, set_attention
+from reptile_distil.runtime.processes import Processes, shard_model
 from reptile_distil.tasks import Task, get_task
 from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer
 
@@ -96,11 +94,19 @@ def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool 
     """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
     set_attention(model, config.compute.attention)
     if config.distributed.shard:
-        shard_model(model, device)
+        shard_model(model, device, layers_to_shard(model))
     else:
         model.to(device)
     if config.compute.compile and may_compile:
         compile_forward(model, device)
+
+
+def layers_to_shard(model: nn.Module) -> list[nn.Module]:
+    """The encoder layers, whose weights are gathered one after another; none where layers share them, as in ALBERT."""
+    try:
+        return list(encoder_layers(model)[1])
+    except LayerMapError:
+        return []
 
 
 def autocast_dtype(config: Config) -> torch.dtype | None:
@@ -111,18 +117,6 @@ def autocast_dtype(config: Config) -> torch.dtype | None:
 def forward_options(config: Config) -> dict[str, Any]:
     """How `Classifier` computes."""
     return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
-
-
-def choose_device(wanted: str) -> str:
-    """The device to compute on. Raises `ConfigError` where it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
-        return "cpu"  # accelerate launch --cpu
-    if wanted == "auto":
-        return next(device for device in there if there[device])
-    if not there[wanted]:
-        raise ConfigError(f"device = {wanted!r}: PyTorch finds none here; use device=auto or device=cpu")
-    return wanted
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from reptile_distil.errors import CallbackError
-from reptile_distil.gradients import Logs, random_numbers_repeated
-from reptile_distil.interrupts import STEPS_BETWEEN_AGREEMENTS
-from reptile_distil.processes import ALONE, Processes
+from reptile_distil.gradients import Logs
+from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
+from reptile_distil.runtime.processes import ALONE, Processes
+from reptile_distil.runtime.randomness import random_numbers_repeated
 
 HOOKS: Mapping[str, tuple[str, ...]] = {
     "on_step_end": ("run", "step", "logs", "rates"),

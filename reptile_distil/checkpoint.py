@@ -12,14 +12,11 @@ unpickled, and no file is read but by these names.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +26,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from reptile_distil.errors import CheckpointError, RunError
+from reptile_distil.runtime.files import (
+    describe_fault,
+    files_in,
+    hash_file,
+    refuse_links,
+    remove,
+    share_files,
+    sync_file,
+    sync_folder,
+)
 
 TENSORS, STATE, MANIFEST, BEST = "tensors.safetensors", "state.json", "manifest.json", "best"
 _NAME = re.compile(r"step-\d{8}(-evaluated)?")
 _FILE = re.compile(rf"{re.escape(TENSORS)}|{re.escape(STATE)}|{BEST}(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _File(BaseModel):
@@ -78,7 +84,7 @@ class Checkpoint:
         return self.path / BEST
 
     def _check_files(self) -> None:
-        _refuse_links(self.path)
+        refuse_links(self.path)
         try:
             manifest = _Manifest.model_validate(_read_json(self.path / MANIFEST))
         except ValidationError as error:
@@ -86,12 +92,12 @@ class Checkpoint:
         for name in {*manifest.files, TENSORS, STATE}:
             if not _FILE.fullmatch(name) or name not in manifest.files:
                 raise CheckpointError(f"{self.path / MANIFEST}: names {name!r} wrongly or not at all")
-        here = {file.relative_to(self.path).as_posix() for file in _files_in(self.path)}
+        here = {file.relative_to(self.path).as_posix() for file in files_in(self.path)}
         for name in sorted(here - {MANIFEST} - manifest.files.keys()):
             raise CheckpointError(f"{self.path}: {name} is not in its manifest")
         for name, expected in manifest.files.items():
             file = self.path / name
-            if file.stat().st_size != expected.size or _sha256(file) != expected.sha256:
+            if file.stat().st_size != expected.size or hash_file(file) != expected.sha256:
                 raise CheckpointError(f"{file}: is not what was written (size or checksum)")
 
 
@@ -149,7 +155,7 @@ class Checkpoints:
                 self._remove(self.path / newer)
         for entry in self.path.iterdir():
             if entry.name.startswith((".new-", ".old-")):
-                _remove_any(entry)
+                remove(entry)
 
     def remove_all(self) -> None:
         """Removes the folder."""
@@ -159,86 +165,23 @@ class Checkpoints:
     def _remove(self, path: Path) -> None:
         """Removes a folder; where that is cut short, what is left no longer looks like a checkpoint."""
         hidden = path.with_name(f".old-{path.name.removeprefix('.')}")
-        _remove_any(hidden)
+        remove(hidden)
         if os.path.lexists(path):
             path.rename(hidden)
-            _remove_any(hidden)
-
-
-def share_files(source: Path, target: Path) -> None:
-    """Makes `target` a folder with the files of `source`: the same files where the disk can link them, else copies.
-
-    Raises `RunError` for a symbolic link in `source`.
-    """
-    _refuse_links(source)
-    for file in _files_in(source):
-        other = target / file.relative_to(source)
-        other.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, other)
-        except OSError as error:
-            if error.errno in _DISK_IS_FULL:
-                raise
-            shutil.copyfile(file, other)
-
-
-def sync_file(path: Path) -> None:
-    """Waits until the file's content is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Waits until the folder's list of names is on the disk, where the system can say so."""
-    with contextlib.suppress(PermissionError):  # Windows opens no folders
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def describe_fault(error: OSError | SafetensorError) -> str:
-    """What the system says, also where it says so through safetensors."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return os.strerror(int(number[1])) if number else str(error)
+            remove(hidden)
 
 
 def _write_manifest(folder: Path) -> None:
     files = {}
-    for file in _files_in(folder):
+    for file in files_in(folder):
         sync_file(file)
-        files[file.relative_to(folder).as_posix()] = _File(size=file.stat().st_size, sha256=_sha256(file))
+        files[file.relative_to(folder).as_posix()] = _File(size=file.stat().st_size, sha256=hash_file(file))
     manifest = folder / MANIFEST
     manifest.write_text(_Manifest(format=1, files=files).model_dump_json(), encoding="utf-8")
     sync_file(manifest)
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             sync_folder(path)
-
-
-def _files_in(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
-
-
-def _refuse_links(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise CheckpointError(f"{path}: is a symbolic link or no plain file or folder")
-
-
-def _remove_any(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from reptile_distil.data import Batches
 from reptile_distil.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.models import Classifier
-from reptile_distil.processes import ALONE, Processes, local_part
+from reptile_distil.runtime.processes import ALONE, Processes, local_part
 
 logger = logging.getLogger(__name__)
 

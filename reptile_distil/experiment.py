@@ -16,27 +16,27 @@ import torch
 from numpy.typing import NDArray
 
 from reptile_distil.build_data import build_batches
-from reptile_distil.builders import build_task, check_pair, check_processes, choose_device
+from reptile_distil.builders import build_task, check_pair, check_processes
 from reptile_distil.callbacks import check_callbacks
-from reptile_distil.compute import choose_precision, computing
 from reptile_distil.config import Config, load_config
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.display import RunResults, describe_scores, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import predict_logits, score_logits
 from reptile_distil.fitting import Fitting
-from reptile_distil.gradients import random_numbers_repeated
 from reptile_distil.graphs import check_graphs
 from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.inputs import check_inputs
-from reptile_distil.interrupts import Interrupts
 from reptile_distil.materials import Role, Workshop
 from reptile_distil.metrics import Scores
 from reptile_distil.models import Classifier
 from reptile_distil.predictions import Examination, Prediction, name_label, name_predictions
-from reptile_distil.processes import start_processes
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder
+from reptile_distil.runtime.compute import choose_device, choose_precision, computing
+from reptile_distil.runtime.interrupts import Interrupts
+from reptile_distil.runtime.processes import start_processes
+from reptile_distil.runtime.randomness import random_numbers_repeated
 from reptile_distil.trackers import check_trackers
 
 if TYPE_CHECKING:

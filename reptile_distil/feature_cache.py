@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from reptile_distil.data import draw_row_ids, draw_rows, tokenize
 from reptile_distil.errors import DataError
 from reptile_distil.features import TOKEN_COLUMNS, Features
+from reptile_distil.runtime.files import hash_file
 from reptile_distil.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def _read_entry(entry: Path, key: str) -> Features | None:
     try:
         listed = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         hashes = listed["hashes"]
-        if listed["key"] != key or any(_hash(entry / f"{name}.npy") != hashes[name] for name in hashes):
+        if listed["key"] != key or any(hash_file(entry / f"{name}.npy") != hashes[name] for name in hashes):
             return None
         columns = {name: _open_array(entry, name) for name in TOKEN_COLUMNS if name in hashes}
         labels = np.array(_open_array(entry, "labels")) if "labels" in hashes else None
@@ -147,7 +148,7 @@ def _write_entry(entry: Path, key: str, features: Features) -> bool:
         temporary.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        hashes = {name: _hash(temporary / f"{name}.npy") for name in arrays}
+        hashes = {name: hash_file(temporary / f"{name}.npy") for name in arrays}
         listed = json.dumps({"key": key, "hashes": hashes})
         (temporary / "entry.json").write_text(listed, encoding="utf-8")
         _put_in_place(temporary, entry, key)
@@ -169,11 +170,6 @@ def _put_in_place(temporary: Path, entry: Path, key: str) -> None:
     except OSError:
         if _read_entry(entry, key) is None:
             raise
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @functools.cache

@@ -14,15 +14,15 @@ from reptile_distil.callbacks import RunCallbacks, RunInfo
 from reptile_distil.data import Batches
 from reptile_distil.evaluation import Examiner, examine_splits
 from reptile_distil.inputs import digest_inputs
-from reptile_distil.interrupts import Interrupts
 from reptile_distil.latency import compare_latency
 from reptile_distil.materials import TEACHER_MOVES, Materials, Role, Workshop
-from reptile_distil.memory import explain_out_of_memory, peak_memory
 from reptile_distil.metrics import Scores
 from reptile_distil.models import Classifier, count_parameters
 from reptile_distil.plots import draw_after_run
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results
+from reptile_distil.runtime.interrupts import Interrupts
+from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
 from reptile_distil.trackers import tracked
 from reptile_distil.training import Outcome, count_steps, train
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from reptile_distil.losses import LossTerms, labels_of
-from reptile_distil.processes import ALONE, Processes, whole
+from reptile_distil.runtime.processes import ALONE, Processes, whole
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
@@ -79,16 +78,6 @@ def accumulate_gradient(
 def _most_rows(batch: Batch, processes: Processes) -> int:
     """Rows of the main process; the others have as many, or one fewer."""
     return -(-len(labels_of(batch)) // processes.count)
-
-
-@contextlib.contextmanager
-def random_numbers_repeated(device: torch.device) -> Iterator[None]:
-    """The random numbers drawn inside (dropout masks) are drawn once more, the same ones, behind it."""
-    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    if on_mps is not None:
-        torch.mps.set_rng_state(on_mps)
 
 
 def student_step(

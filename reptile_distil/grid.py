@@ -21,8 +21,8 @@ import torch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
 from reptile_distil.experiment import Experiment
 from reptile_distil.inputs import check_inputs
-from reptile_distil.memory import free_memory
 from reptile_distil.runs import Results
+from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.table_config import TEACHER, Cell
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from reptile_distil.errors import DataError, ModelError, RunError
 from reptile_distil.loading import find_folder
 from reptile_distil.materials import Role
 from reptile_distil.runs import Results, RunFolder
-from reptile_distil.sources import digest_files, open_split
+from reptile_distil.runtime.files import digest_files
+from reptile_distil.sources import open_split
 from reptile_distil.tasks import Task
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from reptile_distil.arithmetic import wait_for
 from reptile_distil.gradients import Batch
-from reptile_distil.inference import time_in_turn
 from reptile_distil.models import Classifier
+from reptile_distil.runtime.measuring import time_in_turn, wait_for
 
 logger = logging.getLogger(__name__)
 

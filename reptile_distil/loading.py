@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from reptile_distil.errors import ModelError
-from reptile_distil.hub import hub_is_reachable
+from reptile_distil.runtime.hub import hub_is_reachable
+from reptile_distil.runtime.randomness import seeded
 
 
 def load_config_file(name: str) -> Any:
@@ -150,11 +151,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers drawn inside depend on `seed` alone, and leave those drawn outside as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

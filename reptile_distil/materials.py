@@ -13,10 +13,9 @@ from reptile_distil.config_sections import MethodName, TrainConfig
 from reptile_distil.data import Batches
 from reptile_distil.errors import DataError
 from reptile_distil.models import Classifier, Student, Teacher, check_length, load_finetuned, load_pretrained
-from reptile_distil.processes import Processes
 from reptile_distil.recovery import Fingerprints
 from reptile_distil.runs import RunFolder
-from reptile_distil.sharding import whole_copy
+from reptile_distil.runtime.processes import Processes, whole_copy
 from reptile_distil.tasks import Task
 from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
 from reptile_distil.training_state import weights_fingerprint

@@ -9,7 +9,7 @@ from reptile_distil.gradients import Batch, Logs, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, labels_of, task_loss
 from reptile_distil.models import Student, wrap_pair
 from reptile_distil.optim import check_trainable
-from reptile_distil.processes import ALONE, Processes
+from reptile_distil.runtime.processes import ALONE, Processes
 
 
 class FineTuner:

@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from reptile_distil import toy
-from reptile_distil.inference import Timing
 from reptile_distil.metrics import Scores
 from reptile_distil.report import Report
+from reptile_distil.runtime.measuring import Timing
 from reptile_distil.tasks import GLUE
 
 PAPER = "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from reptile_distil.errors import MissingExtraError, ModelError
-from reptile_distil.inference import pad_at_random, random_batch
+from reptile_distil.runtime.measuring import pad_at_random, random_batch
 
 PARITY = 1e-4
 """Largest difference of a logit between PyTorch and onnxruntime that an export may have."""

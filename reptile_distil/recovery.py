@@ -15,12 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from reptile_distil.checkpoint import Checkpoint, Checkpoints, sync_file
+from reptile_distil.checkpoint import Checkpoint, Checkpoints
 from reptile_distil.errors import CheckpointError, RunError
-from reptile_distil.interrupts import STEPS_BETWEEN_AGREEMENTS
-from reptile_distil.memory import peak_memory, reset_peak_memory
-from reptile_distil.processes import ALONE, Processes, whole
 from reptile_distil.runs import Results, RunFolder
+from reptile_distil.runtime.files import sync_file
+from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
+from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
+from reptile_distil.runtime.processes import ALONE, Processes, whole
 from reptile_distil.training import Progress
 from reptile_distil.training_state import (
     TensorGroups,

@@ -22,21 +22,14 @@ import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
 from reptile_distil.companions import alone
-from reptile_distil.gradients import (
-    Batch,
-    Logs,
-    accumulate_gradient,
-    is_split,
-    random_numbers_repeated,
-    split_batch,
-    student_step,
-)
+from reptile_distil.gradients import Batch, Logs, accumulate_gradient, is_split, split_batch, student_step
 from reptile_distil.inner import InnerLearner
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
 from reptile_distil.models import Student, wrap_pair
 from reptile_distil.optim import check_trainable
-from reptile_distil.processes import ALONE, Processes, local_part, whole
+from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
+from reptile_distil.runtime.randomness import random_numbers_repeated
 from reptile_distil.upkeep import TeacherUpkeep
 from reptile_distil.variant import Variant
 

@@ -28,8 +28,9 @@ from reptile_distil.glue_files import (
     read_official_file,
     score,
 )
-from reptile_distil.hub import require_hub
 from reptile_distil.own_files import read_own_file
+from reptile_distil.runtime.files import digest_files
+from reptile_distil.runtime.hub import require_hub
 from reptile_distil.tasks import Task
 
 HUB_NAME = "nyu-mll/glue"
@@ -184,18 +185,6 @@ def _one_line(error: Exception) -> str:
 def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: str) -> Source:
     read = partial(_read_dataset, task, split, dataset, place)
     return Source(task, split, place, partial(_digest_dataset, task, dataset), read)
-
-
-def digest_files(*files: Path) -> str:
-    """Hash of the files' names and bytes; a missing one counts as such. Raises `OSError`."""
-    digest = hashlib.sha256()
-    for file in files:
-        content = "missing"
-        if file.exists():
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name}\n{content}\n".encode())
-    return digest.hexdigest()
 
 
 def _digest_dataset(task: Task, dataset: datasets.Dataset) -> str:

@@ -21,7 +21,7 @@ from reptile_distil.callbacks import RunCallbacks
 from reptile_distil.data import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.gradients import Batch, Logs
-from reptile_distil.interrupts import Interrupted, Interrupts
+from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 
 logger = logging.getLogger(__name__)
 

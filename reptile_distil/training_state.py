@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reptile_distil.errors import RunError
-from reptile_distil.processes import cut_like, whole
+from reptile_distil.runtime.processes import cut_like, whole
 
 Tensors = dict[str, Tensor]
 

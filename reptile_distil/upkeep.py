@@ -8,7 +8,7 @@ from torch import nn
 from reptile_distil.gradients import Batch, Logs, student_step
 from reptile_distil.losses import LossTerms, labels_of, task_loss
 from reptile_distil.models import Teacher
-from reptile_distil.processes import ALONE, Processes, local_part
+from reptile_distil.runtime.processes import ALONE, Processes, local_part
 
 
 class TeacherUpkeep:

@@ -10,8 +10,8 @@ import torch
 from reptile_distil import Callback, Experiment, RunInfo, StopTraining, cli
 from reptile_distil.callbacks import HOOKS, RunCallbacks, check_callbacks
 from reptile_distil.errors import CallbackError
-from reptile_distil.interrupts import Interrupted
 from reptile_distil.recovery import Recovery
+from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.paths import TINY
 from tests.test_training import FakeCheckpoints, run
 

@@ -11,13 +11,14 @@ import transformers
 
 from reptile_distil import Experiment, fitting, models, toy
 from reptile_distil.build_data import build_batches, build_lessons
-from reptile_distil.builders import build_student, build_task, choose_device
+from reptile_distil.builders import build_student, build_task
 from reptile_distil.companions import alone, companion
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher
 from reptile_distil.packing import packed_logits
-from reptile_distil.processes import Processes
+from reptile_distil.runtime.compute import choose_device
+from reptile_distil.runtime.processes import Processes
 from reptile_distil.tokenizing import load_tokenizer
 from tests.helpers.models import bert
 from tests.helpers.paths import TINY

@@ -317,7 +317,7 @@ def test_nothing_in_an_entry_is_executed(load, tmp_path, monkeypatch):
     (entry,) = load.cache.iterdir()
     np.save(entry / "labels.npy", np.array([Bomb()] * 3, dtype=object), allow_pickle=True)
     listed = json.loads((entry / "entry.json").read_text())
-    listed["hashes"]["labels"] = feature_cache._hash(entry / "labels.npy")
+    listed["hashes"]["labels"] = feature_cache.hash_file(entry / "labels.npy")
     (entry / "entry.json").write_text(json.dumps(listed))
     assert contents(load()) == TRAIN
     assert not (tmp_path / "bomb").exists()

@@ -11,10 +11,11 @@ import transformers
 from huggingface_hub import ModelCard
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil import Experiment, cli, model_card, onnx_export, report, upload
+from reptile_distil import Experiment, cli, model_card, onnx_export, report
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
 from reptile_distil.flops import flops_per_sequence
-from reptile_distil.inference import Timing, pad_at_random, random_batch, time_in_turn
+from reptile_distil.runtime import hub as upload
+from reptile_distil.runtime.measuring import Timing, pad_at_random, random_batch, time_in_turn
 from tests.helpers.models import bert, classifier
 from tests.helpers.paths import ROOT, TINY
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from reptile_distil import cli
-from reptile_distil.interrupts import Interrupted
 from reptile_distil.recovery import Recovery
+from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.paths import ROOT, TINY
 
 

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from reptile_distil import hub, sources
 from reptile_distil.errors import DataError
+from reptile_distil.runtime import files as sources
+from reptile_distil.runtime import hub
 from reptile_distil.sources import load_split
 from reptile_distil.tasks import GLUE, Task
 

@@ -13,8 +13,8 @@ import torch
 from reptile_distil import Experiment
 from reptile_distil.config import load_config
 from reptile_distil.errors import ConfigError, MissingExtraError, RunError
-from reptile_distil.interrupts import Interrupted
 from reptile_distil.recovery import Recovery
+from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.paths import TINY
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reptile_distil.errors import RunError
-from reptile_distil.interrupts import Interrupted, Interrupts
+from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.training import Progress, count_steps, train
 
 

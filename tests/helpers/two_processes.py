@@ -21,13 +21,12 @@ from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits
 from reptile_distil.experiment import Experiment
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
-from reptile_distil.interrupts import Interrupted
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import Classifier
-from reptile_distil.processes import ALONE, start_processes, stop_processes, whole
 from reptile_distil.reptile import ReptileDistiller
-from reptile_distil.sharding import shard_model, whole_copy
+from reptile_distil.runtime.interrupts import Interrupted
+from reptile_distil.runtime.processes import ALONE, shard_model, start_processes, stop_processes, whole, whole_copy
 from reptile_distil.variant import Variant
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY

@@ -3,6 +3,9 @@
 torchrun or `accelerate launch` starts them; accelerate joins them. Each sees the same batches, computes its own rows
 of each, and sums gradients with the others, so that every process takes the same steps. No DistributedDataParallel is
 wrapped around a model: its reducer expects one backward pass for each forward pass, and a Reptile step may take two.
+
+A model may be cut over the processes (FSDP2): each then holds its part of every weight, gradient and optimizer state.
+Equation 2 subtracts weight by weight, so it works part by part: paired weights have equal shapes and are cut alike.
 """
 
 from __future__ import annotations
@@ -11,19 +14,25 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reptile_distil.errors import ConfigError, ReptileDistilError
 
 T = TypeVar("T")
 
+
 TIMEOUT = timedelta(minutes=15)
 """A process that waits this long for another gives up. Reading and tokenising data may take minutes."""
+
 
 BUCKET_SIZE = 2**23
 """Elements that are summed at once: few enough to cost little memory, enough to keep a network busy."""
@@ -175,3 +184,30 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         size += tensor.numel()
     if bucket:
         yield bucket
+
+
+def shard_model(model: nn.Module, device: str, layers: Sequence[nn.Module] = ()) -> None:
+    """Cuts the model's weights over all processes, in place; each process's part lies on its device.
+
+    A forward pass gathers the weights of one of `layers` after another, and drops them again, so that a model larger
+    than a device can be trained on several.
+    """
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    for module in (*layers, model):
+        # Without it PyTorch keeps the outermost weights whole until the next backward pass, which a teacher never has:
+        # equation 2 would move the parts, and the next forward pass would still use the old whole.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole_copy(model: Any) -> Any:
+    """An ordinary model with all weights of a sharded classifier, on the CPU of the main process; None elsewhere.
+
+    Every process must call it.
+    """
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() != 0:
+        return None
+    with torch.device("meta"):  # allocates nothing: every weight is put in its place below
+        copy = transformers.AutoModelForSequenceClassification.from_config(model.config)
+    copy.load_state_dict(state, assign=True)
+    return copy

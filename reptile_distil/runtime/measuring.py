@@ -1,14 +1,65 @@
-"""How fast models answer: several of them measured in turn, so that a busy machine slows all of them alike."""
+"""Memory and time: peaks in bytes, and callables timed in turn, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from reptile_distil.errors import OutOfMemoryError
+
+
+def free_memory() -> None:
+    """Gives back what models took that are used no more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reset_peak_memory(device: str) -> None:
+    """Starts a new measurement. Where the system cannot forget an earlier peak, it stays in."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the process's high-water mark
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the device's peak on CUDA, else the process's highest resident memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(setting: str) -> Iterator[None]:
+    """Where memory runs out inside, raises an `OutOfMemoryError` that says to lower `setting`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory ({' '.join(str(error).split())[:200]}): lower {setting}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on a device, in PyTorch on the CPU (a plain RuntimeError), or in Python and NumPy."""
+    is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_ours or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 class Timing(NamedTuple):
@@ -74,3 +125,11 @@ def _summarise(seconds: list[float]) -> Timing:
         return Timing(seconds[0], seconds[0], seconds[0], 1)
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, low, high, len(seconds))
+
+
+def wait_for(device: str) -> None:
+    """Returns when the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # it takes PyTorch, and a Ctrl-C while that is loaded is wanted as one of these
-    from reptile_distil.processes import Processes
+    from reptile_distil.runtime.processes import Processes
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 

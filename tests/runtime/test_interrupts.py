@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from reptile_distil.interrupts import Interrupted, Interrupts
+from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -148,5 +148,5 @@ def test_what_survives_a_failed_run_does_not_survive_an_interrupt():
 
 
 def test_importing_installs_nothing():
-    code = "import signal, reptile_distil.interrupts; print(signal.getsignal(15) == signal.SIG_DFL)"
+    code = "import signal, reptile_distil.runtime.interrupts; print(signal.getsignal(15) == signal.SIG_DFL)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

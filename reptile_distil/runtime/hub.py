@@ -4,20 +4,31 @@ A hub call on a machine without a network tries for half a minute before it give
 files first (`local_files_only=True`), call `require_hub` second, and only then download.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 from huggingface_hub import constants, get_session
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from reptile_distil.errors import DataError, ReptileDistilError
+from reptile_distil.errors import DataError, ReptileDistilError, RunError
 
 TIMEOUT = 3.0
 """Seconds the hub has to answer."""
 
+
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
 _remembered: dict[str, bool | None] = {}
+
+
 _REFUSED_BY_A_PROXY = (403, 407)
 
 
@@ -87,3 +98,27 @@ def _answers(url: str) -> bool:
     except Exception:  # name look-up, proxy, TLS, an URL that is none: whatever it is, a download would fail too
         return False
     return status < 500 and status not in _REFUSED_BY_A_PROXY
+
+
+def push(folder: str | Path, repo: str, *, client: Any = None) -> str:
+    """Uploads a model folder to the hub's `repo`, which is created private where it is missing; returns its address.
+
+    Raises `RunError` where there is no network or token, or the hub refuses.
+    """
+    check_hub(folder, repo)
+    client = client or huggingface_hub.HfApi()
+    try:
+        client.create_repo(repo, private=True, exist_ok=True)
+        client.upload_folder(folder_path=str(folder), repo_id=repo, commit_message="Add the student and its card")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        raise RunError(f"--push {repo}: the hub refused: {' '.join(str(error).split())[:300]}") from None
+    return f"https://huggingface.co/{repo}"
+
+
+def check_hub(folder: str | Path, repo: str) -> None:
+    """Raises `RunError` where the hub cannot be reached now."""
+    if not hub_is_reachable():
+        raise RunError(
+            f"--push {repo}: the hub cannot be reached from here; leave --push out, and upload the folder "
+            f"where there is a network: hf upload {repo} {folder}"
+        )

@@ -6,8 +6,8 @@ import time
 import huggingface_hub
 import pytest
 
-from reptile_distil import hub
 from reptile_distil.errors import DataError, ModelError
+from reptile_distil.runtime import hub
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ import shutil
 import pytest
 import torch
 
-from reptile_distil import compute
-from reptile_distil.compute import choose_precision, compile_forward, set_attention, use_precision
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiment import Experiment
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.models import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
+from reptile_distil.runtime import compute
+from reptile_distil.runtime.compute import choose_precision, compile_forward, set_attention, use_precision
 from tests.helpers.models import batch, bert, classifier
 from tests.helpers.paths import TINY
 

@@ -1,9 +1,13 @@
-"""How forward passes are computed: number format, attention, compiler. What cannot work on a device is refused."""
+"""How and where forward passes are computed: device, number format, attention, compiler.
+
+What cannot work on a device is refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -16,7 +20,9 @@ from reptile_distil.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+
 Precision = Literal["fp32", "tf32", "bf16"]
+
 
 SLOW_BF16 = 1.5
 """Bfloat16 that takes this many times as long as float32 is worth a warning."""
@@ -122,3 +128,15 @@ def _best_seconds(dtype: torch.dtype) -> float:
         a @ b.T
         best = min(best, time.perf_counter() - started)
     return best
+
+
+def choose_device(wanted: str) -> str:
+    """The device to compute on. Raises `ConfigError` where it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return "cpu"  # accelerate launch --cpu
+    if wanted == "auto":
+        return next(device for device in there if there[device])
+    if not there[wanted]:
+        raise ConfigError(f"device = {wanted!r}: PyTorch finds none here; use device=auto or device=cpu")
+    return wanted
