@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reptile_distil.callbacks import Callback, RunInfo, StopTraining
-    from reptile_distil.config import Config, load_config
+    from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiment import Experiment
     from reptile_distil.losses import DistillationLoss
@@ -48,7 +48,7 @@ if "ipykernel.zmqshell" in sys.modules:
 
 _MODULES = {
     "Callback": "callbacks",
-    "Config": "config",
+    "Config": "config.config",
     "DistillationLoss": "losses",
     "Experiment": "experiment",
     "FineTuner": "methods",
@@ -61,7 +61,7 @@ _MODULES = {
     "StopTraining": "callbacks",
     "Student": "models",
     "Teacher": "models",
-    "load_config": "config",
+    "load_config": "config.config",
 }
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from reptile_distil import toy
 from reptile_distil.companions import BatchStream, Companions, hold_out
-from reptile_distil.config import Config
-from reptile_distil.config_sections import TrainConfig
+from reptile_distil.config.config import Config
+from reptile_distil.config.sections import TrainConfig
 from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.features import Features

@@ -12,7 +12,7 @@ from torch import nn
 
 from reptile_distil import toy
 from reptile_distil.build_method import build_loss
-from reptile_distil.config import Config
+from reptile_distil.config.config import Config
 from reptile_distil.errors import ConfigError, LayerMapError
 from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models import check_length, load_finetuned, load_pretrained, start_from_teacher_layers, start_random

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from reptile_distil.config import Config, load_config
-from reptile_distil.config_messages import describe
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.messages import describe
 from reptile_distil.errors import ReptileDistilError
 from reptile_distil.runtime.interrupts import Interrupted
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from reptile_distil.build_data import build_batches
 from reptile_distil.builders import build_task, check_pair, check_processes
 from reptile_distil.callbacks import check_callbacks
-from reptile_distil.config import Config, load_config
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.sections import Role
 from reptile_distil.data import Batches, tokenize
 from reptile_distil.display import RunResults, describe_scores, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
@@ -27,7 +28,7 @@ from reptile_distil.fitting import Fitting
 from reptile_distil.graphs import check_graphs
 from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.inputs import check_inputs
-from reptile_distil.materials import Role, Workshop
+from reptile_distil.materials import Workshop
 from reptile_distil.metrics import Scores
 from reptile_distil.models import Classifier
 from reptile_distil.predictions import Examination, Prediction, name_label, name_predictions

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from reptile_distil.build_data import VALIDATION
 from reptile_distil.build_method import build_schedules
 from reptile_distil.callbacks import RunCallbacks, RunInfo
+from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data import Batches
 from reptile_distil.evaluation import Examiner, examine_splits
 from reptile_distil.inputs import digest_inputs
 from reptile_distil.latency import compare_latency
-from reptile_distil.materials import TEACHER_MOVES, Materials, Role, Workshop
+from reptile_distil.materials import Materials, Workshop
 from reptile_distil.metrics import Scores
 from reptile_distil.models import Classifier, count_parameters
 from reptile_distil.plots import draw_after_run

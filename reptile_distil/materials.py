@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from reptile_distil.build_data import VALIDATION, build_batches, build_lessons
 from reptile_distil.build_method import BuiltMethod, build_method
 from reptile_distil.builders import build_student, forward_options, prepare_model, student_source
-from reptile_distil.config import Config
-from reptile_distil.config_sections import MethodName, TrainConfig
+from reptile_distil.config.config import Config
+from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data import Batches
 from reptile_distil.errors import DataError
 from reptile_distil.models import Classifier, Student, Teacher, check_length, load_finetuned, load_pretrained
@@ -19,11 +19,6 @@ from reptile_distil.runtime.processes import Processes, whole_copy
 from reptile_distil.tasks import Task
 from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
 from reptile_distil.training_state import weights_fingerprint
-
-Role = MethodName | Literal["teacher"]
-"""What a run does: one of the methods, or the teacher's fine-tuning."""
-TEACHER_MOVES = ("reptile", "metadistil")
-"""The methods that change their teacher."""
 
 
 class Materials(NamedTuple):

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptile_distil.build_data import VALIDATION
-from reptile_distil.config import Config
+from reptile_distil.config.config import Config
+from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiment import Experiment
 from reptile_distil.inputs import check_inputs
 from reptile_distil.layer_map import LayerMap, encoder_layers, resolve_layer_map
-from reptile_distil.materials import TEACHER_MOVES, Materials, Role
+from reptile_distil.materials import Materials
 from reptile_distil.models import count_parameters
 from reptile_distil.recovery import Recovery
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory

@@ -13,7 +13,7 @@ import torch
 
 from reptile_distil.build_data import build_batches
 from reptile_distil.builders import build_task
-from reptile_distil.config import Config, load_config
+from reptile_distil.config.config import Config, load_config
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.evaluation import predict_logits, score_logits
 from reptile_distil.flops import flops_per_sequence

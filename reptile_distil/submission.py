@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from reptile_distil.config import Config, load_config
+from reptile_distil.config.config import Config, load_config
 from reptile_distil.errors import DataError, RunError
 from reptile_distil.glue_files import find_official_file
 from reptile_distil.tasks import GLUE, Task

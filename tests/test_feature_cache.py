@@ -15,7 +15,7 @@ import transformers
 from reptile_distil import feature_cache
 from reptile_distil.build_data import build_batches
 from reptile_distil.builders import build_task
-from reptile_distil.config import load_config
+from reptile_distil.config.config import load_config
 from reptile_distil.errors import DataError
 from reptile_distil.feature_cache import default_folder, load_features
 from reptile_distil.sources import open_split

@@ -15,7 +15,7 @@ import pytest
 
 from reptile_distil import Experiment, cli
 from reptile_distil import __main__ as door
-from reptile_distil.config import load_config
+from reptile_distil.config.config import load_config
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import ROOT, TINY
 

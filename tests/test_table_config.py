@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reptile_distil.config import load_config
+from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError
 from reptile_distil.table_config import commands, describe_table, load_table_config
 from tests.helpers.paths import CONFIGS, TINY_TABLE

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reptile_distil import Experiment
-from reptile_distil.config import load_config
+from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError, MissingExtraError, RunError
 from reptile_distil.recovery import Recovery
 from reptile_distil.runtime.interrupts import Interrupted

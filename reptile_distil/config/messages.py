@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from reptile_distil.config_sections import OwnTaskConfig
-from reptile_distil.yaml_files import dump_yaml
+from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.yaml_files import dump_yaml
 
 
 def describe(config: BaseModel, without: Collection[str] = ()) -> str:

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reptile_distil.config import Config, load_config
-from reptile_distil.config_messages import describe
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.messages import describe
 from reptile_distil.errors import ConfigError
 from tests.helpers.fuzzing import assert_one_sentence, examples
 

@@ -7,8 +7,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LayerMapName = Literal["first", "last", "skip", "both"]
+
+
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
+
+
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 
@@ -289,3 +295,11 @@ class ComputeConfig(Section):
     cuda_graphs: bool = False
     """Replay training steps from CUDA graphs, one for each length, which saves launching their kernels one by one (one
     GPU; finetune, kd, and reptile with one inner step). Not tried on a GPU yet."""
+
+
+Role = MethodName | Literal["teacher"]
+"""What a run does: one of the methods, or the teacher's fine-tuning."""
+
+
+TEACHER_MOVES = ("reptile", "metadistil")
+"""The methods that change their teacher."""

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from reptile_distil.config_messages import explain
-from reptile_distil.config_sections import (
+from reptile_distil.config.messages import explain
+from reptile_distil.config.sections import (
     CheckpointConfig,
     ComputeConfig,
     DataConfig,
@@ -29,8 +29,8 @@ from reptile_distil.config_sections import (
     TrackerName,
     TrainConfig,
 )
+from reptile_distil.config.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
 from reptile_distil.errors import ConfigError
-from reptile_distil.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
 
 COMMAND_LINE = "command line"
 """Where an override comes from, in messages."""

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from reptile_distil.config import Config, load_config
-from reptile_distil.config_messages import describe
-from reptile_distil.config_sections import OwnTaskConfig
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.messages import describe
+from reptile_distil.config.sections import OwnTaskConfig
 from reptile_distil.errors import ConfigError
 from tests.helpers.paths import CONFIGS
 
