@@ -24,7 +24,8 @@ import transformers
 from torch import Tensor
 
 from reptile_distil.arithmetic import PASSES, Peaks, Shape, floor_seconds, step_flops
-from reptile_distil.data import length_grouped_batches
+from reptile_distil.data.batches import length_grouped_batches
+from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Stepping
 from reptile_distil.losses import DistillationLoss
@@ -35,7 +36,6 @@ from reptile_distil.optim import adamw
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
-from reptile_distil.tasks import get_task
 from reptile_distil.token_lengths import QUANTILES, Lengths, Quantiles, draw_lengths
 
 METHODS = tuple(PASSES)

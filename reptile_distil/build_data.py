@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from reptile_distil import toy
-from reptile_distil.companions import BatchStream, Companions, hold_out
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TrainConfig
-from reptile_distil.data import Batches, draw_row_ids, draw_rows, tokenize
-from reptile_distil.feature_cache import default_folder, load_features
-from reptile_distil.features import Features
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches, draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.cache import default_folder, load_features
+from reptile_distil.data.extra_batches import BatchStream, Companions, hold_out
+from reptile_distil.data.features import Features
+from reptile_distil.data.sources import open_split
+from reptile_distil.data.tasks import Task
 from reptile_distil.graphs import LENGTH_STEP
 from reptile_distil.runtime.compute import choose_device
-from reptile_distil.sources import open_split
-from reptile_distil.tasks import Task
 
 VALIDATION = "validation"
 """Name of the split that `data.validation_fraction` makes of training rows."""

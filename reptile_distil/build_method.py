@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import MethodName, TrainConfig
-from reptile_distil.data import Batches
+from reptile_distil.data.batches import Batches
 from reptile_distil.graphs import GraphedSteps
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.losses import DistillationLoss, HiddenStateTerm

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from reptile_distil.data.tasks import Task
 from reptile_distil.runs import RunFolder
 from reptile_distil.statistics import compare_paired, mcnemar, paired_bootstrap
 from reptile_distil.table_data import Column, TableData, columns_of
-from reptile_distil.tasks import Task
 
 
 class Comparison(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 
-from reptile_distil.data import Batches
+from reptile_distil.data.batches import Batches
 from reptile_distil.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.models import Classifier
 from reptile_distil.runtime.processes import ALONE, Processes, local_part

@@ -20,7 +20,7 @@ from reptile_distil.builders import build_task, check_pair, check_processes
 from reptile_distil.callbacks import check_callbacks
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
-from reptile_distil.data import Batches, tokenize
+from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.display import RunResults, describe_scores, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.evaluation import predict_logits, score_logits

@@ -12,7 +12,7 @@ from reptile_distil.build_data import VALIDATION
 from reptile_distil.build_method import build_schedules
 from reptile_distil.callbacks import RunCallbacks, RunInfo
 from reptile_distil.config.sections import TEACHER_MOVES, Role
-from reptile_distil.data import Batches
+from reptile_distil.data.batches import Batches
 from reptile_distil.evaluation import Examiner, examine_splits
 from reptile_distil.inputs import digest_inputs
 from reptile_distil.latency import compare_latency

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from reptile_distil.data.batches import Batch
 from reptile_distil.losses import LossTerms, labels_of
 from reptile_distil.runtime.processes import ALONE, Processes, whole
-
-Batch = Mapping[str, Tensor]
-"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
 
 Logs = dict[str, Tensor]
 """Scalars by name, on the device: nothing waits for the device until one is read."""

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
+from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError
-from reptile_distil.gradients import Batch, Logs
+from reptile_distil.gradients import Logs
 from reptile_distil.loading import first_sentence
 
 LENGTH_STEP = 8

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reptile_distil.gradients import Batch, student_step
+from reptile_distil.data.batches import Batch
+from reptile_distil.gradients import student_step
 from reptile_distil.losses import LossTerms
 from reptile_distil.models import Student
 from reptile_distil.runtime.processes import ALONE, Processes

@@ -10,16 +10,16 @@ import contextlib
 import functools
 from pathlib import Path
 
-from reptile_distil import toy
 from reptile_distil.builders import student_source
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role
+from reptile_distil.data import toy
+from reptile_distil.data.sources import open_split
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, ModelError, RunError
 from reptile_distil.loading import find_folder
 from reptile_distil.runs import Results, RunFolder
 from reptile_distil.runtime.files import digest_files
-from reptile_distil.sources import open_split
-from reptile_distil.tasks import Task
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reptile_distil.gradients import Batch
+from reptile_distil.data.batches import Batch
 from reptile_distil.models import Classifier
 from reptile_distil.runtime.measuring import time_in_turn, wait_for
 

@@ -10,13 +10,13 @@ from reptile_distil.build_method import BuiltMethod, build_method
 from reptile_distil.builders import build_student, forward_options, prepare_model, student_source
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
-from reptile_distil.data import Batches
+from reptile_distil.data.batches import Batches
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
 from reptile_distil.models import Classifier, Student, Teacher, check_length, load_finetuned, load_pretrained
 from reptile_distil.recovery import Fingerprints
 from reptile_distil.runs import RunFolder
 from reptile_distil.runtime.processes import Processes, whole_copy
-from reptile_distil.tasks import Task
 from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
 from reptile_distil.training_state import weights_fingerprint
 

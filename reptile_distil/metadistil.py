@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reptile_distil.companions import alone, companion
-from reptile_distil.gradients import Batch, Logs, student_step
+from reptile_distil.data.batches import Batch
+from reptile_distil.data.extra_batches import alone, companion
+from reptile_distil.gradients import Logs, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, labels_of, task_loss
 from reptile_distil.models import wrap_pair
 from reptile_distil.optim import check_trainable

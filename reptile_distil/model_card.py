@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from reptile_distil import toy
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import GLUE
 from reptile_distil.metrics import Scores
 from reptile_distil.report import Report
 from reptile_distil.runtime.measuring import Timing
-from reptile_distil.tasks import GLUE
 
 PAPER = "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression"
 CITATION = f"""@inproceedings{{ma-etal-2022-knowledge,

@@ -11,16 +11,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from reptile_distil import toy
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batch
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ModelError
-from reptile_distil.gradients import Batch
 from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
 from reptile_distil.loading import check_it_runs, load_config_file, load_files
 from reptile_distil.losses import Outputs
 from reptile_distil.packing import packed_logits, use_packing
 from reptile_distil.runtime.processes import local_part
 from reptile_distil.runtime.randomness import seeded
-from reptile_distil.tasks import Task
 
 
 class Classifier(nn.Module):

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from reptile_distil.build_data import VALIDATION
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TEACHER_MOVES, Role
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiment import Experiment
 from reptile_distil.inputs import check_inputs
@@ -25,7 +26,6 @@ from reptile_distil.materials import Materials
 from reptile_distil.models import count_parameters
 from reptile_distil.recovery import Recovery
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
-from reptile_distil.tasks import Task
 from reptile_distil.trackers import check_trackers
 from reptile_distil.training import count_steps
 from reptile_distil.trial import Trial, run_trial

@@ -21,8 +21,9 @@ import torch
 import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
-from reptile_distil.companions import alone
-from reptile_distil.gradients import Batch, Logs, accumulate_gradient, is_split, split_batch, student_step
+from reptile_distil.data.batches import Batch
+from reptile_distil.data.extra_batches import alone
+from reptile_distil.gradients import Logs, accumulate_gradient, is_split, split_batch, student_step
 from reptile_distil.inner import InnerLearner
 from reptile_distil.layer_map import match_models
 from reptile_distil.losses import DistillationLoss, LossTerms, Outputs

@@ -16,16 +16,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reptile_distil import toy
 from reptile_distil.builders import build_task
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName
 from reptile_distil.config.yaml_files import merge_layer, read_layers
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError
 from reptile_distil.runs import RunFolder
 from reptile_distil.runtime.compute import choose_device
-from reptile_distil.tasks import GLUE, Task
 
 TEACHER = "teacher"
 METHODS: tuple[str, ...] = get_args(MethodName)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
 from reptile_distil.inputs import check_inputs
 from reptile_distil.runs import Results
 from reptile_distil.statistics import summarise
 from reptile_distil.table_config import TEACHER, TableConfig
-from reptile_distil.tasks import Task
 
 BySeed = dict[int, float | None]
 """Scores of the seeds that were run; None where a score is undefined."""

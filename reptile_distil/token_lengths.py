@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reptile_distil.data import tokenize
+from reptile_distil.data.batches import tokenize
+from reptile_distil.data.sources import load_split
+from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import DataError
-from reptile_distil.sources import load_split
-from reptile_distil.tasks import get_task
 
 Lengths = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from reptile_distil import toy
+from reptile_distil.data import toy
 from reptile_distil.errors import ModelError
 from reptile_distil.loading import first_sentence, load_files
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from reptile_distil.data import Batches, length_grouped_batches
+from reptile_distil.data.batches import Batches, length_grouped_batches
 from reptile_distil.latency import BATCH_SIZES, MIN_ROUNDS
 from reptile_distil.models import Classifier
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from reptile_distil.gradients import Batch, Logs, student_step
+from reptile_distil.data.batches import Batch
+from reptile_distil.gradients import Logs, student_step
 from reptile_distil.losses import LossTerms, labels_of, task_loss
 from reptile_distil.models import Teacher
 from reptile_distil.runtime.processes import ALONE, Processes, local_part

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from reptile_distil.companions import alone, companion, companion_names
-from reptile_distil.gradients import Batch
+from reptile_distil.data.batches import Batch
+from reptile_distil.data.extra_batches import alone, companion, companion_names
 from reptile_distil.layer_map import ParameterPair, part_of_model
 
 

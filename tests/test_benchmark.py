@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil import toy
 from reptile_distil.arithmetic import Peaks, Shape, floor_seconds, layer_flops, step_bytes, step_flops
 from reptile_distil.benchmark import (
     METHODS,
@@ -28,6 +27,7 @@ from reptile_distil.benchmark import (
 )
 from reptile_distil.benchmark_report import LOOKS, plot, to_markdown, what_grows
 from reptile_distil.cli import run
+from reptile_distil.data import toy
 from reptile_distil.errors import ConfigError, DataError, RunError
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.token_lengths import QUANTILES, draw_lengths, measure_quantiles

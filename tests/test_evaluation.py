@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import toy
-from reptile_distil.data import Batches, tokenize
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.evaluation import Examiner, agreement
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, fitting, models, toy
+from reptile_distil import Experiment, fitting, models
 from reptile_distil.build_data import build_batches, build_lessons
 from reptile_distil.builders import build_student, build_task
-from reptile_distil.companions import alone, companion
 from reptile_distil.config.config import load_config
+from reptile_distil.data import toy
+from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.models import Teacher
 from reptile_distil.packing import packed_logits

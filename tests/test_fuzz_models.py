@@ -10,10 +10,10 @@ import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reptile_distil import toy
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import ModelError
 from reptile_distil.models import load_finetuned, load_pretrained
-from reptile_distil.tasks import GLUE
 from reptile_distil.tokenizing import check_vocabulary, load_tokenizer
 from tests.helpers.fuzzing import assert_one_sentence, examples
 

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import build_data, experiment, graphs
-from reptile_distil.data import Batches
+from reptile_distil import build_data, builders, experiment, graphs
+from reptile_distil.data.batches import Batches
+from reptile_distil.data.features import Features
+from reptile_distil.data.toy import tokenizer
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiment import Experiment
-from reptile_distil.features import Features
 from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
 from reptile_distil.models import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
-from reptile_distil.runtime import compute as builders
-from reptile_distil.toy import tokenizer
 from reptile_distil.training_state import load_optimizer, optimizer_tensors, optimizer_values
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY

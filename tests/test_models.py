@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import models, toy
+from reptile_distil import loading, models
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import LayerMapError, ModelError
 from reptile_distil.models import (
     Classifier,
@@ -21,8 +23,6 @@ from reptile_distil.models import (
     start_from_teacher_layers,
     start_random,
 )
-from reptile_distil.runtime import randomness as loading
-from reptile_distil.tasks import get_task
 from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer
 from tests.helpers.models import batch, bert, changed, classifier, weights
 

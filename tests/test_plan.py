@@ -5,8 +5,8 @@ import re
 import pytest
 import transformers
 
-from reptile_distil import toy
 from reptile_distil.config.config import load_config
+from reptile_distil.data import toy
 from reptile_distil.models import load_pretrained
 from reptile_distil.plan import Measured, ModelFacts, RunPlan, Status, disk_needed
 from reptile_distil.plan_text import say_size, say_time

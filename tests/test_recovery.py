@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, cli, toy
-from reptile_distil.companions import Companions
+from reptile_distil import Experiment, cli
+from reptile_distil.data import toy
+from reptile_distil.data.extra_batches import Companions
 from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.evaluation import Examiner
 from reptile_distil.methods import FineTuner

@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalTokenNotFoundError
 from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil import Experiment, cli, model_card, onnx_export, report
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
 from reptile_distil.flops import flops_per_sequence
-from reptile_distil.runtime import hub as upload
+from reptile_distil.runtime.hub import push
 from reptile_distil.runtime.measuring import Timing, pad_at_random, random_batch, time_in_turn
 from tests.helpers.models import bert, classifier
 from tests.helpers.paths import ROOT, TINY
@@ -264,7 +265,7 @@ def test_int8_is_weighed_timed_and_scored_on_the_dev_split(runs):
     experiment = Experiment.from_yaml(runs / "reptile-seed42/config.yaml")
     tokenizer = transformers.AutoTokenizer.from_pretrained(runs / "reptile-seed42/model")
     session = onnxruntime.InferenceSession(str(runs / "reptile-seed42/model/onnx/model_int8.onnx"))
-    from reptile_distil.toy import load_split
+    from reptile_distil.data.toy import load_split
 
     right = 0
     for row in load_split(experiment.task, "dev"):
@@ -316,7 +317,7 @@ class FakeHub:
 def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
     hub = FakeHub()
-    assert upload.push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
+    assert push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
     assert hub.calls == [
         ("create", "me/student", {"private": True, "exist_ok": True}),
         ("upload", "me/student", str(tmp_path)),
@@ -325,9 +326,9 @@ def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path
 
 def test_a_hub_that_refuses_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
-    refusal = upload.LocalTokenNotFoundError("no token:\nlog in first")
+    refusal = LocalTokenNotFoundError("no token:\nlog in first")
     with pytest.raises(RunError, match=r"^--push me/student: the hub refused: no token: log in first$"):
-        upload.push(tmp_path, "me/student", client=FakeHub(refusal))
+        push(tmp_path, "me/student", client=FakeHub(refusal))
 
 
 def test_offline_a_push_is_refused_before_anything_is_measured(runs, capsys):

@@ -15,7 +15,8 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, cli, submission, toy
+from reptile_distil import Experiment, cli, submission
+from reptile_distil.data import toy
 from reptile_distil.errors import DataError, RunError
 from reptile_distil.predictions import Examination, Prediction
 from reptile_distil.submission import (

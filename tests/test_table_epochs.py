@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.table_data import TableData
 from reptile_distil.table_epochs import FIELDS, to_epochs_csv
-from reptile_distil.tasks import GLUE
 
 RTE = GLUE["rte"]
 EPOCHS = [

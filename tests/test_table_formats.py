@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.glue_table import difference_sheet, notes, score_sheet
 from reptile_distil.table_config import load_table_config
 from reptile_distil.table_data import TableData, collect, columns_of
 from reptile_distil.table_formats import escape_latex, to_csv, to_latex, to_markdown, write_table
-from reptile_distil.tasks import GLUE
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 
 GOLDEN = FIXTURES / "golden"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from reptile_distil import toy
+from reptile_distil.data import toy
 from reptile_distil.models import load_pretrained
 from tests.helpers.paths import ROOT, TINY_TABLE
 

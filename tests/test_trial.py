@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import toy
-from reptile_distil.data import Batches
-from reptile_distil.features import Features
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches
+from reptile_distil.data.features import Features
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import KnowledgeDistiller
 from reptile_distil.models import Student, Teacher

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, toy
+from reptile_distil import Experiment
+from reptile_distil.data import toy
 from reptile_distil.errors import CallbackError
 from tests.helpers.models import bert
 from tests.helpers.paths import TINY

@@ -20,7 +20,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from reptile_distil import Experiment, toy
+from reptile_distil import Experiment
+from reptile_distil.data import toy
 from reptile_distil.runs import RunFolder
 from tests.helpers.paths import TINY
 

@@ -13,10 +13,11 @@ import datasets
 import torch
 import transformers
 
-from reptile_distil import build_method, reptile, toy
+from reptile_distil import build_method, reptile
 from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config.config import load_config
-from reptile_distil.data import Batches
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits
 from reptile_distil.experiment import Experiment

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reptile_distil.data.rows import Rows, class_index, collect, read_lines, score, select_columns, split_fields
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
-from reptile_distil.glue_files import Rows, class_index, collect, read_lines, score, select_columns, split_fields
-from reptile_distil.tasks import Task
 
 
 def read_own_file(task: Task, split: str, file: Path) -> Rows:

@@ -19,19 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets.packaged_modules.cache.cache import Cache
 
+from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
+from reptile_distil.data.rows import Rows, class_index, score
+from reptile_distil.data.tasks import Task
+from reptile_distil.data.user_files import read_own_file
 from reptile_distil.errors import DataError
-from reptile_distil.glue_files import (
-    Rows,
-    class_index,
-    files_read_with,
-    find_official_file,
-    read_official_file,
-    score,
-)
-from reptile_distil.own_files import read_own_file
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import require_hub
-from reptile_distil.tasks import Task
 
 HUB_NAME = "nyu-mll/glue"
 

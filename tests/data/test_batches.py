@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import toy
-from reptile_distil.data import Batches, draw_rows, length_grouped_batches, tokenize
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches, draw_rows, length_grouped_batches, tokenize
+from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
 from reptile_distil.evaluation import agreement, predict_logits
-from reptile_distil.features import Features
 from reptile_distil.models import Classifier, Teacher
 from tests.helpers.models import bert
 

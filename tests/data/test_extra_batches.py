@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import toy
-from reptile_distil.companions import BatchStream, Companions, alone, companion, hold_out
-from reptile_distil.data import Batches
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches
+from reptile_distil.data.extra_batches import BatchStream, Companions, alone, companion, hold_out
+from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
-from reptile_distil.features import Features
 
 
 def rows(count=20):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import transformers
 
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, ModelError
-from reptile_distil.tasks import Task
 
 if TYPE_CHECKING:
     import datasets

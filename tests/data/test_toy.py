@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import toy
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import DataError, ModelError
-from reptile_distil.tasks import get_task
 
 NAMES = ("toy-sentence", "toy-pair", "toy-threeway", "toy-regression")
 CLASSIFICATION = ("toy-sentence", "toy-pair", "toy-threeway")
@@ -103,7 +103,7 @@ def test_the_rows_are_the_same_each_time_whatever_the_global_random_numbers(name
 
 
 def test_the_rows_are_the_same_in_another_process():
-    code = "from reptile_distil import toy; print(toy.load_split(toy.TASKS['toy-pair'], 'train')[1999])"
+    code = "from reptile_distil.data import toy; print(toy.load_split(toy.TASKS['toy-pair'], 'train')[1999])"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(load("toy-pair", "train")[1999])

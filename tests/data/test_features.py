@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil.data import Batches, tokenize
+from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.data.features import Features, Padding, pad_rows
 from reptile_distil.errors import DataError, ModelError
-from reptile_distil.features import Features, Padding, pad_rows
 
 WORDS = [f"w{i}" for i in range(300)]
 ROWS = np.array([4, 0, 11, 7, 7])

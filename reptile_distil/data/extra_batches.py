@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from reptile_distil.data import Batches, length_grouped_batches
+from reptile_distil.data.batches import Batches, length_grouped_batches
+from reptile_distil.data.features import Features, Indices
 from reptile_distil.errors import DataError
-from reptile_distil.features import Features, Indices
 
 
 def hold_out(rows: Features, fraction: float) -> tuple[Features, Features]:

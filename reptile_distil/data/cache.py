@@ -23,11 +23,11 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from reptile_distil.data import draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.batches import draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.features import TOKEN_COLUMNS, Features
+from reptile_distil.data.sources import Source
 from reptile_distil.errors import DataError
-from reptile_distil.features import TOKEN_COLUMNS, Features
 from reptile_distil.runtime.files import hash_file
-from reptile_distil.sources import Source
 
 logger = logging.getLogger(__name__)
 

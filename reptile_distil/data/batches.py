@@ -7,7 +7,7 @@ a run that is taken up again sees those it would have seen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import datasets
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptile_distil.data.features import Features, Indices, Padding, pad_rows
 from reptile_distil.errors import DataError
-from reptile_distil.features import Features, Indices, Padding, pad_rows
 
 Rows = TypeVar("Rows", datasets.Dataset, Features)
 
@@ -179,3 +179,7 @@ def quiet_datasets() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+Batch = Mapping[str, Tensor]
+"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
