@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reptile_distil.metadistil import MetaDistiller
     from reptile_distil.methods import FineTuner, KnowledgeDistiller
     from reptile_distil.metrics import GlueMetric
-    from reptile_distil.models import Student, Teacher
+    from reptile_distil.models.classifier import Student, Teacher
     from reptile_distil.reptile import ReptileDistiller
 
 __version__ = "0.1.0"
@@ -59,8 +59,8 @@ _MODULES = {
     "ReptileDistiller": "reptile",
     "RunInfo": "callbacks",
     "StopTraining": "callbacks",
-    "Student": "models",
-    "Teacher": "models",
+    "Student": "models.classifier",
+    "Teacher": "models.classifier",
     "load_config": "config.config",
 }
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from reptile_distil.models.cost import layer_flops
 from reptile_distil.runtime.measuring import wait_for
 from reptile_distil.token_lengths import Lengths
 
@@ -77,12 +78,6 @@ PASSES = {
 BYTES_PER_WEIGHT = 4
 # AdamW reads weight, gradient and two moments, and writes all but the gradient.
 ADAMW_TRANSFERS = 7
-
-
-def layer_flops(lengths: Lengths, width: int, inner_width: int) -> float:
-    """Operations of one layer's forward pass over rows of these lengths."""
-    tokens, squares = float(lengths.sum()), float((lengths**2).sum())
-    return 2 * tokens * (4 * width**2 + 2 * width * inner_width) + 4 * squares * width
 
 
 def step_flops(method: str, shape: Shape, lengths: Lengths, quiz_lengths: Lengths | None = None) -> float:

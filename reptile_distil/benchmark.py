@@ -31,7 +31,8 @@ from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Step
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
-from reptile_distil.models import Student, Teacher, count_parameters, load_pretrained
+from reptile_distil.models.classifier import Student, Teacher, count_parameters
+from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.optim import adamw
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.reptile import ReptileDistiller

@@ -18,7 +18,7 @@ from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.losses import DistillationLoss, HiddenStateTerm
 from reptile_distil.metadistil import MetaDistiller
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
-from reptile_distil.models import Student, Teacher
+from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime.processes import ALONE, Processes

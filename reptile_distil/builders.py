@@ -15,12 +15,18 @@ from reptile_distil.config.config import Config
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import Task, get_task
 from reptile_distil.errors import ConfigError, LayerMapError
-from reptile_distil.layer_map import encoder_layers, match_models, resolve_layer_map
-from reptile_distil.models import check_length, load_finetuned, load_pretrained, start_from_teacher_layers, start_random
-from reptile_distil.packing import check_packable
+from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
+from reptile_distil.models.packing import check_packable
+from reptile_distil.models.pretrained import (
+    check_length,
+    load_finetuned,
+    load_pretrained,
+    start_from_teacher_layers,
+    start_random,
+)
+from reptile_distil.models.tokenizer import check_same_tokenizer, check_vocabulary, load_tokenizer
 from reptile_distil.runtime.compute import compile_forward, set_attention
 from reptile_distil.runtime.processes import Processes, shard_model
-from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer
 
 
 def build_task(config: Config) -> Task:

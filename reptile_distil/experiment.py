@@ -30,7 +30,7 @@ from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.inputs import check_inputs
 from reptile_distil.materials import Workshop
 from reptile_distil.metrics import Scores
-from reptile_distil.models import Classifier
+from reptile_distil.models.classifier import Classifier
 from reptile_distil.predictions import Examination, Prediction, name_label, name_predictions
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results, RunFolder

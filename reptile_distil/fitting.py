@@ -15,10 +15,10 @@ from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
 from reptile_distil.evaluation import Examiner, examine_splits
 from reptile_distil.inputs import digest_inputs
-from reptile_distil.latency import compare_latency
 from reptile_distil.materials import Materials, Workshop
 from reptile_distil.metrics import Scores
-from reptile_distil.models import Classifier, count_parameters
+from reptile_distil.models.classifier import Classifier, count_parameters
+from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots import draw_after_run
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from reptile_distil.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.data.tasks import GLUE, Task
-from reptile_distil.latency import BATCH_SIZES
+from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.published import PUBLISHED, PublishedRow
 from reptile_distil.table_config import TEACHER
 from reptile_distil.table_data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores

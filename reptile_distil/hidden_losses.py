@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor
 
 from reptile_distil.errors import ModelError
-from reptile_distil.layer_map import LayerMap, resolve_layer_map
+from reptile_distil.models.layer_map import LayerMap, resolve_layer_map
 
 States = Sequence[Tensor]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from reptile_distil.data.batches import Batch
 from reptile_distil.gradients import student_step
 from reptile_distil.losses import LossTerms
-from reptile_distil.models import Student
+from reptile_distil.models.classifier import Student
 from reptile_distil.runtime.processes import ALONE, Processes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reptile_distil.layer_map import LayerMap
+from reptile_distil.models.layer_map import LayerMap
 
 _LABEL_WIDTH = 7  # "teacher", "student"
 

@@ -11,14 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
-
-class Outputs(NamedTuple):
-    """What a classifier says of a batch."""
-
-    logits: Tensor
-    """(B, C)."""
-    hidden_states: tuple[Tensor, ...] = ()
-    """The embeddings' output and that of each layer, (B, L, H) each; empty unless asked for."""
+from reptile_distil.models.classifier import Outputs
 
 
 class LossTerms(NamedTuple):

@@ -22,7 +22,7 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.gradients import Logs, student_step
 from reptile_distil.losses import DistillationLoss, LossTerms, labels_of, task_loss
-from reptile_distil.models import wrap_pair
+from reptile_distil.models.classifier import wrap_pair
 from reptile_distil.optim import check_trainable
 
 

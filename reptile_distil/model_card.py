@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.metrics import Scores
+from reptile_distil.models.toy import is_toy_model
 from reptile_distil.report import Report
 from reptile_distil.runtime.measuring import Timing
 
@@ -249,7 +250,7 @@ def _name(report: Report) -> str:
 
 def _is_hub_name(name: str | None) -> bool:
     """Whether a model came from the hub rather than from a folder or the toy world."""
-    if name is None or toy.is_toy_model(name) or name.startswith((".", "/", "~")) or Path(name).exists():
+    if name is None or is_toy_model(name) or name.startswith((".", "/", "~")) or Path(name).exists():
         return False
     return name.count("/") <= 1
 

@@ -21,9 +21,9 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiment import Experiment
 from reptile_distil.inputs import check_inputs
-from reptile_distil.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.materials import Materials
-from reptile_distil.models import count_parameters
+from reptile_distil.models.classifier import count_parameters
+from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.recovery import Recovery
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.trackers import check_trackers

@@ -25,9 +25,9 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.data.extra_batches import alone
 from reptile_distil.gradients import Logs, accumulate_gradient, is_split, split_batch, student_step
 from reptile_distil.inner import InnerLearner
-from reptile_distil.layer_map import match_models
-from reptile_distil.losses import DistillationLoss, LossTerms, Outputs
-from reptile_distil.models import Student, wrap_pair
+from reptile_distil.losses import DistillationLoss, LossTerms
+from reptile_distil.models.classifier import Outputs, Student, wrap_pair
+from reptile_distil.models.layer_map import match_models
 from reptile_distil.optim import check_trainable
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
 from reptile_distil.runtime.randomness import random_numbers_repeated

@@ -38,7 +38,7 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 
 from reptile_distil.errors import RunError, RunInUseError
-from reptile_distil.loading import quiet_transformers
+from reptile_distil.models.loading import quiet_transformers
 from reptile_distil.runtime.files import describe_fault, share_files, sync_file, sync_folder
 
 logger = logging.getLogger(__name__)

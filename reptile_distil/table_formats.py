@@ -25,7 +25,7 @@ from reptile_distil.glue_table import (
     score_sheet,
     task_order,
 )
-from reptile_distil.latency import BATCH_SIZES
+from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.table_data import BySeed, TableData, columns_of, summarise_scores
 from reptile_distil.table_epochs import to_epochs_csv
 

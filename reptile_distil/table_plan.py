@@ -18,12 +18,13 @@ from reptile_distil.data import toy
 from reptile_distil.data.sources import open_split
 from reptile_distil.errors import DataError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiment import Experiment
-from reptile_distil.loading import load_config_file
+from reptile_distil.models.loading import load_config_file
+from reptile_distil.models.tokenizer import load_tokenizer
+from reptile_distil.models.toy import is_toy_model
 from reptile_distil.plan import Measured, RunPlan, check_one_process, check_room, disk_needed, free_bytes, look, measure
 from reptile_distil.plan_text import ESTIMATE, WIDTH, align, item, say_size, say_time
 from reptile_distil.runtime.hub import asked_once
 from reptile_distil.table_config import TEACHER, Cell, TableConfig
-from reptile_distil.tokenizing import load_tokenizer
 
 
 class Missing(NamedTuple):
@@ -152,7 +153,7 @@ def _add_missing(cell: Cell, role: Role, missing: dict[str, Missing]) -> bool:
     if role != "teacher" and config.needs_teacher(role):
         models.append(config.teacher.finetuned or config.teacher.pretrained)
     for name in models:
-        if f"model {name}" not in missing and not toy.is_toy_model(name):
+        if f"model {name}" not in missing and not is_toy_model(name):
             try:
                 load_config_file(name)
                 load_tokenizer(name)

@@ -8,7 +8,7 @@ from torch import nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.gradients import Logs, student_step
 from reptile_distil.losses import LossTerms, labels_of, task_loss
-from reptile_distil.models import Teacher
+from reptile_distil.models.classifier import Teacher
 from reptile_distil.runtime.processes import ALONE, Processes, local_part
 
 

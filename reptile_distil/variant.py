@@ -10,7 +10,7 @@ from torch import nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.data.extra_batches import alone, companion, companion_names
-from reptile_distil.layer_map import ParameterPair, part_of_model
+from reptile_distil.models.layer_map import ParameterPair, part_of_model
 
 
 @dataclass(frozen=True, kw_only=True)

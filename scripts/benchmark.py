@@ -82,9 +82,9 @@ def settings_of(arguments: argparse.Namespace) -> Any:
     """How the options say to measure."""
     from reptile_distil.benchmark import Settings
     from reptile_distil.errors import ConfigError
+    from reptile_distil.models.tokenizer import load_tokenizer
     from reptile_distil.runtime.compute import choose_device
     from reptile_distil.token_lengths import QUANTILES, measure_quantiles
-    from reptile_distil.tokenizing import load_tokenizer
 
     device = choose_device(arguments.device)
     if arguments.graphs and device != "cuda":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil.arithmetic import Peaks, Shape, floor_seconds, layer_flops, step_bytes, step_flops
+from reptile_distil.arithmetic import Peaks, Shape, floor_seconds, step_bytes, step_flops
 from reptile_distil.benchmark import (
     METHODS,
     Case,
@@ -27,8 +27,9 @@ from reptile_distil.benchmark import (
 )
 from reptile_distil.benchmark_report import LOOKS, plot, to_markdown, what_grows
 from reptile_distil.cli import run
-from reptile_distil.data import toy
 from reptile_distil.errors import ConfigError, DataError, RunError
+from reptile_distil.models.cost import layer_flops
+from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.token_lengths import QUANTILES, draw_lengths, measure_quantiles
 from scripts import benchmark
@@ -116,7 +117,7 @@ def test_lengths_are_measured_in_a_folder_of_official_files(tmp_path):
     (tmp_path / "RTE").mkdir()
     rows = "".join(f"{index}\tgood\tbad\tentailment\n" for index in range(2490))
     (tmp_path / "RTE" / "train.tsv").write_text(f"index\tsentence1\tsentence2\tlabel\n{rows}")
-    assert measure_quantiles("rte", tmp_path, toy.tokenizer()) == (5,) * 21
+    assert measure_quantiles("rte", tmp_path, toy_tokenizer()) == (5,) * 21
 
 
 @pytest.mark.parametrize("name", ["mnli", "0", "1", "-3", ""])

@@ -10,6 +10,7 @@ import torch
 from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.evaluation import Examiner, agreement
+from reptile_distil.models.toy import toy_tokenizer
 
 
 class Oracle(torch.nn.Module):
@@ -31,7 +32,7 @@ class Oracle(torch.nn.Module):
 @pytest.fixture(scope="module")
 def dev():
     rows = toy.load_split(toy.TASKS["toy-sentence"], "dev").select(range(50))
-    return Batches(tokenize(rows, toy.tokenizer(), 32), toy.tokenizer(), batch_size=16)
+    return Batches(tokenize(rows, toy_tokenizer(), 32), toy_tokenizer(), batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_a_student_alone_is_scored_alone(dev, labels):
 
 def test_the_first_split_decides_and_every_split_is_reported(dev, labels):
     student = Oracle(wrong_on(labels, 5), dev)
-    half = Batches(dev.features.select(range(10)), toy.tokenizer(), batch_size=4)
+    half = Batches(dev.features.select(range(10)), toy_tokenizer(), batch_size=4)
     record = Examiner(student, {"dev_matched": dev, "dev_mismatched": half}, ["accuracy"]).examine()
     assert record["scores"] == {"dev_matched": {"accuracy": 0.9}, "dev_mismatched": {"accuracy": 0.5}}
     assert record["score"] == 0.9

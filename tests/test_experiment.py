@@ -9,18 +9,20 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, fitting, models
+from reptile_distil import Experiment, fitting
 from reptile_distil.build_data import build_batches, build_lessons
 from reptile_distil.builders import build_student, build_task
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
 from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
-from reptile_distil.models import Teacher
-from reptile_distil.packing import packed_logits
+from reptile_distil.models import pretrained as models
+from reptile_distil.models.classifier import Teacher
+from reptile_distil.models.packing import packed_logits
+from reptile_distil.models.tokenizer import load_tokenizer
+from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.runtime.compute import choose_device
 from reptile_distil.runtime.processes import Processes
-from reptile_distil.tokenizing import load_tokenizer
 from tests.helpers.models import bert
 from tests.helpers.paths import TINY
 
@@ -92,7 +94,7 @@ def test_metadistil_trains_on_the_rows_that_are_not_in_the_quiz_and_moves_the_te
 
 def test_the_quiz_is_made_of_training_rows_that_no_lesson_has_and_never_of_dev_rows(tiny):
     config = tiny("method=metadistil", "train.epochs=2", "data.max_train_rows=300").config
-    task, tokenizer = build_task(config), toy.tokenizer()
+    task, tokenizer = build_task(config), toy_tokenizer()
 
     def texts(batch):
         return [tuple(row[row != tokenizer.pad_token_id].tolist()) for row in batch["input_ids"]]
@@ -137,7 +139,7 @@ def test_reptiles_ablations_run_by_configuration_alone(tiny, options, num_train_
 
 def test_more_inner_steps_take_the_batches_that_follow(tiny):
     config = tiny("reptile.inner_steps=2", "reptile.share_forward=false").config
-    task, tokenizer = build_task(config), toy.tokenizer()
+    task, tokenizer = build_task(config), toy_tokenizer()
     batches = build_lessons(config, task, tokenizer)
     plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
     order = [batch["input_ids"] for epoch in (1, 2) for batch in plain.epoch(epoch)]
@@ -149,9 +151,9 @@ def test_more_inner_steps_take_the_batches_that_follow(tiny):
 def test_held_out_inner_batches_never_have_a_row_of_equation_3(tiny):
     config = tiny("reptile.inner_batch=held_out", "reptile.share_forward=false", "data.max_train_rows=300").config
     rows = {"own": set(), "inner": set()}
-    for batch in build_lessons(config, build_task(config), toy.tokenizer()).epoch(1):
+    for batch in build_lessons(config, build_task(config), toy_tokenizer()).epoch(1):
         for name, part in (("own", alone(batch)), ("inner", companion(batch, "inner"))):
-            rows[name] |= {tuple(ids[ids != toy.tokenizer().pad_token_id].tolist()) for ids in part["input_ids"]}
+            rows[name] |= {tuple(ids[ids != toy_tokenizer().pad_token_id].tolist()) for ids in part["input_ids"]}
     assert (len(rows["own"]), len(rows["inner"])) == (270, 30)
     assert not rows["own"] & rows["inner"]
 
@@ -224,10 +226,10 @@ def test_the_same_seed_gives_the_same_student_bit_for_bit_and_another_seed_anoth
 
 
 def test_the_seed_decides_the_dropout_masks_whatever_was_drawn_before(tiny, tmp_path):
-    config = toy.model_config("toy-bert-1L-16H")
+    config = toy_config("toy-bert-1L-16H")
     config.hidden_dropout_prob = 0.3
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "student")
-    toy.tokenizer().save_pretrained(tmp_path / "student")
+    toy_tokenizer().save_pretrained(tmp_path / "student")
     start = ["student.init=pretrained", "student.num_layers=null", f"student.pretrained={tmp_path}/student"]
     students = []
     for number in range(2):
@@ -256,7 +258,7 @@ def test_another_seed_gives_another_order_of_the_same_rows(tiny):
     orders = []
     for seed in (1, 2):
         config = tiny(f"seed={seed}").config
-        batches = build_batches(config, build_task(config), "train", toy.tokenizer(), config.train, for_training=True)
+        batches = build_batches(config, build_task(config), "train", toy_tokenizer(), config.train, for_training=True)
         orders.append([row for batch in batches.epoch(1) for row in batch["input_ids"][:, 1:3].tolist()])
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
@@ -620,7 +622,7 @@ def test_a_split_without_labels_has_no_score(tiny, tmp_path):
 def test_a_tokenizer_of_another_model_is_refused_before_anything_is_trained(tiny, tmp_path):
     """Its ids would run past the embeddings in the middle of an epoch."""
     bert(2, num_labels=2).save_pretrained(tmp_path / "model")
-    toy.tokenizer().save_pretrained(tmp_path / "model")
+    toy_tokenizer().save_pretrained(tmp_path / "model")
     experiment = tiny("data.max_length=16", f"teacher.pretrained={tmp_path}/model")
     for fit in (experiment.fit, experiment.fit_teacher):
         with pytest.raises(ModelError, match=r"its tokenizer gives ids up to .* but the model has only 30 embeddings"):

@@ -12,13 +12,13 @@ import torch
 from reptile_distil import build_data, builders, experiment, graphs
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
-from reptile_distil.data.toy import tokenizer
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiment import Experiment
 from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
-from reptile_distil.models import Student, Teacher
+from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.training_state import load_optimizer, optimizer_tensors, optimizer_values
@@ -279,7 +279,7 @@ def rows(lengths):
 
 @pytest.mark.parametrize(("lengths", "width"), [([3, 7], 8), ([8, 2], 8), ([9], 16), ([16, 1], 16), ([17], 19)])
 def test_batches_are_padded_to_a_multiple_but_never_beyond_the_longest_row(lengths, width):
-    batches = Batches(rows([*lengths, 19]), tokenizer(), batch_size=4, length_step=8)
+    batches = Batches(rows([*lengths, 19]), toy_tokenizer(), batch_size=4, length_step=8)
     padded = batches.batch(np.arange(len(lengths)))
     assert padded["input_ids"].shape == (len(lengths), width)
     assert padded["attention_mask"].sum(dim=1).tolist() == lengths
@@ -292,7 +292,7 @@ def test_padding_to_a_multiple_changes_nothing_but_rounding(name):
     models = []
     for length_step in (1, LENGTH_STEP):
         method, _, of_method = build(name)
-        batches = Batches(features, tokenizer(), batch_size=7, length_step=length_step)
+        batches = Batches(features, toy_tokenizer(), batch_size=7, length_step=length_step)
         given = batches.batch(np.arange(7))
         assert given["input_ids"].shape[1] == (7 if length_step == 1 else 8)
         for _ in range(5):
@@ -344,9 +344,9 @@ def test_evaluation_is_not_padded_to_a_multiple(tmp_path, on_a_pretended_gpu):
     config = run(tmp_path, "compute.cuda_graphs=true").config
     task = builders.build_task(config)
     made = [
-        build_data.build_batches(config, task, "train", tokenizer(), config.train, for_training=True),
-        build_data.build_lessons(config, task, tokenizer()),
-        build_data.build_batches(config, task, "dev", tokenizer(), config.train),
+        build_data.build_batches(config, task, "train", toy_tokenizer(), config.train, for_training=True),
+        build_data.build_lessons(config, task, toy_tokenizer()),
+        build_data.build_batches(config, task, "dev", toy_tokenizer(), config.train),
     ]
     assert [batches.length_step for batches in made] == [8, 8, 1]
 

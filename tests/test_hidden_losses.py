@@ -6,9 +6,9 @@ import torch
 from reptile_distil.errors import LayerMapError, ModelError
 from reptile_distil.gradients import accumulate_gradient
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
-from reptile_distil.losses import DistillationLoss, Outputs
+from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import KnowledgeDistiller
-from reptile_distil.models import Classifier, Student, Teacher
+from reptile_distil.models.classifier import Classifier, Outputs, Student, Teacher
 from reptile_distil.reptile import ReptileDistiller
 from tests.helpers.models import batch, bert, changed, classifier, weights
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from reptile_distil import Experiment
 from reptile_distil.errors import CallbackError, ModelError, RunError
 from reptile_distil.grid import Grid
-from reptile_distil.loading import find_folder
+from reptile_distil.models.loading import find_folder
 from reptile_distil.report import make_report
 from reptile_distil.table_config import load_table_config
 from reptile_distil.table_data import collect

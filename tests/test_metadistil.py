@@ -250,7 +250,7 @@ def test_frozen_weights_of_either_model_stay(pair):
 
 
 def test_bf16_autocast_leaves_weights_and_logs_in_float32(pair):
-    from reptile_distil.models import Student, Teacher
+    from reptile_distil.models.classifier import Student, Teacher
 
     teacher, student = (
         kind(m, autocast_dtype=torch.bfloat16) for kind, m in zip((Teacher, Student), pair, strict=True)

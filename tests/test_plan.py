@@ -7,7 +7,8 @@ import transformers
 
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
-from reptile_distil.models import load_pretrained
+from reptile_distil.models.pretrained import load_pretrained
+from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.plan import Measured, ModelFacts, RunPlan, Status, disk_needed
 from reptile_distil.plan_text import say_size, say_time
 from reptile_distil.recovery import Recovery
@@ -181,7 +182,7 @@ def test_models_of_unequal_width_are_refused_for_reptile_and_not_for_kd(call):
 @pytest.mark.parametrize("what", ["special tokens", "vocabularies"])
 def test_models_with_different_tokenizers_are_refused(call, tmp_path, what):
     load_pretrained("toy-bert-1L-16H", toy.TASKS["toy-sentence"], seed=0).save_pretrained(tmp_path / "student")
-    tokenizer = toy.tokenizer()
+    tokenizer = toy_tokenizer()
     if what == "special tokens":
         tokenizer.unk_token = "the"
     else:

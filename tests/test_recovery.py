@@ -18,6 +18,7 @@ from reptile_distil.data.extra_batches import Companions
 from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.evaluation import Examiner
 from reptile_distil.methods import FineTuner
+from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.recovery import Recovery
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runs import RunFolder
@@ -36,10 +37,10 @@ WALL_CLOCK = re.compile(
 def settings(tmp_path_factory):
     """Overrides for a run with dropout, micro-batches, a checkpoint every two steps, and all of them kept."""
     folder = tmp_path_factory.mktemp("teacher")
-    config = toy.model_config("toy-bert-2L-16H")
+    config = toy_config("toy-bert-2L-16H")
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.2
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    toy.tokenizer().save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
     return [
         f"teacher.pretrained={folder}",
         "train.epochs=3",
@@ -618,7 +619,7 @@ def test_a_step_that_is_not_finite_stops_the_run_with_its_rows_and_leaves_model_
         experiment("method=finetune").fit()
     listed = re.search(r"counted from 0: ([\d, ]+)\)", str(error.value))[1]
     texts = toy.load_split(toy.TASKS["toy-sentence"], "train")[[int(row) for row in listed.split(", ")]]["text"]
-    assert toy.tokenizer()(texts, padding=True, return_tensors="pt")["input_ids"].tolist() == seen[6].tolist()
+    assert toy_tokenizer()(texts, padding=True, return_tensors="pt")["input_ids"].tolist() == seen[6].tolist()
     assert {file.name: file.read_bytes() for file in folder.model.iterdir()} == model
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000005-evaluated", "step-00000006"]
 

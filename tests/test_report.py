@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil import Experiment, cli, model_card, onnx_export, report
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
-from reptile_distil.flops import flops_per_sequence
+from reptile_distil.models.cost import flops_per_sequence
 from reptile_distil.runtime.hub import push
 from reptile_distil.runtime.measuring import Timing, pad_at_random, random_batch, time_in_turn
 from tests.helpers.models import bert, classifier
@@ -315,7 +315,7 @@ class FakeHub:
 
 
 def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr("reptile_distil.runtime.hub.hub_is_reachable", lambda: True)
     hub = FakeHub()
     assert push(tmp_path, "me/student", client=hub) == "https://huggingface.co/me/student"
     assert hub.calls == [
@@ -325,7 +325,7 @@ def test_push_creates_a_private_repository_and_uploads_the_model_folder(tmp_path
 
 
 def test_a_hub_that_refuses_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(upload, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr("reptile_distil.runtime.hub.hub_is_reachable", lambda: True)
     refusal = LocalTokenNotFoundError("no token:\nlog in first")
     with pytest.raises(RunError, match=r"^--push me/student: the hub refused: no token: log in first$"):
         push(tmp_path, "me/student", client=FakeHub(refusal))

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from reptile_distil.data import toy
-from reptile_distil.models import load_pretrained
+from reptile_distil.models.pretrained import load_pretrained
+from reptile_distil.models.toy import toy_tokenizer
 from tests.helpers.paths import ROOT, TINY_TABLE
 
 GLUE = "cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()
@@ -125,7 +126,7 @@ def test_a_pair_of_models_is_checked_even_where_the_data_are_missing(call, tmp_p
 def test_a_table_whose_models_and_data_are_folders_is_measured(call, tmp_path):
     write_rte(tmp_path)
     load_pretrained("toy-bert-2L-16H", toy.TASKS["toy-pair"], seed=0).save_pretrained(tmp_path / "bert")
-    toy.tokenizer().save_pretrained(tmp_path / "bert")
+    toy_tokenizer().save_pretrained(tmp_path / "bert")
     options = [f"data.path={tmp_path}", "data.check_rows=false", "data.max_train_rows=null", "tasks=[rte]"]
     code, out, err = call("table", "--dry-run", *options, f"teacher.pretrained={tmp_path}/bert", config=TINY_TABLE)
     assert code == 0, err

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import KnowledgeDistiller
-from reptile_distil.models import Student, Teacher
+from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.optim import adamw
 from reptile_distil.trial import Trial, mean_seconds, run_trial
 from tests.helpers.models import bert
@@ -22,7 +22,7 @@ def batches(lengths=LENGTHS, batch_size=2):
     columns = {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": 0 * tokens}
     labels = np.zeros(len(lengths), dtype=np.int64)
     features = Features.end_to_end(columns, np.array(lengths), labels)
-    return Batches(features, toy.tokenizer(), batch_size=batch_size)
+    return Batches(features, toy_tokenizer(), batch_size=batch_size)
 
 
 class Recorder:

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from reptile_distil import Experiment
-from reptile_distil.data import toy
 from reptile_distil.errors import CallbackError
+from reptile_distil.models.toy import toy_config, toy_tokenizer
 from tests.helpers.models import bert
 from tests.helpers.paths import TINY
 
@@ -25,11 +25,11 @@ SECOND = ("seed=2", "train.lr=2e-3")
 def start(tmp_path_factory):
     """A model with dropout, so that random numbers matter."""
     folder = tmp_path_factory.mktemp("start")
-    config = toy.model_config("toy-bert-2L-16H")
+    config = toy_config("toy-bert-2L-16H")
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.2
     torch.manual_seed(0)
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    toy.tokenizer().save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from reptile_distil.errors import LayerMapError
-from reptile_distil.layer_map import match_models, part_of_model
 from reptile_distil.losses import DistillationLoss
-from reptile_distil.models import start_from_teacher_layers, start_random
+from reptile_distil.models.layer_map import match_models, part_of_model
+from reptile_distil.models.pretrained import start_from_teacher_layers, start_random
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.variant import Variant
 from tests.helpers.models import batch, bert, changed, classifier, weights

@@ -1,4 +1,4 @@
-"""The offline world: four generated tasks with real signal, a small vocabulary, and small random BERTs.
+"""The offline world: four generated tasks with real signal and a small vocabulary (`models.toy` has its BERTs).
 
 Nothing is downloaded or read from disk. A task is fixed: its examples never depend on a run's seed. In
 training, one class label in ten is wrong and ratings carry noise, so that a teacher can know better than the labels.
@@ -7,35 +7,49 @@ training, one class label in ten is wrong and ratings carry noise, so that a tea
 from __future__ import annotations
 
 import functools
-import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import transformers
 
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import DataError, ModelError
+from reptile_distil.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
 
+
 NUM_ROWS = {"train": 2000, "dev": 500, "test": 500}
+
+
 LABEL_NOISE = 0.1  # fraction of training labels replaced; dev and test are clean
+
+
 RATING_NOISE = 0.5  # standard deviation, in points of 0 to 5
 
+
 _POSITIVE = "good great lovely warm clever bright honest gentle funny moving".split()
+
+
 _NEGATIVE = "bad awful ugly cold stupid dull false cruel boring clumsy".split()
+
+
 _NEGATORS = ("not", "never")
+
+
 _FILLERS = (
     "the a this film story plot actor scene music ending was felt seemed looked and with very quite rather".split()
 )
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_WORDS = sorted({*_POSITIVE, *_NEGATIVE, *_NEGATORS, *_FILLERS})
 
-_MODEL_NAME = re.compile(r"toy-bert-([0-9]{1,3})L-([0-9]{1,4})H")
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+_WORDS = sorted({*_POSITIVE, *_NEGATIVE, *_NEGATORS, *_FILLERS})
+VOCABULARY = (*_SPECIAL, *_WORDS)
+"""Tokens of the toy models; a token's number is its place."""
 
 
 def _task(name: str, **fields: Any) -> Task:
@@ -105,37 +119,6 @@ def _make_columns(name: str, split: str) -> dict[str, tuple[Any, ...]]:
     if task.is_pair:
         columns["text_pair"] = tuple(row[1] for row in rows)
     return {**columns, "label": tuple(labels)}
-
-
-def is_toy_model(name: str) -> bool:
-    """Whether `name` is that of a toy model: `toy-bert-4L-64H` has 4 layers of width 64."""
-    return _MODEL_NAME.fullmatch(name) is not None
-
-
-def model_config(name: str) -> transformers.BertConfig:
-    """The configuration of a toy model; its weights are drawn where the model is made."""
-    match = _MODEL_NAME.fullmatch(name)
-    if match is None:
-        raise ModelError(f"{name!r} is no toy model: expected a name such as toy-bert-4L-64H")
-    num_layers, width = map(int, match.groups())
-    if num_layers < 1 or width < 4 or width % 4:
-        raise ModelError(f"{name!r}: a toy model needs a layer or more and a width that is a multiple of its 4 heads")
-    return transformers.BertConfig(
-        vocab_size=len(_SPECIAL) + len(_WORDS),
-        hidden_size=width,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        intermediate_size=4 * width,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-
-
-def tokenizer() -> Any:
-    """The tokenizer of every toy model: one token a word."""
-    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *_WORDS))}
-    return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=64)
 
 
 def _noisy(label: Any, num_labels: int, rng: np.random.Generator) -> Any:

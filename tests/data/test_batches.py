@@ -13,7 +13,8 @@ from reptile_distil.data.batches import Batches, draw_rows, length_grouped_batch
 from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
 from reptile_distil.evaluation import agreement, predict_logits
-from reptile_distil.models import Classifier, Teacher
+from reptile_distil.models.classifier import Classifier, Teacher
+from reptile_distil.models.toy import toy_tokenizer
 from tests.helpers.models import bert
 
 PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3
@@ -314,7 +315,7 @@ def test_logits_under_autocast_come_back_in_float32(tokenizer):
 
 def test_a_toy_task_goes_all_the_way(tokenizer):
     rows = toy.load_split(toy.TASKS["toy-pair"], "dev").select(range(10))
-    batches = Batches(tokenize(rows, toy.tokenizer(), 16), toy.tokenizer(), batch_size=4)
+    batches = Batches(tokenize(rows, toy_tokenizer(), 16), toy_tokenizer(), batch_size=4)
     assert sorted(label for batch in labels_of(batches, 0) for label in batch) == sorted(rows["label"])
 
 

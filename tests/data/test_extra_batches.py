@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.extra_batches import BatchStream, Companions, alone, companion, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
+from reptile_distil.models.toy import toy_tokenizer
 
 
 def rows(count=20):
@@ -19,7 +19,7 @@ def rows(count=20):
 
 
 def batches(count=20, batch_size=3, seed=0):
-    return Batches(rows(count), toy.tokenizer(), batch_size=batch_size, seed=seed)
+    return Batches(rows(count), toy_tokenizer(), batch_size=batch_size, seed=seed)
 
 
 def labels(batch):
@@ -37,7 +37,7 @@ def test_both_parts_know_which_rows_of_the_split_they_hold():
     """So that a step that is not finite names the right ones."""
     for part in hold_out(rows(), 0.25):
         assert part.row_ids.tolist() == [100 + label for label in part["label"]]
-        train = Batches(part, toy.tokenizer(), batch_size=3)
+        train = Batches(part, toy_tokenizer(), batch_size=3)
         for number, batch in enumerate(train.epoch(2)):
             assert train.row_ids(2, number) == [100 + label for label in batch["labels"]]
 

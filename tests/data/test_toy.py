@@ -12,6 +12,7 @@ import torch
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import DataError, ModelError
+from reptile_distil.models.toy import is_toy_model, toy_config, toy_tokenizer
 
 NAMES = ("toy-sentence", "toy-pair", "toy-threeway", "toy-regression")
 CLASSIFICATION = ("toy-sentence", "toy-pair", "toy-threeway")
@@ -207,7 +208,7 @@ def test_every_text_has_an_opinion_and_some_are_said_by_their_opposite(name):
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_every_word_is_in_the_vocabulary_and_is_one_token(split):
-    tokenizer = toy.tokenizer()
+    tokenizer = toy_tokenizer()
     words = sorted({word for name in NAMES for text in texts(name, split) for word in text.split()})
     assert len(words) > 30
     for word, ids in zip(words, tokenizer(words)["input_ids"], strict=True):
@@ -218,9 +219,9 @@ def test_every_word_is_in_the_vocabulary_and_is_one_token(split):
 def test_every_row_fits_into_the_toy_models_positions(name):
     longest = max(len(text.split()) for text in texts(name, "train"))
     pair = len(toy.TASKS[name].text_columns)
-    positions = toy.model_config("toy-bert-2L-32H").max_position_embeddings
+    positions = toy_config("toy-bert-2L-32H").max_position_embeddings
     assert 1 + pair * (longest + 1) <= positions  # [CLS], and each text with its [SEP]
-    assert toy.tokenizer().model_max_length <= positions
+    assert toy_tokenizer().model_max_length <= positions
 
 
 def test_no_word_has_two_senses():
@@ -229,14 +230,14 @@ def test_no_word_has_two_senses():
 
 
 def test_a_toy_models_name_says_its_depth_and_width():
-    config = toy.model_config("toy-bert-4L-64H")
+    config = toy_config("toy-bert-4L-64H")
     assert (config.num_hidden_layers, config.hidden_size) == (4, 64)
-    config = toy.model_config("toy-bert-12L-128H")
+    config = toy_config("toy-bert-12L-128H")
     assert (config.num_hidden_layers, config.hidden_size) == (12, 128)
 
 
 def test_toy_models_of_any_depth_share_the_vocabulary():
-    assert toy.model_config("toy-bert-2L-32H").vocab_size == len(toy.tokenizer().get_vocab())
+    assert toy_config("toy-bert-2L-32H").vocab_size == len(toy_tokenizer().get_vocab())
 
 
 @pytest.mark.parametrize(
@@ -252,18 +253,18 @@ def test_toy_models_of_any_depth_share_the_vocabulary():
     ],
 )
 def test_only_such_names_are_toy_models(name, is_toy):
-    assert toy.is_toy_model(name) == is_toy
+    assert is_toy_model(name) == is_toy
 
 
 @pytest.mark.parametrize("name", ["toy-bert-0L-64H", "toy-bert-2L-0H", "toy-bert-2L-30H"])
 def test_a_shape_that_cannot_be_built_is_refused(name):
     with pytest.raises(ModelError, match="a layer or more and a width that is a multiple of its 4 heads"):
-        toy.model_config(name)
+        toy_config(name)
 
 
 def test_another_name_is_refused_with_an_example():
     with pytest.raises(ModelError, match="'bert-base' is no toy model: expected a name such as toy-bert-4L-64H"):
-        toy.model_config("bert-base")
+        toy_config("bert-base")
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones():

@@ -16,7 +16,6 @@ import transformers
 from reptile_distil import build_method, reptile
 from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config.config import load_config
-from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits
@@ -24,7 +23,8 @@ from reptile_distil.experiment import Experiment
 from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.losses import DistillationLoss
 from reptile_distil.methods import FineTuner, KnowledgeDistiller
-from reptile_distil.models import Classifier
+from reptile_distil.models.classifier import Classifier
+from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.processes import ALONE, shard_model, start_processes, stop_processes, whole, whole_copy
@@ -235,10 +235,10 @@ def interrupted(processes, folder, *, shard=False):
     """The run `whole`; `stopped`, in which the second process alone gets a signal, and gone on with; and `left`."""
     teacher = folder / "teacher"
     if processes.is_main:
-        config = toy.model_config("toy-bert-2L-16H")
+        config = toy_config("toy-bert-2L-16H")
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.2
         transformers.BertForSequenceClassification(config).save_pretrained(teacher)
-        toy.tokenizer().save_pretrained(teacher)
+        toy_tokenizer().save_pretrained(teacher)
     processes.on_main(lambda: None)
     experiment(folder / "whole", teacher, shard=shard).fit()
     for name in ("stopped", "left"):

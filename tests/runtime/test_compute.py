@@ -11,7 +11,7 @@ import torch
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiment import Experiment
 from reptile_distil.losses import DistillationLoss
-from reptile_distil.models import Student, Teacher
+from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.optim import adamw
 from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime import compute

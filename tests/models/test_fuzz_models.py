@@ -10,11 +10,11 @@ import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import ModelError
-from reptile_distil.models import load_finetuned, load_pretrained
-from reptile_distil.tokenizing import check_vocabulary, load_tokenizer
+from reptile_distil.models.pretrained import load_finetuned, load_pretrained
+from reptile_distil.models.tokenizer import check_vocabulary, load_tokenizer
+from reptile_distil.models.toy import toy_config, toy_tokenizer
 from tests.helpers.fuzzing import assert_one_sentence, examples
 
 RTE = GLUE["rte"]
@@ -24,10 +24,10 @@ RTE = GLUE["rte"]
 def sound(tmp_path_factory):
     """The folder of a sound model of 6,000 weights."""
     folder = tmp_path_factory.mktemp("sound")
-    config = toy.model_config("toy-bert-1L-16H")
+    config = toy_config("toy-bert-1L-16H")
     config.id2label = dict(enumerate(RTE.label_names))
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    toy.tokenizer().save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -81,7 +81,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 ODD_CONTENTS = [b"", b"{", b"{}", b"[]", b"null", b"3", b"\xff", b"\x00" * 100, b"[" * 100_000, b'{"a": 1e999}']
 ODD_VALUES = [None, 0, -1, 1, 5, 10**9, 1.5, 1e999, "", "x", "a/b", True, [], [1], {}, {"a": 1}, {"0": "x", "5": None}]
 KEYS = [
-    *sorted(toy.model_config("toy-bert-1L-16H").to_dict()),
+    *sorted(toy_config("toy-bert-1L-16H").to_dict()),
     "auto_map",
     "num_labels",
     "attn_implementation",

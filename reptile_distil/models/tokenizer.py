@@ -6,9 +6,9 @@ from typing import Any
 
 import transformers
 
-from reptile_distil.data import toy
 from reptile_distil.errors import ModelError
-from reptile_distil.loading import first_sentence, load_files
+from reptile_distil.models.loading import first_sentence, load_files
+from reptile_distil.models.toy import is_toy_model, toy_tokenizer
 
 
 def load_tokenizer(name: str) -> Any:
@@ -16,8 +16,8 @@ def load_tokenizer(name: str) -> Any:
 
     Raises `ModelError` where it has no vocabulary, or cannot turn texts into one batch.
     """
-    if toy.is_toy_model(name):
-        return toy.tokenizer()
+    if is_toy_model(name):
+        return toy_tokenizer()
     tokenizer = load_files(transformers.AutoTokenizer, name)
     # A folder without tokenizer files gives a tokenizer all the same, which knows nothing but its special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

@@ -8,22 +8,20 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import loading, models
-from reptile_distil.data import toy
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import LayerMapError, ModelError
-from reptile_distil.models import (
-    Classifier,
-    Student,
-    Teacher,
+from reptile_distil.models import loading
+from reptile_distil.models import pretrained as models
+from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
+from reptile_distil.models.pretrained import (
     check_length,
-    count_parameters,
     load_finetuned,
     load_pretrained,
     start_from_teacher_layers,
     start_random,
 )
-from reptile_distil.tokenizing import check_same_tokenizer, check_vocabulary, load_tokenizer
+from reptile_distil.models.tokenizer import check_same_tokenizer, check_vocabulary, load_tokenizer
+from reptile_distil.models.toy import toy_tokenizer
 from tests.helpers.models import batch, bert, changed, classifier, weights
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
@@ -507,11 +505,11 @@ def test_trap_17_the_local_cache_is_asked_before_the_network(monkeypatch):
         asked.append((name, options))
         if "local_files_only" in options:
             raise OSError("not in the cache")
-        return toy.tokenizer()
+        return toy_tokenizer()
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
     monkeypatch.setattr(loading, "hub_is_reachable", lambda: asked.append("reachable?") or True)
-    assert len(load_tokenizer("some/name")) == len(toy.tokenizer())
+    assert len(load_tokenizer("some/name")) == len(toy_tokenizer())
     assert asked == [
         ("some/name", {"trust_remote_code": False, "local_files_only": True}),
         "reachable?",
@@ -521,7 +519,7 @@ def test_trap_17_the_local_cache_is_asked_before_the_network(monkeypatch):
 
 def test_trap_17_a_folder_is_loaded_without_asking_the_network(tmp_path, monkeypatch):
     folder = save(bert(2), tmp_path, MNLI.label_names)
-    toy.tokenizer().save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     asked = []
     monkeypatch.setattr("socket.socket.connect", lambda *address: asked.append(address))
@@ -697,7 +695,7 @@ def test_trying_a_model_out_leaves_its_mode_and_the_random_numbers_alone(tmp_pat
 
 @pytest.mark.parametrize("changes", [{"pad_token": None}, {"unk_token": "nowhere"}])
 def test_a_tokenizer_that_cannot_make_a_batch_is_refused(tmp_path, changes):
-    toy.tokenizer().save_pretrained(tmp_path)
+    toy_tokenizer().save_pretrained(tmp_path)
     save(bert(2), tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -706,11 +704,11 @@ def test_a_tokenizer_that_cannot_make_a_batch_is_refused(tmp_path, changes):
 
 
 def test_a_tokenizer_with_more_words_than_the_model_is_refused():
-    size = len(toy.tokenizer())
-    check_vocabulary("small", load_pretrained("toy-bert-1L-16H", MNLI, seed=0), toy.tokenizer())
+    size = len(toy_tokenizer())
+    check_vocabulary("small", load_pretrained("toy-bert-1L-16H", MNLI, seed=0), toy_tokenizer())
     message = f"^small: its tokenizer gives ids up to {size - 1}, but the model has only 30 embeddings"
     with pytest.raises(ModelError, match=message):
-        check_vocabulary("small", bert(2), toy.tokenizer())
+        check_vocabulary("small", bert(2), toy_tokenizer())
 
 
 # Tokenizers, lengths, sizes
@@ -744,9 +742,9 @@ def test_tokenizers_that_give_other_ids_are_refused_with_both_names(other, diffe
 
 def test_a_tokenizer_comes_from_the_models_folder_or_for_a_toy_from_the_toy_world(tmp_path):
     save(bert(2), tmp_path)
-    toy.tokenizer().save_pretrained(tmp_path)
-    assert load_tokenizer(str(tmp_path)).get_vocab() == toy.tokenizer().get_vocab()
-    assert load_tokenizer("toy-bert-4L-64H").get_vocab() == toy.tokenizer().get_vocab()
+    toy_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).get_vocab() == toy_tokenizer().get_vocab()
+    assert load_tokenizer("toy-bert-4L-64H").get_vocab() == toy_tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 
-from reptile_distil import DistillationLoss, ReptileDistiller, packing
+from reptile_distil import DistillationLoss, ReptileDistiller
 from reptile_distil.errors import ModelError
-from reptile_distil.models import Classifier, Student, Teacher
-from reptile_distil.packing import Layout, packed_logits
+from reptile_distil.models import packing
+from reptile_distil.models.classifier import Classifier, Student, Teacher
+from reptile_distil.models.packing import Layout, packed_logits
 from tests.helpers.models import bert, classifier
 
 KINDS = ("bert", "roberta", "electra")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reptile_distil.errors import LayerMapError
-from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
 from tests.helpers.models import bert, classifier
 
 FOUR_TO_TWO = {

@@ -1,129 +1,21 @@
-"""Teacher and Student around any transformers sequence classifier: load, start, check that the two fit, save."""
+"""Transformers' sequence classifiers: loaded, given a new head, or made of another one's layers."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from reptile_distil.data import toy
-from reptile_distil.data.batches import Batch
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ModelError
-from reptile_distil.layer_map import encoder_layers, pair_parameters, resolve_layer_map
-from reptile_distil.loading import check_it_runs, load_config_file, load_files
-from reptile_distil.losses import Outputs
-from reptile_distil.packing import packed_logits, use_packing
-from reptile_distil.runtime.processes import local_part
+from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.models.loading import check_it_runs, load_config_file, load_files
+from reptile_distil.models.toy import is_toy_model, toy_config
 from reptile_distil.runtime.randomness import seeded
-
-
-class Classifier(nn.Module):
-    """A sequence classifier that takes a batch and returns its logits.
-
-    Args:
-        model: a transformers sequence classifier.
-        autocast_dtype: run the forward pass under autocast to this dtype; None: in the weights' own.
-        packed: compute on the batch's real tokens alone (see `packing`); the logits are the same up to rounding.
-
-    Raises:
-        ModelError: the model cannot be packed.
-    """
-
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
-        super().__init__()
-        if packed:
-            use_packing(model)
-        self.model = model
-        self.autocast_dtype = autocast_dtype
-        self.packed = packed
-        self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
-
-    @classmethod
-    def wrap(cls, model: nn.Module) -> Self:
-        """The model itself where it is such a wrapper already, else a wrapper around it."""
-        if isinstance(model, cls):
-            return model
-        if isinstance(model, Classifier):
-            return cls(model.model, autocast_dtype=model.autocast_dtype, packed=model.packed)
-        return cls(model)
-
-    @property
-    def trainable(self) -> list[Tensor]:
-        """The parameters that take gradients."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, C). Entries of the batch that the model does not take, such as labels, are left out."""
-        return self.outputs(batch).logits
-
-    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
-        """Logits, and where asked for hidden states. Raises `ModelError` where the model gives none."""
-        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in self._inputs}
-        if hidden_states:
-            inputs["output_hidden_states"] = True
-        # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
-        with torch.autocast(
-            inputs["input_ids"].device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
-        ):
-            if self.packed and "attention_mask" in inputs and not hidden_states:
-                return Outputs(packed_logits(self.model, inputs))
-            output = self.model(**inputs)
-        # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
-        if hidden_states and not output.hidden_states:
-            raise ModelError(f"{type(self.model).__name__} gives no hidden states: a loss on them cannot be computed")
-        return Outputs(output.logits, output.hidden_states if hidden_states else ())
-
-
-class Student(Classifier):
-    """The classifier that learns."""
-
-
-class Teacher(Classifier):
-    """The classifier that gives soft labels: always in eval mode, never in the student's graph, yet trainable."""
-
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
-        super().__init__(model, autocast_dtype=autocast_dtype, packed=packed)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever is asked: dropout has no place in soft labels."""
-        return super().train(False)
-
-    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
-        """As any classifier's, in eval mode even where someone has put the inner model into train mode."""
-        self.eval()
-        return super().outputs(batch, hidden_states=hidden_states)
-
-    def soft_labels(self, batch: Batch) -> Tensor:
-        """Logits (B, C) without a graph, from the weights as they are now."""
-        return self.targets(batch).logits
-
-    @torch.no_grad()
-    def targets(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
-        """What a student is compared with, without a graph, from the weights as they are now."""
-        return self.outputs(batch, hidden_states=hidden_states)
-
-
-def wrap_pair(teacher: nn.Module, student: nn.Module) -> tuple[Teacher, Student]:
-    """Both models, wrapped. Raises `ValueError` where training the student would change the teacher's own weights."""
-    wrapped = Teacher.wrap(teacher), Student.wrap(student)
-    of_teacher = {_place(theta) for theta in wrapped[0].parameters()}
-    if any(_place(theta) in of_teacher for theta in wrapped[1].trainable):
-        raise ValueError("teacher and student share weights: give two models, or copy.deepcopy(teacher) as the student")
-    return wrapped
-
-
-def _place(theta: Tensor) -> int:
-    """Where the values lie: two parameters may share them."""
-    return local_part(theta).data_ptr() or id(theta)
 
 
 def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
@@ -132,8 +24,8 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
     A head in the checkpoint is dropped. Raises `ModelError` where the model is missing or incomplete.
     """
     with seeded(seed):
-        if toy.is_toy_model(name):
-            return _new_classifier(_with_labels(toy.model_config(name), task))
+        if is_toy_model(name):
+            return _new_classifier(_with_labels(toy_config(name), task))
         config = _with_labels(load_config_file(name), task)
         model, report = load_files(
             transformers.AutoModelForSequenceClassification,
@@ -212,11 +104,6 @@ def check_length(name: str, model: Any, max_length: int) -> None:
         limit -= (model.config.pad_token_id or 0) + 1
     if max_length > limit:
         raise ModelError(f"{name}: has {limit} positions, but data.max_length is {max_length} tokens; lower it")
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of weights, shared ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _new_classifier(config: Any) -> nn.Module:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from reptile_distil import latency
-from reptile_distil.latency import compare_latency
-from reptile_distil.models import Student, Teacher
+from reptile_distil.models import cost as latency
+from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.models.cost import compare_latency
 from tests.helpers import models
 
 
