@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiment import Experiment
-    from reptile_distil.losses import DistillationLoss
-    from reptile_distil.metadistil import MetaDistiller
-    from reptile_distil.methods import FineTuner, KnowledgeDistiller
+    from reptile_distil.methods.finetune import FineTuner
+    from reptile_distil.methods.kd import KnowledgeDistiller
+    from reptile_distil.methods.losses import DistillationLoss
+    from reptile_distil.methods.metadistil import MetaDistiller
+    from reptile_distil.methods.reptile import ReptileDistiller
     from reptile_distil.metrics import GlueMetric
     from reptile_distil.models.classifier import Student, Teacher
-    from reptile_distil.reptile import ReptileDistiller
 
 __version__ = "0.1.0"
 
@@ -49,14 +50,14 @@ if "ipykernel.zmqshell" in sys.modules:
 _MODULES = {
     "Callback": "callbacks",
     "Config": "config.config",
-    "DistillationLoss": "losses",
+    "DistillationLoss": "methods.losses",
     "Experiment": "experiment",
-    "FineTuner": "methods",
+    "FineTuner": "methods.finetune",
     "GlueMetric": "metrics",
-    "KnowledgeDistiller": "methods",
-    "MetaDistiller": "metadistil",
+    "KnowledgeDistiller": "methods.kd",
+    "MetaDistiller": "methods.metadistil",
     "ReptileDistilError": "errors",
-    "ReptileDistiller": "reptile",
+    "ReptileDistiller": "methods.reptile",
     "RunInfo": "callbacks",
     "StopTraining": "callbacks",
     "Student": "models.classifier",

@@ -28,14 +28,15 @@ from reptile_distil.data.batches import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Stepping
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.metadistil import MetaDistiller
-from reptile_distil.methods import FineTuner, KnowledgeDistiller
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher, count_parameters
 from reptile_distil.models.pretrained import load_pretrained
-from reptile_distil.optim import adamw
 from reptile_distil.released_step import ReleasedStep
-from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
 from reptile_distil.token_lengths import QUANTILES, Lengths, Quantiles, draw_lengths
 

@@ -14,17 +14,17 @@ from reptile_distil.config.config import Config
 from reptile_distil.config.sections import MethodName, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.graphs import GraphedSteps
-from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
-from reptile_distil.losses import DistillationLoss, HiddenStateTerm
-from reptile_distil.metadistil import MetaDistiller
-from reptile_distil.methods import FineTuner, KnowledgeDistiller
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
+from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.reptile_variants import TeacherUpkeep, Variant
+from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
-from reptile_distil.optim import adamw
-from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training import Method, count_steps
-from reptile_distil.upkeep import TeacherUpkeep
-from reptile_distil.variant import Variant
 
 
 class BuiltMethod(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reptile_distil.errors import CallbackError
-from reptile_distil.gradients import Logs
+from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.runtime.randomness import random_numbers_repeated

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError
-from reptile_distil.gradients import Logs
+from reptile_distil.methods.step import Logs
 from reptile_distil.models.loading import first_sentence
 
 LENGTH_STEP = 8

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, Any]
 Naming = Callable[[Result], str]
-
-
 MOST_BARS = 6
 """More names than this stand beside the axis, with a point for each instead of a bar."""
 

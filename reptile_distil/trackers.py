@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from reptile_distil.callbacks import RunInfo
 from reptile_distil.errors import MissingExtraError, RunError
-from reptile_distil.gradients import Logs
+from reptile_distil.methods.step import Logs
 
 logger = logging.getLogger(__name__)
 

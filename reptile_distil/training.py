@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from reptile_distil.callbacks import RunCallbacks
 from reptile_distil.data.batches import Batch, Batches
 from reptile_distil.errors import CallbackError, RunError
-from reptile_distil.gradients import Logs
+from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 
 logger = logging.getLogger(__name__)

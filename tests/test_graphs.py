@@ -15,12 +15,13 @@ from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiment import Experiment
 from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.methods import FineTuner, KnowledgeDistiller
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
-from reptile_distil.optim import adamw
-from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.training_state import load_optimizer, optimizer_tensors, optimizer_values
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY

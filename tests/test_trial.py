@@ -6,11 +6,11 @@ import torch
 
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.methods import KnowledgeDistiller
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
-from reptile_distil.optim import adamw
 from reptile_distil.trial import Trial, mean_seconds, run_trial
 from tests.helpers.models import bert
 

@@ -7,14 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LayerMapName = Literal["first", "last", "skip", "both"]
-
-
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
-
-
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
-
-
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 
@@ -299,7 +293,6 @@ class ComputeConfig(Section):
 
 Role = MethodName | Literal["teacher"]
 """What a run does: one of the methods, or the teacher's fine-tuning."""
-
 
 TEACHER_MOVES = ("reptile", "metadistil")
 """The methods that change their teacher."""

@@ -28,8 +28,6 @@ class _Columns:
 
 
 _SENTENCES = ("sentence1", "sentence2")
-
-
 _COLUMNS = {
     "cola": _Columns(("sentence",), "label"),
     "sst2": _Columns(("sentence",), "label"),
@@ -43,19 +41,10 @@ _COLUMNS = {
     "ax": _Columns(_SENTENCES, "label"),
 }
 
-
 _AX_LABELLED = _Columns(("Premise", "Hypothesis"), "Label", labels_are_names=True)
-
-
 _COLA_HEADER = ("source", "label", "star", "sentence")  # what the header of CoLA's train and dev would say
-
-
 _MRPC_IDS = ("#1 ID", "#2 ID")
-
-
 _MRPC_TRAIN, _MRPC_TEST = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"
-
-
 _MRPC_DEV_IDS = "dev_ids.tsv"
 
 

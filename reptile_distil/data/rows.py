@@ -12,8 +12,6 @@ from pathlib import Path
 from reptile_distil.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-
 Record = tuple[int, tuple[str, ...], str | None]
 """Line number from 1, the texts, the label as it stands in the file (None: the file has no labels)."""
 

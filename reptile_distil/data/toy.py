@@ -22,31 +22,16 @@ if TYPE_CHECKING:
 
 
 NUM_ROWS = {"train": 2000, "dev": 500, "test": 500}
-
-
 LABEL_NOISE = 0.1  # fraction of training labels replaced; dev and test are clean
-
-
 RATING_NOISE = 0.5  # standard deviation, in points of 0 to 5
-
-
 _POSITIVE = "good great lovely warm clever bright honest gentle funny moving".split()
-
-
 _NEGATIVE = "bad awful ugly cold stupid dull false cruel boring clumsy".split()
-
-
 _NEGATORS = ("not", "never")
-
-
 _FILLERS = (
     "the a this film story plot actor scene music ending was felt seemed looked and with very quite rather".split()
 )
 
-
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
 _WORDS = sorted({*_POSITIVE, *_NEGATIVE, *_NEGATORS, *_FILLERS})
 VOCABULARY = (*_SPECIAL, *_WORDS)
 """Tokens of the toy models; a token's number is its place."""

@@ -18,14 +18,8 @@ from reptile_distil.runtime.measuring import time_in_turn, wait_for
 from reptile_distil.token_lengths import Lengths
 
 logger = logging.getLogger(__name__)
-
-
 BATCH_SIZES = (1, 32)
-
-
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
-
-
 SECONDS = 0.5
 """After `MIN_ROUNDS`, a batch size is measured no longer than this."""
 
@@ -82,8 +76,6 @@ def _batch(model: Classifier, num_rows: int, length: int, device: str) -> Batch:
 
 
 _PLAIN_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "albert", "distilbert")
-
-
 _IN_A_LAYER = re.compile(r"\.layer\.|albert_layer_groups")
 
 

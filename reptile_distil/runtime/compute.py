@@ -19,11 +19,7 @@ from torch import nn
 from reptile_distil.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-
 Precision = Literal["fp32", "tf32", "bf16"]
-
-
 SLOW_BF16 = 1.5
 """Bfloat16 that takes this many times as long as float32 is worth a warning."""
 

@@ -22,13 +22,8 @@ from reptile_distil.errors import DataError, ReptileDistilError, RunError
 TIMEOUT = 3.0
 """Seconds the hub has to answer."""
 
-
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-
-
 _remembered: dict[str, bool | None] = {}
-
-
 _REFUSED_BY_A_PROXY = (403, 407)
 
 

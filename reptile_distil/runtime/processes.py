@@ -28,11 +28,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from reptile_distil.errors import ConfigError, ReptileDistilError
 
 T = TypeVar("T")
-
-
 TIMEOUT = timedelta(minutes=15)
 """A process that waits this long for another gives up. Reading and tokenising data may take minutes."""
-
 
 BUCKET_SIZE = 2**23
 """Elements that are summed at once: few enough to cost little memory, enough to keep a network busy."""

@@ -13,22 +13,24 @@ import datasets
 import torch
 import transformers
 
-from reptile_distil import build_method, reptile
+from reptile_distil import build_method
 from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config.config import load_config
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.evaluation import Examiner, predict_logits
 from reptile_distil.experiment import Experiment
-from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.methods import FineTuner, KnowledgeDistiller
+from reptile_distil.methods import reptile
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.reptile_variants import Variant
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.toy import toy_config, toy_tokenizer
-from reptile_distil.reptile import ReptileDistiller
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.processes import ALONE, shard_model, start_processes, stop_processes, whole, whole_copy
-from reptile_distil.variant import Variant
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from reptile_distil import cli
 from reptile_distil.errors import ConfigError, RunError
-from reptile_distil.gradients import split_batch
+from reptile_distil.methods.step import split_batch
 from reptile_distil.runs import RunFolder
 from reptile_distil.runtime import processes
 from reptile_distil.runtime.compute import choose_device

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.reptile import ReptileDistiller
-from reptile_distil.upkeep import TeacherUpkeep
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.reptile_variants import TeacherUpkeep
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 

@@ -23,16 +23,13 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.data.extra_batches import alone
-from reptile_distil.gradients import Logs, accumulate_gradient, is_split, split_batch, student_step
-from reptile_distil.inner import InnerLearner
-from reptile_distil.losses import DistillationLoss, LossTerms
+from reptile_distil.methods.losses import DistillationLoss, LossTerms
+from reptile_distil.methods.reptile_variants import InnerLearner, TeacherUpkeep, Variant
+from reptile_distil.methods.step import Logs, accumulate_gradient, check_trainable, is_split, split_batch, student_step
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
-from reptile_distil.optim import check_trainable
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
 from reptile_distil.runtime.randomness import random_numbers_repeated
-from reptile_distil.upkeep import TeacherUpkeep
-from reptile_distil.variant import Variant
 
 Forward = Callable[[Batch], Outputs]
 """From a micro-batch to what the student says of it."""

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from reptile_distil.errors import LayerMapError, ModelError
-from reptile_distil.gradients import accumulate_gradient
-from reptile_distil.hidden_losses import HiddenLoss, PatientLoss, match_states
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.methods import KnowledgeDistiller
+from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.step import accumulate_gradient
 from reptile_distil.models.classifier import Classifier, Outputs, Student, Teacher
-from reptile_distil.reptile import ReptileDistiller
 from tests.helpers.models import batch, bert, changed, classifier, weights
 
 MASK = torch.tensor([[1, 1], [1, 0]])

@@ -9,7 +9,7 @@ from math import inf, log, nan
 import pytest
 import torch
 
-from reptile_distil.losses import DistillationLoss, task_loss, tempered_kl
+from reptile_distil.methods.losses import DistillationLoss, task_loss, tempered_kl
 
 TEACHER = torch.tensor([[2 * log(3), 0], [0, 0]], dtype=torch.float64)
 STUDENT = torch.tensor([[0, 0], [2 * log(4), 0]], dtype=torch.float64)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptile_distil import reptile
 from reptile_distil.errors import LayerMapError
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.methods import FineTuner
-from reptile_distil.optim import adamw
-from reptile_distil.reptile import ReptileDistiller
+from reptile_distil.methods import reptile
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.step import adamw
 from tests.helpers.models import batch, bert, changed, classifier, weights
 from tests.oracles.reptile import literal_step
 

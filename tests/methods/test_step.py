@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from reptile_distil.gradients import accumulate_gradient, split_batch, student_step
-from reptile_distil.losses import DistillationLoss, LossTerms, task_loss
-from reptile_distil.methods import FineTuner, KnowledgeDistiller
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss, LossTerms, task_loss
+from reptile_distil.methods.step import accumulate_gradient, split_batch, student_step
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile import clip, literal_loss
 

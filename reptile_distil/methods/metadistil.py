@@ -20,10 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.data.extra_batches import alone, companion
-from reptile_distil.gradients import Logs, student_step
-from reptile_distil.losses import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.methods.losses import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.methods.step import Logs, check_trainable, student_step
 from reptile_distil.models.classifier import wrap_pair
-from reptile_distil.optim import check_trainable
 
 
 class MetaDistiller:

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.metadistil import MetaDistiller
-from reptile_distil.methods import FineTuner, KnowledgeDistiller
-from reptile_distil.optim import adamw
-from reptile_distil.reptile import ReptileDistiller
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.step import adamw
 from tests.helpers.models import batch, bert
 
 

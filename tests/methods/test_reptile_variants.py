@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from reptile_distil.errors import LayerMapError
-from reptile_distil.losses import DistillationLoss
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.reptile_variants import Variant
 from reptile_distil.models.layer_map import match_models, part_of_model
 from reptile_distil.models.pretrained import start_from_teacher_layers, start_random
-from reptile_distil.reptile import ReptileDistiller
-from reptile_distil.variant import Variant
 from tests.helpers.models import batch, bert, changed, classifier, weights
 from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 

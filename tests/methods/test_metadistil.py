@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from reptile_distil.hidden_losses import HiddenLoss, PatientLoss
-from reptile_distil.losses import DistillationLoss
-from reptile_distil.metadistil import MetaDistiller
+from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.metadistil import MetaDistiller
 from tests.helpers.models import batch, bert, changed, classifier, weights
 from tests.oracles.metadistil import literal_metadistil_step
 
