@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reptile_distil.callbacks import Callback, RunInfo, StopTraining
     from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiment import Experiment
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
     from reptile_distil.methods.losses import DistillationLoss
     from reptile_distil.methods.metadistil import MetaDistiller
     from reptile_distil.methods.reptile import ReptileDistiller
-    from reptile_distil.metrics import GlueMetric
     from reptile_distil.models.classifier import Student, Teacher
+    from reptile_distil.training.callbacks import Callback, RunInfo, StopTraining
+    from reptile_distil.training.metrics import GlueMetric
 
 __version__ = "0.1.0"
 
@@ -48,18 +48,18 @@ if "ipykernel.zmqshell" in sys.modules:
         import_module("tqdm.auto")
 
 _MODULES = {
-    "Callback": "callbacks",
+    "Callback": "training.callbacks",
     "Config": "config.config",
     "DistillationLoss": "methods.losses",
     "Experiment": "experiment",
     "FineTuner": "methods.finetune",
-    "GlueMetric": "metrics",
+    "GlueMetric": "training.metrics",
     "KnowledgeDistiller": "methods.kd",
     "MetaDistiller": "methods.metadistil",
     "ReptileDistilError": "errors",
     "ReptileDistiller": "methods.reptile",
-    "RunInfo": "callbacks",
-    "StopTraining": "callbacks",
+    "RunInfo": "training.callbacks",
+    "StopTraining": "training.callbacks",
     "Student": "models.classifier",
     "Teacher": "models.classifier",
     "load_config": "config.config",

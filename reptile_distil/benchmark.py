@@ -27,7 +27,6 @@ from reptile_distil.arithmetic import PASSES, Peaks, Shape, floor_seconds, step_
 from reptile_distil.data.batches import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
-from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Stepping
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
@@ -39,6 +38,7 @@ from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.released_step import ReleasedStep
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
 from reptile_distil.token_lengths import QUANTILES, Lengths, Quantiles, draw_lengths
+from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Stepping
 
 METHODS = tuple(PASSES)
 

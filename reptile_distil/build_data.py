@@ -14,8 +14,8 @@ from reptile_distil.data.extra_batches import BatchStream, Companions, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
-from reptile_distil.graphs import LENGTH_STEP
 from reptile_distil.runtime.compute import choose_device
+from reptile_distil.training.cuda_graphs import LENGTH_STEP
 
 VALIDATION = "validation"
 """Name of the split that `data.validation_fraction` makes of training rows."""

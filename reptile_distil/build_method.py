@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import MethodName, TrainConfig
 from reptile_distil.data.batches import Batches
-from reptile_distil.graphs import GraphedSteps
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -24,7 +23,8 @@ from reptile_distil.methods.reptile_variants import TeacherUpkeep, Variant
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.runtime.processes import ALONE, Processes
-from reptile_distil.training import Method, count_steps
+from reptile_distil.training.cuda_graphs import GraphedSteps
+from reptile_distil.training.loop import Method, count_steps
 
 
 class BuiltMethod(NamedTuple):

@@ -17,19 +17,15 @@ from numpy.typing import NDArray
 
 from reptile_distil.build_data import build_batches
 from reptile_distil.builders import build_task, check_pair, check_processes
-from reptile_distil.callbacks import check_callbacks
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.display import RunResults, describe_scores, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
-from reptile_distil.evaluation import predict_logits, score_logits
 from reptile_distil.fitting import Fitting
-from reptile_distil.graphs import check_graphs
 from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.inputs import check_inputs
 from reptile_distil.materials import Workshop
-from reptile_distil.metrics import Scores
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.predictions import Examination, Prediction, name_label, name_predictions
 from reptile_distil.recovery import Recovery
@@ -38,7 +34,11 @@ from reptile_distil.runtime.compute import choose_device, choose_precision, comp
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.processes import start_processes
 from reptile_distil.runtime.randomness import random_numbers_repeated
-from reptile_distil.trackers import check_trackers
+from reptile_distil.training.callbacks import check_callbacks
+from reptile_distil.training.cuda_graphs import check_graphs
+from reptile_distil.training.evaluation import predict_logits, score_logits
+from reptile_distil.training.metrics import Scores
+from reptile_distil.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     import pandas as pd

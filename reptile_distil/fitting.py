@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from reptile_distil.build_data import VALIDATION
 from reptile_distil.build_method import build_schedules
-from reptile_distil.callbacks import RunCallbacks, RunInfo
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
-from reptile_distil.evaluation import Examiner, examine_splits
 from reptile_distil.inputs import digest_inputs
 from reptile_distil.materials import Materials, Workshop
-from reptile_distil.metrics import Scores
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots import draw_after_run
@@ -24,8 +21,11 @@ from reptile_distil.recovery import Recovery
 from reptile_distil.runs import Results
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
-from reptile_distil.trackers import tracked
-from reptile_distil.training import Outcome, count_steps, train
+from reptile_distil.training.callbacks import RunCallbacks, RunInfo
+from reptile_distil.training.evaluation import Examiner, examine_splits
+from reptile_distil.training.loop import Outcome, count_steps, train
+from reptile_distil.training.metrics import Scores
+from reptile_distil.training.trackers import tracked
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE
-from reptile_distil.metrics import Scores
 from reptile_distil.models.toy import is_toy_model
 from reptile_distil.report import Report
 from reptile_distil.runtime.measuring import Timing
+from reptile_distil.training.metrics import Scores
 
 PAPER = "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression"
 CITATION = f"""@inproceedings{{ma-etal-2022-knowledge,

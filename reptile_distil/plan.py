@@ -26,8 +26,8 @@ from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.recovery import Recovery
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
-from reptile_distil.trackers import check_trackers
-from reptile_distil.training import count_steps
+from reptile_distil.training.loop import count_steps
+from reptile_distil.training.trackers import check_trackers
 from reptile_distil.trial import Trial, run_trial
 
 logger = logging.getLogger(__name__)

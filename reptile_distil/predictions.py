@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.display import describe_scores, examination_html
-from reptile_distil.metrics import Scores, predictions_from_logits
+from reptile_distil.training.metrics import Scores, predictions_from_logits
 
 
 class Prediction(NamedTuple):

@@ -22,7 +22,7 @@ from reptile_distil.runtime.files import sync_file
 from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
 from reptile_distil.runtime.processes import ALONE, Processes, whole
-from reptile_distil.training import Progress
+from reptile_distil.training.loop import Progress
 from reptile_distil.training_state import (
     TensorGroups,
     Tensors,

@@ -16,8 +16,6 @@ from reptile_distil.builders import build_task
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, RunError
-from reptile_distil.evaluation import predict_logits, score_logits
-from reptile_distil.metrics import Scores
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import flops_per_sequence
 from reptile_distil.models.loading import find_folder
@@ -25,6 +23,8 @@ from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
 from reptile_distil.runtime.measuring import Timing, random_batch, time_in_turn
+from reptile_distil.training.evaluation import predict_logits, score_logits
+from reptile_distil.training.metrics import Scores
 
 logger = logging.getLogger(__name__)
 

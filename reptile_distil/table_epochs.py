@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reptile_distil.history import read_records
-from reptile_distil.metrics import Scores
 from reptile_distil.table_data import TableData
+from reptile_distil.training.metrics import Scores
 
 FIELDS = ("task", "method", "seed", "epoch", "step", "train_seconds", "model", "split", "metric", "value")
 

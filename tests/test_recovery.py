@@ -16,12 +16,12 @@ from reptile_distil import Experiment, cli
 from reptile_distil.data import toy
 from reptile_distil.data.extra_batches import Companions
 from reptile_distil.errors import OutOfMemoryError, RunError
-from reptile_distil.evaluation import Examiner
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.recovery import Recovery
 from reptile_distil.runs import RunFolder
+from reptile_distil.training.evaluation import Examiner
 from tests.helpers.paths import ROOT, TINY
 
 METHODS = ("finetune", "kd", "reptile")

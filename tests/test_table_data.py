@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from reptile_distil.comparisons import Comparison, compare, compare_over_tasks, fast_score
 from reptile_distil.data.tasks import GLUE
-from reptile_distil.metrics import compute_scores
 from reptile_distil.published import PUBLISHED
 from reptile_distil.table_data import TableData, columns_of, glue_average, summarise_scores
+from reptile_distil.training.metrics import compute_scores
 
 RTE, STSB, MNLI, COLA = GLUE["rte"], GLUE["stsb"], GLUE["mnli"], GLUE["cola"]
 

@@ -12,9 +12,9 @@ from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches, draw_rows, length_grouped_batches, tokenize
 from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
-from reptile_distil.evaluation import agreement, predict_logits
 from reptile_distil.models.classifier import Classifier, Teacher
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.training.evaluation import agreement, predict_logits
 from tests.helpers.models import bert
 
 PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3

@@ -14,11 +14,9 @@ import torch
 import transformers
 
 from reptile_distil import build_method
-from reptile_distil.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.config.config import load_config
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
-from reptile_distil.evaluation import Examiner, predict_logits
 from reptile_distil.experiment import Experiment
 from reptile_distil.methods import reptile
 from reptile_distil.methods.finetune import FineTuner
@@ -31,6 +29,8 @@ from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.processes import ALONE, shard_model, start_processes, stop_processes, whole, whole_copy
+from reptile_distil.training.callbacks import RunCallbacks, RunInfo, StopTraining
+from reptile_distil.training.evaluation import Examiner, predict_logits
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY
 

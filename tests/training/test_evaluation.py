@@ -9,8 +9,8 @@ import torch
 
 from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches, tokenize
-from reptile_distil.evaluation import Examiner, agreement
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.training.evaluation import Examiner, agreement
 
 
 class Oracle(torch.nn.Module):

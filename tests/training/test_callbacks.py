@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from reptile_distil import Callback, Experiment, RunInfo, StopTraining, cli
-from reptile_distil.callbacks import HOOKS, RunCallbacks, check_callbacks
 from reptile_distil.errors import CallbackError
 from reptile_distil.recovery import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
+from reptile_distil.training.callbacks import HOOKS, RunCallbacks, check_callbacks
 from tests.helpers.paths import TINY
-from tests.test_training import FakeCheckpoints, run
+from tests.training.test_loop import FakeCheckpoints, run
 
 INFO = RunInfo(task="toy", method="kd", seed=3, folder=Path("runs"), num_steps=6, config={})
 
@@ -139,7 +139,7 @@ def test_the_epochs_checkpoint_is_written_after_it_was_told():
 
 def test_time_in_a_callback_is_not_training_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("reptile_distil.training.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("reptile_distil.training.loop.time.perf_counter", lambda: now[0])
 
     class Slow:
         def on_step_end(self, run, step, logs, rates):

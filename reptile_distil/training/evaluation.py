@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 
 from reptile_distil.data.batches import Batches
-from reptile_distil.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.processes import ALONE, Processes, local_part
+from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 
 logger = logging.getLogger(__name__)
 

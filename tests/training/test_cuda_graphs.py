@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import build_data, builders, experiment, graphs
+from reptile_distil import build_data, builders, experiment
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiment import Experiment
-from reptile_distil.graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
@@ -22,6 +21,8 @@ from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.training import cuda_graphs
+from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
 from reptile_distil.training_state import load_optimizer, optimizer_tensors, optimizer_values
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY
@@ -311,7 +312,7 @@ def on_a_pretended_gpu(monkeypatch, recorders):
             super().__init__()
             recorders.append(self)
 
-    monkeypatch.setattr(graphs, "CudaRecorder", Pretended)
+    monkeypatch.setattr(cuda_graphs, "CudaRecorder", Pretended)
     monkeypatch.setattr(experiment, "check_graphs", lambda device, num_processes: None)
 
 

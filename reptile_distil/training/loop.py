@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from reptile_distil.callbacks import RunCallbacks
 from reptile_distil.data.batches import Batch, Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
+from reptile_distil.training.callbacks import RunCallbacks
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 
 from reptile_distil.errors import RunError
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
-from reptile_distil.training import Progress, count_steps, train
+from reptile_distil.training.loop import Progress, count_steps, train
 
 
 class FakeBatches:

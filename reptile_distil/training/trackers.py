@@ -17,9 +17,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from reptile_distil.callbacks import RunInfo
 from reptile_distil.errors import MissingExtraError, RunError
 from reptile_distil.methods.step import Logs
+from reptile_distil.training.callbacks import RunInfo
 
 logger = logging.getLogger(__name__)
 

@@ -317,15 +317,15 @@ def test_what_is_no_list_of_trackers_is_refused(value, message):
 
 
 def test_undefined_scores_and_words_are_left_out():
-    from reptile_distil.trackers import _flat
+    from reptile_distil.training.trackers import _flat
 
     values = {"a": 1, "b": {"c": float("nan"), "d": 2.5, "e": None}, "f": "word", "g": float("inf")}
     assert dict(_flat(values, "epoch")) == {"epoch/a": 1.0, "epoch/b/d": 2.5}
 
 
 def test_the_device_is_read_only_when_the_run_reads_it_too(tmp_path, monkeypatch):
-    from reptile_distil.callbacks import RunInfo
-    from reptile_distil.trackers import TrackerCallback
+    from reptile_distil.training.callbacks import RunInfo
+    from reptile_distil.training.trackers import TrackerCallback
 
     class Read(torch.Tensor):
         reads = 0

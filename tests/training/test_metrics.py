@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from reptile_distil.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
+from reptile_distil.training.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
 
 # 2 true positives, 1 true negative, 1 false positive, 1 false negative.
 PREDICTIONS = [1, 1, 0, 1, 0]
