@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reptile_distil.data.tasks import Task
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 from reptile_distil.statistics import compare_paired, mcnemar, paired_bootstrap
 from reptile_distil.table_data import Column, TableData, columns_of
 

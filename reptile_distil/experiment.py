@@ -20,16 +20,23 @@ from reptile_distil.builders import build_task, check_pair, check_processes
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
-from reptile_distil.display import RunResults, describe_scores, to_html
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.fitting import Fitting
-from reptile_distil.history import read_epochs, read_steps
 from reptile_distil.inputs import check_inputs
 from reptile_distil.materials import Workshop
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.predictions import Examination, Prediction, name_label, name_predictions
-from reptile_distil.recovery import Recovery
-from reptile_distil.runs import Results, RunFolder
+from reptile_distil.runs.folder import Results, RunFolder
+from reptile_distil.runs.history import read_epochs, read_steps
+from reptile_distil.runs.results import (
+    Examination,
+    Prediction,
+    RunResults,
+    describe_scores,
+    name_label,
+    name_predictions,
+    to_html,
+)
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.compute import choose_device, choose_precision, computing
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.processes import start_processes

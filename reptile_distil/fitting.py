@@ -17,8 +17,8 @@ from reptile_distil.materials import Materials, Workshop
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots import draw_after_run
-from reptile_distil.recovery import Recovery
-from reptile_distil.runs import Results
+from reptile_distil.runs.folder import Results
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo

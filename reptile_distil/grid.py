@@ -21,7 +21,7 @@ import torch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
 from reptile_distil.experiment import Experiment
 from reptile_distil.inputs import check_inputs
-from reptile_distil.runs import Results
+from reptile_distil.runs.folder import Results
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.table_config import TEACHER, Cell
 

@@ -18,7 +18,7 @@ from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, ModelError, RunError
 from reptile_distil.models.loading import find_folder
-from reptile_distil.runs import Results, RunFolder
+from reptile_distil.runs.folder import Results, RunFolder
 from reptile_distil.runtime.files import digest_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")

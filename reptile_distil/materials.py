@@ -16,10 +16,10 @@ from reptile_distil.errors import DataError
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.pretrained import check_length, load_finetuned, load_pretrained
 from reptile_distil.models.tokenizer import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
-from reptile_distil.recovery import Fingerprints
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.resume import Fingerprints
+from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.processes import Processes, whole_copy
-from reptile_distil.training_state import weights_fingerprint
 
 
 class Materials(NamedTuple):

@@ -24,7 +24,7 @@ from reptile_distil.inputs import check_inputs
 from reptile_distil.materials import Materials
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
-from reptile_distil.recovery import Recovery
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.training.loop import count_steps
 from reptile_distil.training.trackers import check_trackers

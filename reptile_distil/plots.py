@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reptile_distil.errors import MissingExtraError, RunError
+from reptile_distil.errors import MissingExtraError
+from reptile_distil.runs.history import Record, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
-
-Record = Mapping[str, Any]
 
 # Okabe and Ito's colours, told apart with every common colour blindness.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
@@ -70,17 +68,6 @@ def draw_curves(run_folder: str | Path) -> Path:
     Raises `MissingExtraError` without matplotlib, `RunError` where the run's files cannot be read.
     """
     return save(curves_figure(*read_run(run_folder)), Path(run_folder) / "curves.png")
-
-
-def read_run(run_folder: str | Path) -> tuple[Record, list[Record]]:
-    """What is in a run's results.json, and in each line of its metrics.jsonl. Raises `RunError`."""
-    folder = Path(run_folder)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return results, [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: holds no finished run to draw: {error}") from None
 
 
 def draw_after_run(run_folder: str | Path) -> None:

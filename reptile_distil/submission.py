@@ -26,7 +26,7 @@ from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from reptile_distil.predictions import Examination
+    from reptile_distil.runs.results import Examination
 
 logger = logging.getLogger(__name__)
 

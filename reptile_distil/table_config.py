@@ -24,7 +24,7 @@ from reptile_distil.config.yaml_files import merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
 
 TEACHER = "teacher"

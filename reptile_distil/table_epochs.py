@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reptile_distil.history import read_records
+from reptile_distil.runs.history import read_records
 from reptile_distil.table_data import TableData
 from reptile_distil.training.metrics import Scores
 

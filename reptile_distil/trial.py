@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from reptile_distil.data.batches import Batches, length_grouped_batches
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS
+from reptile_distil.runs.state import module_tensors, optimizer_tensors
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
 from reptile_distil.training.loop import Method
-from reptile_distil.training_state import module_tensors, optimizer_tensors
 
 
 class Trial(NamedTuple):

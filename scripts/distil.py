@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     from reptile_distil.experiment import Experiment
-    from reptile_distil.tables import comparison_table
+    from reptile_distil.runs.results import comparison_table
 
     methods = dict.fromkeys((config.method, *config.compare_with))
     experiments = [Experiment(config.with_values(method=method, compare_with=())) for method in methods]

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     from reptile_distil.experiment import Experiment
-    from reptile_distil.tables import comparison_table
+    from reptile_distil.runs.results import comparison_table
 
     if arguments.model == "teacher":
         results = Experiment(config).fit_teacher(overwrite=arguments.overwrite)

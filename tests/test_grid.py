@@ -10,7 +10,7 @@ from reptile_distil import grid
 from reptile_distil.errors import ConfigError, ModelError, RunInUseError
 from reptile_distil.experiment import Experiment
 from reptile_distil.grid import Grid
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 from reptile_distil.table_config import load_table_config
 from tests.helpers.paths import TINY_TABLE
 

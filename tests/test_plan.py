@@ -11,7 +11,7 @@ from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.plan import Measured, ModelFacts, RunPlan, Status, disk_needed
 from reptile_distil.plan_text import say_size, say_time
-from reptile_distil.recovery import Recovery
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.trial import Trial
 from tests.helpers.paths import TINY

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from reptile_distil import cli
-from reptile_distil.recovery import Recovery
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.paths import ROOT, TINY
 

@@ -18,7 +18,7 @@ import transformers
 from reptile_distil import Experiment, cli, submission
 from reptile_distil.data import toy
 from reptile_distil.errors import DataError, RunError
-from reptile_distil.predictions import Examination, Prediction
+from reptile_distil.runs.results import Examination, Prediction
 from reptile_distil.submission import (
     FILES,
     check_submission,

@@ -22,7 +22,7 @@ import torch
 
 from reptile_distil import Experiment
 from reptile_distil.data import toy
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 from tests.helpers.paths import TINY
 
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from reptile_distil import cli
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.methods.step import split_batch
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime import processes
 from reptile_distil.runtime.compute import choose_device
 from reptile_distil.runtime.processes import ALONE, Processes, start_processes
 from tests.helpers import two_processes
 from tests.helpers.models import bert
 from tests.helpers.paths import ROOT, TINY
-from tests.test_recovery import contents
+from tests.runs.test_resume import contents
 
 
 def free_port():

@@ -9,7 +9,7 @@ import torch
 
 from reptile_distil import Callback, Experiment, RunInfo, StopTraining, cli
 from reptile_distil.errors import CallbackError
-from reptile_distil.recovery import Recovery
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.training.callbacks import HOOKS, RunCallbacks, check_callbacks
 from tests.helpers.paths import TINY

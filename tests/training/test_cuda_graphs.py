@@ -21,9 +21,9 @@ from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.runs.state import load_optimizer, optimizer_tensors, optimizer_values
 from reptile_distil.training import cuda_graphs
 from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
-from reptile_distil.training_state import load_optimizer, optimizer_tensors, optimizer_values
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY
 

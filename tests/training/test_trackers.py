@@ -13,7 +13,7 @@ import torch
 from reptile_distil import Experiment
 from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError, MissingExtraError, RunError
-from reptile_distil.recovery import Recovery
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.paths import TINY
 

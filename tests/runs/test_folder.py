@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from reptile_distil.errors import RunError, RunInUseError
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 
 CONFIG = "task: rte\n"
 
@@ -137,7 +137,7 @@ def test_a_failed_save_leaves_the_model_before_it(folder):
 
 HOLD = """
 import sys
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
 with RunFolder(sys.argv[1]).claimed():
     print("claimed", flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reptile_distil.errors import RunError
-from reptile_distil.training_state import (
+from reptile_distil.runs.state import (
     check_same_kind,
     load_module,
     load_optimizer,

@@ -8,7 +8,7 @@ import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.errors import CallbackError, RunError
-from reptile_distil.history import read_epochs, read_steps
+from reptile_distil.runs.history import read_epochs, read_steps
 from tests.helpers.paths import TINY
 
 EPOCH = {
@@ -131,5 +131,5 @@ def test_pandas_is_not_imported_before_it_is_needed():
     import subprocess
     import sys
 
-    code = "import reptile_distil.history, sys; sys.exit('pandas' in sys.modules)"
+    code = "import reptile_distil.runs.history, sys; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

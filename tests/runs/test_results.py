@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from reptile_distil import Experiment
-from reptile_distil.display import RunResults, to_html
-from reptile_distil.predictions import Examination, Prediction
+from reptile_distil.runs.results import Examination, Prediction, RunResults, to_html
 from tests.helpers.paths import TINY
 
 RESULTS = {

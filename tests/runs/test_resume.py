@@ -19,8 +19,8 @@ from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models.toy import toy_config, toy_tokenizer
-from reptile_distil.recovery import Recovery
-from reptile_distil.runs import RunFolder
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.resume import Recovery
 from reptile_distil.training.evaluation import Examiner
 from tests.helpers.paths import ROOT, TINY
 
@@ -519,7 +519,7 @@ def test_the_times_of_all_parts_add_up(stop, experiment):
 
 def seal_state(folder, state):
     """Writes state.json with a manifest that vouches for it."""
-    from tests.test_checkpoint import seal
+    from tests.runs.test_checkpoints import seal
 
     (folder / "state.json").write_text(json.dumps(state))
     seal(folder)
@@ -562,7 +562,7 @@ def test_a_state_of_another_form_is_refused_in_one_sentence(stop, experiment, ch
 
 
 def test_a_pickle_where_tensors_are_expected_runs_no_code(stop, experiment, tmp_path):
-    from tests.test_checkpoint import Trap, seal
+    from tests.runs.test_checkpoints import Trap, seal
 
     folder = stop("method=finetune")
     for checkpoint in folder.checkpoints.iterdir():

@@ -15,15 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from reptile_distil.checkpoint import Checkpoint, Checkpoints
 from reptile_distil.errors import CheckpointError, RunError
-from reptile_distil.runs import Results, RunFolder
-from reptile_distil.runtime.files import sync_file
-from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
-from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
-from reptile_distil.runtime.processes import ALONE, Processes, whole
-from reptile_distil.training.loop import Progress
-from reptile_distil.training_state import (
+from reptile_distil.runs.checkpoints import Checkpoint, Checkpoints
+from reptile_distil.runs.folder import Results, RunFolder
+from reptile_distil.runs.state import (
     TensorGroups,
     Tensors,
     check_same_kind,
@@ -35,6 +30,11 @@ from reptile_distil.training_state import (
     optimizer_values,
     random_tensors,
 )
+from reptile_distil.runtime.files import sync_file
+from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
+from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
+from reptile_distil.runtime.processes import ALONE, Processes, whole
+from reptile_distil.training.loop import Progress
 
 logger = logging.getLogger(__name__)
 

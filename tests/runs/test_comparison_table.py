@@ -2,7 +2,7 @@
 
 import pytest
 
-from reptile_distil.tables import comparison_table
+from reptile_distil.runs.results import comparison_table
 
 
 def result(method, scores=None, **changes):

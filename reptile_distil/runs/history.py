@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl as tables: one row an epoch, or one every few steps."""
+"""What a run has written: metrics.jsonl as tables, one row an epoch or one every few steps, and results.json."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from reptile_distil.errors import RunError
 
 if TYPE_CHECKING:
     import pandas as pd
+if TYPE_CHECKING:
+    pass
+
+
+Record = Mapping[str, Any]
 
 _NAMES = {"scores": "", "teacher_scores": "teacher", "train": "train", "last_gap": "gap"}
 """What a value of an epoch's record is called in the table; any other has its own name."""
@@ -72,3 +77,14 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
                 yield f"{name}_{inner}".lstrip("_"), number
         elif key != "event" and not (key == "last_gap" and value is None):
             yield name, value
+
+
+def read_run(run_folder: str | Path) -> tuple[Record, list[Record]]:
+    """What is in a run's results.json, and in each line of its metrics.jsonl. Raises `RunError`."""
+    folder = Path(run_folder)
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return results, [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: holds no finished run to draw: {error}") from None

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reptile_distil.checkpoint import Checkpoints
 from reptile_distil.errors import CheckpointError, RunError
+from reptile_distil.runs.checkpoints import Checkpoints
 from reptile_distil.runtime.files import share_files
 
 TENSORS = {"student/weight": torch.arange(6.0).reshape(2, 3), "random/cpu": torch.tensor([1, 255], dtype=torch.uint8)}
