@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
-    from reptile_distil.experiment import Experiment
+    from reptile_distil.experiments.experiment import Experiment
     from reptile_distil.methods.finetune import FineTuner
     from reptile_distil.methods.kd import KnowledgeDistiller
     from reptile_distil.methods.losses import DistillationLoss
@@ -51,7 +51,7 @@ _MODULES = {
     "Callback": "training.callbacks",
     "Config": "config.config",
     "DistillationLoss": "methods.losses",
-    "Experiment": "experiment",
+    "Experiment": "experiments.experiment",
     "FineTuner": "methods.finetune",
     "GlueMetric": "training.metrics",
     "KnowledgeDistiller": "methods.kd",

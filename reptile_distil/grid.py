@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
-from reptile_distil.experiment import Experiment
-from reptile_distil.inputs import check_inputs
+from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.input_digests import check_inputs
 from reptile_distil.runs.folder import Results
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.table_config import TEACHER, Cell

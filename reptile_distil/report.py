@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from reptile_distil.build_data import build_batches
-from reptile_distil.builders import build_task
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.experiments.setup import build_batches, build_task
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import flops_per_sequence
 from reptile_distil.models.loading import find_folder

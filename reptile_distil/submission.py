@@ -147,7 +147,7 @@ def predict_files(runs: Mapping[str, FinishedRun], *, fill_missing: bool = False
 
 
 def _predict(name: str, run: FinishedRun) -> list[str]:
-    from reptile_distil.experiment import Experiment  # takes seconds, and a check does without
+    from reptile_distil.experiments.experiment import Experiment  # takes seconds, and a check does without
 
     file = FILES[name]
     experiment = Experiment(run.config.with_values(task=file.task))

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reptile_distil.builders import build_task
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName
@@ -24,6 +23,7 @@ from reptile_distil.config.yaml_files import merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.setup import build_task
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
-from reptile_distil.inputs import check_inputs
+from reptile_distil.experiments.input_digests import check_inputs
 from reptile_distil.runs.folder import Results
 from reptile_distil.statistics import summarise
 from reptile_distil.table_config import TEACHER, TableConfig

@@ -15,7 +15,7 @@ from reptile_distil.training.metrics import Scores
 
 FIELDS = ("task", "method", "seed", "epoch", "step", "train_seconds", "model", "split", "metric", "value")
 
-_Line = dict[str, Any]
+_EpochLine = dict[str, Any]
 
 
 def to_epochs_csv(data: TableData) -> str:
@@ -32,24 +32,24 @@ def to_epochs_csv(data: TableData) -> str:
     writer.writeheader()
     for (task, row, seed), folder in data.folders.items():
         results = data.runs[task, row, seed]
-        for line in _lines(results, _read_epochs(folder)):
-            writer.writerow({"task": task, "method": row, "seed": seed, **line, "value": _plain(line["value"])})
+        for line in _epoch_lines(results, _read_epochs(folder)):
+            writer.writerow({"task": task, "method": row, "seed": seed, **line, "value": _epoch_value(line["value"])})
     return stream.getvalue()
 
 
-def _read_epochs(folder: Path) -> list[_Line]:
+def _read_epochs(folder: Path) -> list[_EpochLine]:
     """The epoch records of a run, none where its metrics.jsonl is gone."""
     if not (folder / "metrics.jsonl").exists():
         return []
     return [record for record in read_records(folder) if record["event"] == "epoch"]
 
 
-def _lines(results: Mapping[str, Any], epochs: list[dict[str, Any]]) -> Iterator[_Line]:
+def _epoch_lines(results: Mapping[str, Any], epochs: list[dict[str, Any]]) -> Iterator[_EpochLine]:
     if not epochs:
         yield from _score_lines({"epoch": "", "step": "", "train_seconds": ""}, "student", results["scores"])
         return
     watched = set(epochs[0]["scores"])
-    at_start: _Line = {"epoch": 0, "step": 0, "train_seconds": "0.0"}
+    at_start: _EpochLine = {"epoch": 0, "step": 0, "train_seconds": "0.0"}
     teacher = results.get("teacher")
     if teacher is not None:
         yield from _score_lines(at_start, "teacher", teacher["scores_at_start"])
@@ -65,17 +65,17 @@ def _lines(results: Mapping[str, Any], epochs: list[dict[str, Any]]) -> Iterator
                 yield from _score_lines(at, "teacher", _without(teacher["scores_at_end"], watched))
         both = {name: record.get(key) for name, key in (("agreement", "agreement"), ("gap", "last_gap"))}
         both |= {"teacher_drift": record.get("teacher_drift")}
-        yield from (_line(at, metric=name, value=value) for name, value in both.items() if value is not None)
-        yield _line(at, metric="chosen", value=float(is_chosen))
+        yield from (_epoch_line(at, metric=name, value=value) for name, value in both.items() if value is not None)
+        yield _epoch_line(at, metric="chosen", value=float(is_chosen))
 
 
-def _score_lines(at: _Line, model: str, scores: Mapping[str, Scores]) -> Iterator[_Line]:
+def _score_lines(at: _EpochLine, model: str, scores: Mapping[str, Scores]) -> Iterator[_EpochLine]:
     for split, by_metric in scores.items():
         for metric, value in by_metric.items():
-            yield _line(at, model=model, split=split, metric=metric, value=value)
+            yield _epoch_line(at, model=model, split=split, metric=metric, value=value)
 
 
-def _line(at: _Line, *, metric: str, value: float | None, model: str = "", split: str = "") -> _Line:
+def _epoch_line(at: _EpochLine, *, metric: str, value: float | None, model: str = "", split: str = "") -> _EpochLine:
     return {**at, "model": model, "split": split, "metric": metric, "value": value}
 
 
@@ -83,5 +83,5 @@ def _without(scores: Mapping[str, Scores], splits: set[str]) -> dict[str, Scores
     return {split: by_metric for split, by_metric in scores.items() if split not in splits}
 
 
-def _plain(value: float | None) -> str:
+def _epoch_value(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.6g}"

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from reptile_distil.learning_curves import draw_learning_curves
+from reptile_distil.plots.learning import draw_learning_curves
+from reptile_distil.plots.table import Result, draw_score_against_time, draw_table, draw_wear, find_wear
 from reptile_distil.table_config import TEACHER
 from reptile_distil.table_data import TableData
-from reptile_distil.table_plots import Result, draw_score_against_time, draw_table
-from reptile_distil.wear_plot import draw_wear, find_wear
 
 logger = logging.getLogger(__name__)
 

@@ -12,17 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from reptile_distil.builders import check_pair, student_source
 from reptile_distil.config.sections import Role
 from reptile_distil.data import toy
 from reptile_distil.data.sources import open_split
 from reptile_distil.errors import DataError, ModelError, ReptileDistilError, RunError
-from reptile_distil.experiment import Experiment
+from reptile_distil.experiments.dry_run import (
+    Measured,
+    RunPlan,
+    check_one_process,
+    check_room,
+    disk_needed,
+    free_bytes,
+    look,
+    measure,
+)
+from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, align, item, say_size, say_time
+from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import is_toy_model
-from reptile_distil.plan import Measured, RunPlan, check_one_process, check_room, disk_needed, free_bytes, look, measure
-from reptile_distil.plan_text import ESTIMATE, WIDTH, align, item, say_size, say_time
 from reptile_distil.runtime.hub import asked_once
 from reptile_distil.table_config import TEACHER, Cell, TableConfig
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
     config = config_of(arguments)
 
-    from reptile_distil.experiment import Experiment
+    from reptile_distil.experiments.experiment import Experiment
 
     experiment = Experiment(config)
     for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     if arguments.dry_run:
-        from reptile_distil.plan_text import fit_for
+        from reptile_distil.experiments.dry_run_text import fit_for
         from reptile_distil.table_plan import describe_table_plan, plan_table
 
         plan = plan_table(table)

@@ -61,7 +61,7 @@ def _old_path():
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny run; the tests of pictures ask for it, also in a started process."""
-    monkeypatch.setattr("reptile_distil.fitting.draw_after_run", lambda folder: None)
+    monkeypatch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
     monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: False)
 
 

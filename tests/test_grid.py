@@ -8,7 +8,7 @@ import torch
 
 from reptile_distil import grid
 from reptile_distil.errors import ConfigError, ModelError, RunInUseError
-from reptile_distil.experiment import Experiment
+from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.grid import Grid
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.table_config import load_table_config

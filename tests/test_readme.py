@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     for name in ("scripts", "configs"):
         (world / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reptile_distil.fitting.draw_after_run", lambda folder: None)
+        patch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
         Experiment.from_yaml(TINY, f"runs_dir={world}/runs").fit()
     return world
 

@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
     """Folder of a finished toy run by Reptile and of its teacher's."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reptile_distil.fitting.draw_after_run", lambda folder: None)
+        patch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
         Experiment.from_yaml(TINY, f"runs_dir={folder}").fit()
     return folder / "toy-sentence"
 

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import transformers
 
-from reptile_distil.build_data import build_batches
-from reptile_distil.builders import build_task
 from reptile_distil.config.config import load_config
 from reptile_distil.data import cache as feature_cache
 from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError
+from reptile_distil.experiments.setup import build_batches, build_task
 from tests.helpers.paths import CONFIGS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

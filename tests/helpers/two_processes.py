@@ -13,11 +13,11 @@ import datasets
 import torch
 import transformers
 
-from reptile_distil import build_method
 from reptile_distil.config.config import load_config
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
-from reptile_distil.experiment import Experiment
+from reptile_distil.experiments import build_method
+from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.methods import reptile
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss

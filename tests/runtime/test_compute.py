@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reptile_distil.errors import ConfigError
-from reptile_distil.experiment import Experiment
+from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw

@@ -263,7 +263,7 @@ def test_a_device_that_not_every_process_can_have_is_refused(monkeypatch, device
 
 
 def test_sharding_is_refused_for_one_process(tmp_path):
-    from reptile_distil.experiment import Experiment
+    from reptile_distil.experiments.experiment import Experiment
 
     with pytest.raises(ConfigError, match=r"distributed\.shard = True: takes several processes"):
         Experiment.from_yaml(TINY, "distributed.shard=true", f"runs_dir={tmp_path}")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from reptile_distil import build_data, builders, experiment
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError, RunError
-from reptile_distil.experiment import Experiment
+from reptile_distil.experiments import experiment, setup
+from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
@@ -344,11 +344,11 @@ def test_a_run_with_graphs_ends_as_one_without(tmp_path, on_a_pretended_gpu, rec
 
 def test_evaluation_is_not_padded_to_a_multiple(tmp_path, on_a_pretended_gpu):
     config = run(tmp_path, "compute.cuda_graphs=true").config
-    task = builders.build_task(config)
+    task = setup.build_task(config)
     made = [
-        build_data.build_batches(config, task, "train", toy_tokenizer(), config.train, for_training=True),
-        build_data.build_lessons(config, task, toy_tokenizer()),
-        build_data.build_batches(config, task, "dev", toy_tokenizer(), config.train),
+        setup.build_batches(config, task, "train", toy_tokenizer(), config.train, for_training=True),
+        setup.build_lessons(config, task, toy_tokenizer()),
+        setup.build_batches(config, task, "dev", toy_tokenizer(), config.train),
     ]
     assert [batches.length_step for batches in made] == [8, 8, 1]
 

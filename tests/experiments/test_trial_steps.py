@@ -6,12 +6,12 @@ import torch
 
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
+from reptile_distil.experiments.trial_steps import Trial, mean_seconds, run_trial
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
-from reptile_distil.trial import Trial, mean_seconds, run_trial
 from tests.helpers.models import bert
 
 LENGTHS = (3, 3, 3, 3, 5, 5, 5, 5, 9, 9, 9, 9)
@@ -108,7 +108,7 @@ def test_a_checkpoint_holds_weights_two_moments_of_each_and_their_steps(moves):
 
 def test_a_teacher_that_moves_is_examined_each_time_and_a_frozen_one_once(monkeypatch):
     """With a second for each batch: six batches, of 68 tokens in all; latency takes 4 rounds of 1 and 32 rows of 8."""
-    monkeypatch.setattr("reptile_distil.trial.mean_seconds", lambda sizes, measured: 1.0)
+    monkeypatch.setattr("reptile_distil.experiments.trial_steps.mean_seconds", lambda sizes, measured: 1.0)
     teacher = Teacher(bert(2))
     alone = trial(Recorder(), {})
     still, moving = (trial(Recorder(), {}, teacher=teacher, teacher_moves=moves) for moves in (False, True))

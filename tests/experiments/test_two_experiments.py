@@ -85,14 +85,14 @@ def test_each_computes_with_its_own_threads_and_number_format_also_inside_the_ot
         def on_step_end(self, run, step, logs, rates):
             seen.append((self.name, torch.get_num_threads(), torch.get_float32_matmul_precision()))
 
-    monkeypatch.setattr("reptile_distil.experiment.choose_precision", lambda wanted, device: "tf32")
+    monkeypatch.setattr("reptile_distil.experiments.experiment.choose_precision", lambda wanted, device: "tf32")
     with_tf32 = make("tf32", "num_threads=2", callbacks=[Notes("tf32")])
     monkeypatch.undo()
     plain = make("fp32", "num_threads=1", callbacks=[Notes("fp32"), Does(with_tf32.fit)])
     plain.fit()
     assert seen == [("fp32", 1, "highest")] * 2 + [("tf32", 2, "high")] * 4 + [("fp32", 1, "highest")] * 2
     monkeypatch.setattr(
-        "reptile_distil.experiment.predict_logits",
+        "reptile_distil.experiments.experiment.predict_logits",
         lambda *_: seen.append((torch.get_num_threads(), torch.get_float32_matmul_precision())) or np.zeros((1, 2)),
     )
     for experiment in (with_tf32, plain):

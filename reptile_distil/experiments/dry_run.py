@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from reptile_distil.build_data import VALIDATION
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
-from reptile_distil.experiment import Experiment
-from reptile_distil.inputs import check_inputs
-from reptile_distil.materials import Materials
+from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.input_digests import check_inputs
+from reptile_distil.experiments.setup import VALIDATION, Materials
+from reptile_distil.experiments.trial_steps import Trial, run_trial
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.training.loop import count_steps
 from reptile_distil.training.trackers import check_trackers
-from reptile_distil.trial import Trial, run_trial
 
 logger = logging.getLogger(__name__)
 

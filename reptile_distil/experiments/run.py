@@ -8,15 +8,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from reptile_distil.build_data import VALIDATION
-from reptile_distil.build_method import build_schedules
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
-from reptile_distil.inputs import digest_inputs
-from reptile_distil.materials import Materials, Workshop
+from reptile_distil.experiments.build_method import build_schedules
+from reptile_distil.experiments.input_digests import digest_inputs
+from reptile_distil.experiments.setup import VALIDATION, Materials, Workshop
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import compare_latency
-from reptile_distil.plots import draw_after_run
+from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.folder import Results
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupts

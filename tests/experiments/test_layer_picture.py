@@ -2,8 +2,7 @@
 
 import pytest
 
-from reptile_distil.layer_picture import draw_layer_map
-from reptile_distil.plan_text import fit_for
+from reptile_distil.experiments.dry_run_text import draw_layer_map, fit_for
 
 
 def test_twelve_to_six_skip():

@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reptile_distil.build_data import build_batches
-from reptile_distil.builders import build_task, check_pair, check_processes
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
-from reptile_distil.fitting import Fitting
-from reptile_distil.inputs import check_inputs
-from reptile_distil.materials import Workshop
+from reptile_distil.experiments.input_digests import check_inputs
+from reptile_distil.experiments.run import Fitting
+from reptile_distil.experiments.setup import Workshop, build_batches, build_task, check_pair, check_processes
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runs.folder import Results, RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps

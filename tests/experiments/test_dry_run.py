@@ -7,13 +7,13 @@ import transformers
 
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
+from reptile_distil.experiments.dry_run import Measured, ModelFacts, RunPlan, Status, disk_needed
+from reptile_distil.experiments.dry_run_text import say_size, say_time
+from reptile_distil.experiments.trial_steps import Trial
 from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.models.toy import toy_tokenizer
-from reptile_distil.plan import Measured, ModelFacts, RunPlan, Status, disk_needed
-from reptile_distil.plan_text import say_size, say_time
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
-from reptile_distil.trial import Trial
 from tests.helpers.paths import TINY
 
 FOUR_TO_TWO = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
@@ -214,7 +214,7 @@ def test_what_is_only_on_the_hub_is_one_sentence(call):
 
 
 def test_a_full_disk_is_refused_before_the_run(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("reptile_distil.plan.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("reptile_distil.experiments.dry_run.free_bytes", lambda path: 1000)
     code, out, err = call("distil", "--dry-run", "method=finetune")
     assert (code, out) == (2, "")
     assert f"error: {tmp_path}/runs/toy-sentence: about 0.00 GB are needed, but only 0.00 GB are free" in err

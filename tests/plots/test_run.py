@@ -8,8 +8,11 @@ import warnings
 import numpy as np
 import pytest
 
-from reptile_distil import Experiment, fitting, plots, table_plots
+from reptile_distil import Experiment
 from reptile_distil.errors import MissingExtraError, RunError
+from reptile_distil.experiments import run as run_module
+from reptile_distil.plots import run as run_plots
+from reptile_distil.plots import table as table_plots
 from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -62,7 +65,7 @@ def close(points):
 
 
 def test_a_reptile_run_has_all_six_panels_with_their_series():
-    found = panels(plots.curves_figure(RESULTS, reptile_records()))
+    found = panels(run_plots.curves_figure(RESULTS, reptile_records()))
     score, loss, rate, agreement, gap, drift = found.values()
     assert [title.split()[0] for title in found] == ["Dev", "Training", "Learning", "Agreement", "Gap", "Teacher"]
     drawn = lines(score)
@@ -91,7 +94,7 @@ def test_a_reptile_run_has_all_six_panels_with_their_series():
 
 
 def test_every_panel_says_what_its_axes_are():
-    figure = plots.curves_figure(RESULTS, reptile_records())
+    figure = run_plots.curves_figure(RESULTS, reptile_records())
     assert figure.get_suptitle() == "mrpc: reptile, seed 7"
     for title, axes in panels(figure).items():
         assert title
@@ -102,7 +105,7 @@ def test_every_panel_says_what_its_axes_are():
 
 
 def test_student_and_teacher_differ_in_colour_and_marker_and_two_metrics_in_line_style():
-    score = panels(plots.curves_figure(RESULTS, reptile_records()))["Dev score (%)"]
+    score = panels(run_plots.curves_figure(RESULTS, reptile_records()))["Dev score (%)"]
     looks = {line.get_label(): (line.get_color(), line.get_marker(), line.get_linestyle()) for line in score.lines}
     assert looks["student, f1"] == ("#0072B2", "o", "-")
     assert looks["student, accuracy"] == ("#0072B2", "o", "--")
@@ -114,7 +117,7 @@ def test_a_run_without_a_teacher_has_three_panels_and_the_teachers_own_run_is_ca
     records = [step(50), epoch(1, f1=0.5, accuracy=0.6, last_gap=None)]
     results = {"task": "mrpc", "seed": 7, "best_epoch": 1}
     for method, who in (("finetune", "student"), ("teacher", "teacher")):
-        found = panels(plots.curves_figure({**results, "method": method}, records))
+        found = panels(run_plots.curves_figure({**results, "method": method}, records))
         assert list(found) == ["Dev score (%)", "Training loss", "Learning rate"]
         assert set(lines(found["Dev score (%)"])) == {f"{who}, f1", f"{who}, accuracy", "best epoch"}
         assert set(lines(found["Learning rate"])) == {who}
@@ -124,7 +127,7 @@ def test_a_run_without_a_teacher_has_three_panels_and_the_teachers_own_run_is_ca
 def test_a_frozen_teacher_has_no_gap_and_no_drift():
     same = {"teacher_scores": RESULTS["teacher"]["scores_at_start"], "agreement": 0.5, "teacher_drift": 0.0}
     records = [step(50), epoch(1, f1=0.5, accuracy=0.6, last_gap=None, **same)]
-    found = panels(plots.curves_figure({**RESULTS, "method": "kd"}, records))
+    found = panels(run_plots.curves_figure({**RESULTS, "method": "kd"}, records))
     assert list(found)[3:] == ["Agreement of student and teacher"]
 
 
@@ -132,7 +135,7 @@ def test_two_dev_splits_are_told_apart():
     records = [epoch(1, f1=0.5, accuracy=0.6)]
     records[0]["scores"] = {"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}
     drawn = lines(
-        plots.curves_figure({"task": "mnli", "method": "finetune", "seed": 1, "best_epoch": 1}, records).axes[0]
+        run_plots.curves_figure({"task": "mnli", "method": "finetune", "seed": 1, "best_epoch": 1}, records).axes[0]
     )
     assert drawn["student, accuracy (dev_matched)"] == close([[1, 80]])
     assert drawn["student, accuracy (dev_mismatched)"] == close([[1, 70]])
@@ -141,12 +144,12 @@ def test_two_dev_splits_are_told_apart():
 def test_an_undefined_score_is_a_hole_and_a_panel_without_any_value_says_so():
     records = reptile_records()
     records[1]["scores"]["dev"]["f1"] = None
-    (_, first), (_, second) = lines(plots.curves_figure(RESULTS, records).axes[0])["student, f1"]
+    (_, first), (_, second) = lines(run_plots.curves_figure(RESULTS, records).axes[0])["student, f1"]
     assert math.isnan(first)
     assert second == pytest.approx(55)
     for record in (records[1], records[3]):
         record["agreement"] = None
-    agreement = plots.curves_figure(RESULTS, records).axes[3]
+    agreement = run_plots.curves_figure(RESULTS, records).axes[3]
     assert [text.get_text() for text in agreement.texts] == ["undefined"]
 
 
@@ -154,14 +157,14 @@ def test_learning_rates_far_apart_share_a_logarithmic_axis():
     close_rates = [step(50, teacher_lr=1e-4 / 19), epoch(1, f1=0.5, accuracy=0.6)]
     far_rates = [step(50, teacher_lr=1e-4 / 21), epoch(1, f1=0.5, accuracy=0.6)]
     results = {"task": "mrpc", "method": "finetune", "seed": 7, "best_epoch": 1}
-    assert plots.curves_figure(results, close_rates).axes[2].get_yscale() == "linear"
-    assert plots.curves_figure(results, far_rates).axes[2].get_yscale() == "log"
+    assert run_plots.curves_figure(results, close_rates).axes[2].get_yscale() == "linear"
+    assert run_plots.curves_figure(results, far_rates).axes[2].get_yscale() == "log"
 
 
 def test_a_step_stands_at_its_place_between_the_epochs():
     records = [step(25), step(150), epoch(1, f1=0.5, accuracy=0.6), {**epoch(2, f1=0.5, accuracy=0.6), "step": 200}]
     results = {"task": "mrpc", "method": "finetune", "seed": 7, "best_epoch": 1}
-    drawn = lines(plots.curves_figure(results, records).axes[1])["single steps"]
+    drawn = lines(run_plots.curves_figure(results, records).axes[1])["single steps"]
     assert [x for x, _ in drawn] == [0.25, 1.5]
 
 
@@ -179,12 +182,12 @@ def test_a_step_stands_at_its_place_between_the_epochs():
 def test_odd_runs_are_drawn_without_warnings(tmp_path, change):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.save(plots.curves_figure(RESULTS, change(reptile_records())), tmp_path / "curves.png")
+        run_plots.save(run_plots.curves_figure(RESULTS, change(reptile_records())), tmp_path / "curves.png")
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[2] == 4
 
 
 def test_a_regression_run_is_drawn_after_it_and_replaced_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "draw_after_run", plots.draw_after_run)
+    monkeypatch.setattr(run_module, "draw_after_run", run_plots.draw_after_run)
     options = [f"runs_dir={tmp_path}", "task=toy-regression", "train.epochs=1"]
     run = Experiment.from_yaml(TINY, *options)
     run.fit()
@@ -194,7 +197,7 @@ def test_a_regression_run_is_drawn_after_it_and_replaced_by_the_next(tmp_path, m
     assert (run.teacher_folder.path / "curves.png").exists()
     assert {path.name for path in run.folder.path.iterdir()} >= {"curves.png", "results.json"}
     assert not list(run.folder.path.glob(".*"))
-    monkeypatch.setattr(fitting, "draw_after_run", lambda folder: None)
+    monkeypatch.setattr(run_module, "draw_after_run", lambda folder: None)
     run.fit(overwrite=True)
     assert not picture.exists()
 
@@ -203,28 +206,28 @@ def test_a_fault_in_drawing_is_one_line_in_the_log_and_the_run_is_finished(tmp_p
     def broken(folder):
         raise ZeroDivisionError("no ink")
 
-    monkeypatch.setattr(plots, "draw_curves", broken)
-    plots.draw_after_run(tmp_path)
+    monkeypatch.setattr(run_plots, "draw_curves", broken)
+    run_plots.draw_after_run(tmp_path)
     (record,) = caplog.records
     assert record.getMessage() == f"{tmp_path}: curves.png could not be drawn: no ink"
 
 
 def test_without_matplotlib_a_run_is_silent_and_a_picture_that_is_asked_for_is_refused(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
-    plots.draw_after_run(tmp_path)
+    monkeypatch.setattr(run_plots.importlib.util, "find_spec", lambda name: None)
+    run_plots.draw_after_run(tmp_path)
     assert not caplog.records
     with pytest.raises(MissingExtraError, match=r"^pictures need matplotlib: pip install 'reptile-distil\[plots\]'$"):
-        plots.curves_figure(RESULTS, reptile_records())
+        run_plots.curves_figure(RESULTS, reptile_records())
 
 
 def test_a_folder_without_results_is_refused_by_name(tmp_path):
     with pytest.raises(RunError, match=f"^{tmp_path}: holds no finished run to draw"):
-        plots.draw_curves(tmp_path)
+        run_plots.draw_curves(tmp_path)
 
 
 def test_the_users_own_matplotlib_style_changes_nothing_and_is_left_as_it_is(tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9.0, "axes.facecolor": "black"}):
-        score = plots.curves_figure(RESULTS, reptile_records()).axes[0]
+        score = run_plots.curves_figure(RESULTS, reptile_records()).axes[0]
         assert score.lines[0].get_linewidth() == 1.8
         assert score.get_facecolor() == (1, 1, 1, 1)
         assert matplotlib.rcParams["lines.linewidth"] == 9.0

@@ -9,16 +9,16 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil import Experiment, fitting
-from reptile_distil.build_data import build_batches, build_lessons
-from reptile_distil.builders import build_student, build_task
+from reptile_distil import Experiment
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
 from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
-from reptile_distil.models import pretrained as models
+from reptile_distil.experiments import run as run_module
+from reptile_distil.experiments.setup import build_batches, build_lessons, build_student, build_task
 from reptile_distil.models.classifier import Teacher
 from reptile_distil.models.packing import packed_logits
+from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.runtime.compute import choose_device
@@ -570,7 +570,9 @@ def test_mnli_reports_both_halves_of_dev_and_chooses_by_the_matched_one(tiny, tm
 def test_a_packed_run_is_the_padded_run(tiny, monkeypatch):
     """The toy models have no dropout."""
     packed = []
-    monkeypatch.setattr(models, "packed_logits", lambda *inputs: packed.append(1) or packed_logits(*inputs))
+    monkeypatch.setattr(
+        "reptile_distil.models.classifier.packed_logits", lambda *inputs: packed.append(1) or packed_logits(*inputs)
+    )
     runs = []
     for packing in ("false", "true"):
         experiment = tiny(f"data.packing={packing}", f"output_dir={tiny().folder.path}-{packing}")
@@ -648,7 +650,7 @@ def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
 
 
 def test_metadistil_with_several_processes_is_refused_before_anything_is_trained(tiny, monkeypatch):
-    monkeypatch.setattr("reptile_distil.experiment.start_processes", lambda _: Processes(0, 2))
+    monkeypatch.setattr("reptile_distil.experiments.experiment.start_processes", lambda _: Processes(0, 2))
     for overrides in (["method=metadistil"], ["method=kd", "compare_with=[metadistil]"]):
         with pytest.raises(ConfigError, match=r"^method metadistil takes one process, but 2 were started: start it"):
             tiny(*overrides)
@@ -669,13 +671,13 @@ def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny)
 
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
-    real = fitting.examine_splits
+    real = run_module.examine_splits
 
     def examine_splits(model, splits, *rest):
         looks.append(tuple(splits))
         return real(model, splits, *rest)
 
-    monkeypatch.setattr(fitting, "examine_splits", examine_splits)
+    monkeypatch.setattr(run_module, "examine_splits", examine_splits)
     experiment = tiny("data.validation_fraction=0.2", "train.epochs=2", "method=kd")
     teacher = experiment.fit_teacher()
     assert looks == [("dev",)]
@@ -743,7 +745,7 @@ def test_a_student_may_start_from_the_fine_tuned_teachers_layers_and_head(tiny):
     experiment = tiny(*options)
     assert experiment.fit()["method"] == "finetune"
     assert experiment.teacher_folder.results.exists(), "the teacher is needed for the start alone"
-    teacher = models.load_finetuned(str(experiment.teacher_folder.model), experiment.task).state_dict()
+    teacher = load_finetuned(str(experiment.teacher_folder.model), experiment.task).state_dict()
     student, _ = build_student(experiment.config, experiment.task, str(experiment.teacher_folder.model))
     for name, weight in student.state_dict().items():
         # The `skip` map takes the teacher's second layer of two.

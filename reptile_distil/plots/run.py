@@ -1,64 +1,41 @@
-"""Pictures of one run, from its metrics.jsonl and results.json alone. Needs the extra `plots` (matplotlib).
-
-Drawn on figures of our own, never through pyplot: no window, no global state, no backend to choose.
-"""
+"""Pictures of one run, from its metrics.jsonl and results.json alone. Needs the extra `plots` (matplotlib)."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import math
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reptile_distil.errors import MissingExtraError
+from reptile_distil.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MOST_MARKERS,
+    PURPLE,
+    SKY,
+    STUDENT,
+    TEACHER,
+    VERMILLION,
+    drawing,
+    is_finite,
+    legend_above,
+    new_figure,
+    save,
+)
 from reptile_distil.runs.history import Record, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 logger = logging.getLogger(__name__)
-
-# Okabe and Ito's colours, told apart with every common colour blindness.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#555555",
-)
-STUDENT, TEACHER = BLUE, VERMILLION
-
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.borderaxespad": 0.2,
-    "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.2,
-}
-DOTS_PER_INCH = 120
 _LINE_STYLES = ("-", "--", ":", "-.")
-MOST_MARKERS = 30  # a line of more points than this is drawn without markers
 _LOG_SCALE_FROM = 20  # two learning rates further apart than this share no linear axis
 
 
@@ -103,48 +80,6 @@ def curves_figure(results: Record, records: Sequence[Record]) -> Figure:
             draw(axes, results, epochs, steps)
             _finish_panel(axes, len(epochs))
     return figure
-
-
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """The one style of all pictures. Raises `MissingExtraError` without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("pictures need matplotlib: pip install 'reptile-distil[plots]'")
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not the user's own style: a picture looks the same everywhere
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts make room for each other."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Writes the whole picture or nothing; the ending of `path` (.png, .pdf, .svg) chooses the format."""
-    path = Path(path)
-    # Several workers may draw a table at the same moment, each into a file of its own.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        with drawing():
-            figure.savefig(temporary, dpi=DOTS_PER_INCH)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def legend_above(axes: Axes, num_columns: int = 2) -> None:
-    """The legend between title and axes, where it covers no data; the title moves up to make room."""
-    handles, labels = axes.get_legend_handles_labels()
-    num_rows = -(-len(labels) // num_columns)
-    axes.set_title(axes.get_title(loc="left"), pad=6 + 13 * num_rows)
-    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns)
 
 
 def _draw_scores(axes: Axes, results: Record, epochs: Sequence[Record], _: Sequence[Record]) -> None:
@@ -226,11 +161,6 @@ def _finish_panel(axes: Axes, num_epochs: int) -> None:
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", va="center", color=GREY)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         legend_above(axes)
-
-
-def is_finite(line: Any) -> bool:
-    """Whether a line has a point that can be drawn."""
-    return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
 
 
 def _is_series(line: Any) -> bool:

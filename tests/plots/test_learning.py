@@ -9,8 +9,8 @@ import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.errors import RunError
-from reptile_distil.learning_curves import draw_learning_curves, learning_curves_figure, read_curves
-from reptile_distil.looks import LOOKS, looks_of
+from reptile_distil.plots.learning import draw_learning_curves, learning_curves_figure, read_curves
+from reptile_distil.plots.style import LOOKS, looks_of
 from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reptile_distil.wear_plot import Wear, draw_wear, find_wear, wear_figure
+from reptile_distil.plots.table import Wear, draw_wear, find_wear, wear_figure
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("matplotlib.image")

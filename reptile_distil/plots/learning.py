@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reptile_distil.looks import Look, legend_on_top, looks_of, order_names
-from reptile_distil.plots import GREY, MOST_MARKERS, drawing, is_finite, new_figure, save
+from reptile_distil.plots.style import (
+    GREY,
+    MOST_MARKERS,
+    Look,
+    drawing,
+    is_finite,
+    legend_on_top,
+    looks_of,
+    new_figure,
+    order_names,
+    save,
+)
 from reptile_distil.runs.history import Record, read_run
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import contextlib
 import functools
 from pathlib import Path
 
-from reptile_distil.builders import student_source
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role
 from reptile_distil.data import toy
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, ModelError, RunError
+from reptile_distil.experiments.setup import student_source
 from reptile_distil.models.loading import find_folder
 from reptile_distil.runs.folder import Results, RunFolder
 from reptile_distil.runtime.files import digest_files
