@@ -62,7 +62,7 @@ def _old_path():
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny run; the tests of pictures ask for it, also in a started process."""
     monkeypatch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
-    monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: False)
+    monkeypatch.setattr("reptile_distil.tables.pictures.can_draw", lambda: False)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from reptile_distil.benchmark.token_lengths import Lengths
 from reptile_distil.data.batches import Batch
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.measuring import time_in_turn, wait_for
-from reptile_distil.token_lengths import Lengths
 
 logger = logging.getLogger(__name__)
 BATCH_SIZES = (1, 32)

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from reptile_distil import Experiment
 from reptile_distil.errors import CallbackError, ModelError, RunError
-from reptile_distil.grid import Grid
+from reptile_distil.export.report import make_report
 from reptile_distil.models.loading import find_folder
-from reptile_distil.report import make_report
-from reptile_distil.table_config import load_table_config
-from reptile_distil.table_data import collect
+from reptile_distil.tables.config import load_table_config
+from reptile_distil.tables.data import collect
+from reptile_distil.tables.grid import Grid
 from tests.helpers.paths import TINY, TINY_TABLE
 
 OWN = "{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {train: train.csv, dev: dev.csv}}"

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import defaultdict
 
-from reptile_distil.statistics import compare_paired
+from reptile_distil.tables.statistics import compare_paired
 
 
 def read_runs(path):
