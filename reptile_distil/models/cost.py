@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from reptile_distil.benchmark.token_lengths import Lengths
 from reptile_distil.data.batches import Batch
+from reptile_distil.data.features import Indices
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.measuring import time_in_turn, wait_for
 
@@ -104,7 +104,7 @@ def flops_per_sequence(model: Any, length: int) -> int | None:
     return int(config.num_hidden_layers * layer + outside)
 
 
-def layer_flops(lengths: Lengths, width: int, inner_width: int) -> float:
+def layer_flops(lengths: Indices, width: int, inner_width: int) -> float:
     """Operations of one layer's forward pass over rows of these lengths."""
     tokens, squares = float(lengths.sum()), float((lengths**2).sum())
     return 2 * tokens * (4 * width**2 + 2 * width * inner_width) + 4 * squares * width
