@@ -18,9 +18,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config_of(arguments)
     if arguments.dry_run:
         from reptile_distil.experiments.dry_run import plan_distillation
-        from reptile_distil.experiments.dry_run_text import describe_plan, fit_for
+        from reptile_distil.experiments.dry_run_text import describe_plan, encodable_on
 
-        print(fit_for(sys.stdout, describe_plan(plan_distillation(config, overwrite=arguments.overwrite))))
+        print(encodable_on(sys.stdout, describe_plan(plan_distillation(config, overwrite=arguments.overwrite))))
         return
 
     from reptile_distil.experiments.experiment import Experiment

@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     if arguments.dry_run:
-        from reptile_distil.experiments.dry_run_text import fit_for
+        from reptile_distil.experiments.dry_run_text import encodable_on
         from reptile_distil.tables.dry_run import describe_table_plan, plan_table
 
         plan = plan_table(table)
-        print(fit_for(sys.stdout, describe_table_plan(plan)))
+        print(encodable_on(sys.stdout, describe_table_plan(plan)))
         plan.check()
         return
 

@@ -12,7 +12,7 @@ from reptile_distil.errors import RunError
 Measured = tuple[Case, list[Measurement]]
 
 
-class Look(NamedTuple):
+class SeriesStyle(NamedTuple):
     """How a method is drawn: Okabe and Ito's colours, and a hatch or a marker each for print."""
 
     name: str
@@ -21,12 +21,12 @@ class Look(NamedTuple):
     marker: str
 
 
-LOOKS = {
-    "finetune": Look("fine-tuning", "#56B4E9", "", "^"),
-    "kd": Look("frozen-teacher KD", "#E69F00", "//", "v"),
-    "reptile": Look("Reptile", "#009E73", "", "o"),
-    "metadistil": Look("MetaDistil", "#CC79A7", "xx", "D"),
-    "released": Look("as released", "#555555", "\\\\", "s"),
+STYLES = {
+    "finetune": SeriesStyle("fine-tuning", "#56B4E9", "", "^"),
+    "kd": SeriesStyle("frozen-teacher KD", "#E69F00", "//", "v"),
+    "reptile": SeriesStyle("Reptile", "#009E73", "", "o"),
+    "metadistil": SeriesStyle("MetaDistil", "#CC79A7", "xx", "D"),
+    "released": SeriesStyle("as released", "#555555", "\\\\", "s"),
 }
 """Of every method that can be measured."""
 
@@ -135,7 +135,7 @@ def _draw_lines(
     label: str,
 ) -> None:
     for index, m in enumerate(measured[0][1]):
-        look = LOOKS[m.method]
+        look = STYLES[m.method]
         points = sorted(zip(growth[1], (of_case[index] for of_case in values), strict=True))
         axes.plot(*zip(*points, strict=True), color=look.color, marker=look.marker, label=look.name)
     axes.set_xlabel(growth[0])
@@ -151,7 +151,7 @@ def _draw_bars(axes: Any, measured: Sequence[Measured], values: Sequence[Sequenc
     methods = [m.method for m in measured[0][1]]
     height = 0.8 / len(methods)
     for index, method in enumerate(methods):
-        look = LOOKS[method]
+        look = STYLES[method]
         places = [row - 0.4 + height * (index + 0.5) for row in range(len(measured))]
         widths = [of_case[index] for of_case in values]
         bars = axes.barh(places, widths, height, color=look.color, hatch=look.hatch, edgecolor="white", label=look.name)

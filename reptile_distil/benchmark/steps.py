@@ -87,7 +87,7 @@ class Settings(NamedTuple):
     """Rows of MetaDistil's quiz; None: as many as the batch has."""
 
 
-class Taken(NamedTuple):
+class StepCost(NamedTuple):
     """What one step took, by the clock and in processor time of all threads."""
 
     seconds: float
@@ -202,7 +202,7 @@ def quiz_lengths(lengths: Lengths, settings: Settings) -> Lengths:
     return np.resize(lengths, settings.quiz_batch_size or len(lengths))
 
 
-def make_lesson(method: str, lengths: Lengths, case: Case, settings: Settings) -> dict[str, Tensor]:
+def make_training_batch(method: str, lengths: Lengths, case: Case, settings: Settings) -> dict[str, Tensor]:
     """A batch as the method's step takes it, for MetaDistil with a quiz of other tokens."""
     batch = make_batch(lengths, padded_length(method, lengths, case, settings), settings.device)
     if PASSES[method].quizzes:
@@ -246,17 +246,17 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
 
 def time_in_turns(
     steps: dict[str, Step], rows: Sequence[Lengths], case: Case, settings: Settings
-) -> dict[str, list[list[Taken]]]:
+) -> dict[str, list[list[StepCost]]]:
     """What each method's steps took, by batch and round, after steps that do not count.
 
     These are one on the first batch, or with graphs as many on each as it takes to record one.
     """
-    taken: dict[str, list[list[Taken]]] = {method: [[] for _ in rows] for method in steps}
+    taken: dict[str, list[list[StepCost]]] = {method: [[] for _ in rows] for method in steps}
     warm_up = [*range(len(rows))] * (WARM_UP_STEPS + 1) if settings.graphs else [0]
     turns = [*warm_up, *(place for _ in range(settings.num_rounds) for place in range(len(rows)))]
     for turn, place in enumerate(turns, start=-len(warm_up)):
         for method, step in steps.items():
-            time_of_step = _time(step, make_lesson(method, rows[place], case, settings), settings.device)
+            time_of_step = _time(step, make_training_batch(method, rows[place], case, settings), settings.device)
             if turn >= 0:
                 taken[method][place].append(time_of_step)
     return taken
@@ -288,19 +288,19 @@ def _step_of(method: Stepping, optimizers: Sequence[torch.optim.Optimizer], case
     return GraphedSteps(method, optimizers, batch_size=case.batch_size).step if settings.graphs else method.step
 
 
-def _time(step: Step, batch: dict[str, Tensor], device: str) -> Taken:
+def _time(step: Step, batch: dict[str, Tensor], device: str) -> StepCost:
     wait_for(device)
     started, processor_started = time.perf_counter(), time.process_time()
     step(batch)
     wait_for(device)
-    return Taken(time.perf_counter() - started, time.process_time() - processor_started)
+    return StepCost(time.perf_counter() - started, time.process_time() - processor_started)
 
 
 def _memory_of(method: str, case: Case, settings: Settings) -> int:
     before = 0 if settings.device == "cuda" else peak_memory(settings.device)
     step, _ = build_step(method, case, settings)
     longest = grouped_rows(case, settings)[-1]
-    batch = make_lesson(method, longest, case, settings)
+    batch = make_training_batch(method, longest, case, settings)
     for _ in range(WARM_UP_STEPS if settings.graphs else 1):
         step(batch)
     reset_peak_memory(settings.device)  # what a graph takes is allocated when it is recorded, that is now
@@ -310,7 +310,7 @@ def _memory_of(method: str, case: Case, settings: Settings) -> int:
 
 def _summarise(
     method: str,
-    taken: Sequence[Sequence[Taken]],
+    taken: Sequence[Sequence[StepCost]],
     rows: Sequence[Lengths],
     case: Case,
     shape: Shape,

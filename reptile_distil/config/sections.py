@@ -12,6 +12,14 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 
+Role = MethodName | Literal["teacher"]
+"""What a run does: one of the methods, or the teacher's fine-tuning."""
+
+
+TEACHER_MOVES = ("reptile", "metadistil")
+"""The methods that change their teacher."""
+
+
 def _frozen(value: Any) -> Any:
     """Lists as tuples: YAML knows lists alone, a frozen configuration tuples alone."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
@@ -289,10 +297,3 @@ class ComputeConfig(Section):
     cuda_graphs: bool = False
     """Replay training steps from CUDA graphs, one for each length, which saves launching their kernels one by one (one
     GPU; finetune, kd, and reptile with one inner step). Not tried on a GPU yet."""
-
-
-Role = MethodName | Literal["teacher"]
-"""What a run does: one of the methods, or the teacher's fine-tuning."""
-
-TEACHER_MOVES = ("reptile", "metadistil")
-"""The methods that change their teacher."""

@@ -21,6 +21,10 @@ from reptile_distil.errors import DataError
 Rows = TypeVar("Rows", datasets.Dataset, Features)
 
 
+Batch = Mapping[str, Tensor]
+"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
+
+
 def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> datasets.Dataset:
     """Token ids of each row's text or pair of texts, cut to `max_length` tokens, beside its `label` if it has one."""
 
@@ -70,8 +74,8 @@ def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoc
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-class CompanionRows(Protocol):
-    """Further rows for each training batch (see `companions`)."""
+class ExtraBatchSource(Protocol):
+    """Further rows for each training batch (see `extra_batches`)."""
 
     @property
     def features(self) -> Features:
@@ -112,7 +116,7 @@ class Batches:
         self.device = device
         self.length_step = length_step
         self._longest = int(self.lengths.max(initial=0))
-        self.companions: CompanionRows | None = None
+        self.extra_batches: ExtraBatchSource | None = None
         """What each training batch has beside its own rows; None: nothing."""
         self._padding = Padding.of(tokenizer)
 
@@ -134,10 +138,10 @@ class Batches:
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels.
 
-        Companions, if any, are those of the step's number in the run, whatever is left out.
+        ExtraBatches, if any, are those of the step's number in the run, whatever is left out.
         """
         for step, rows in enumerate(self._order(epoch)[skip:], start=(epoch - 1) * self.num_batches + skip):
-            yield self.batch(rows) | (self.companions(step) if self.companions else {})
+            yield self.batch(rows) | (self.extra_batches(step) if self.extra_batches else {})
 
     def row_ids(self, epoch: int, batch: int) -> list[int]:
         """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""
@@ -179,7 +183,3 @@ def quiet_datasets() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-Batch = Mapping[str, Tensor]
-"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""

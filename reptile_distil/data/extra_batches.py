@@ -1,6 +1,6 @@
 """Batches that come beside a training batch: a quiz of rows held out of training, or the batches that follow.
 
-The companions of a step are a function of (seed, epoch, step) alone, as the training batches are, so that a run that
+The extra_batches of a step are a function of (seed, epoch, step) alone, as the training batches are, so that a run that
 is taken up again sees those it would have seen. They travel inside the training batch, under names like `quiz/labels`.
 """
 
@@ -50,16 +50,16 @@ class BatchStream:
         return self.batches.batch(self._order[index])
 
 
-class Companions:
+class ExtraBatches:
     """`num_batches` batches of a stream for each step; called with the number of the step in the run, from 0.
 
-    Held-out batches are used up one after another. With `overlapping`, a step's companions are the stream's batches
+    Held-out batches are used up one after another. With `overlapping`, a step's extra_batches are the stream's batches
     from the step's own number on, so that with a stream of the training batches they are that batch and those that
     follow it.
     """
 
     def __init__(self, name: str, stream: BatchStream, *, num_batches: int = 1, overlapping: bool = False) -> None:
-        self._names = companion_names(name, num_batches)
+        self._names = extra_batch_names(name, num_batches)
         self._stream = stream
         self._stride = 1 if overlapping else num_batches
 
@@ -69,7 +69,7 @@ class Companions:
         return self._stream.batches.features
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """The companions' entries, under `NAME/`."""
+        """The extra_batches' entries, under `NAME/`."""
         first = self._stride * step
         return {
             f"{name}/{key}": tensor
@@ -78,8 +78,8 @@ class Companions:
         }
 
 
-def companion_names(name: str, num_batches: int) -> list[str]:
-    """The names that so many companions of a batch go by."""
+def extra_batch_names(name: str, num_batches: int) -> list[str]:
+    """The names that so many extra_batches of a batch go by."""
     return [name] if num_batches == 1 else [f"{name}{number}" for number in range(num_batches)]
 
 
@@ -93,5 +93,5 @@ def companion(batch: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def alone(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch without its companions."""
+    """The batch without its extra_batches."""
     return {key: tensor for key, tensor in batch.items() if "/" not in key}

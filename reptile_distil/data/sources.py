@@ -22,7 +22,7 @@ from datasets.packaged_modules.cache.cache import Cache
 from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
 from reptile_distil.data.rows import Rows, class_index, score
 from reptile_distil.data.tasks import Task
-from reptile_distil.data.user_files import read_own_file
+from reptile_distil.data.user_files import read_user_file
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import require_hub
@@ -77,7 +77,7 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
     try:
         if task.files is not None:
             file = (path or Path()) / task.files[split]
-            read = partial(read_own_file, task, split, file)
+            read = partial(read_user_file, task, split, file)
             return Source(task, split, str(file), partial(digest_files, file), read)
         if task.folder is None:
             raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")

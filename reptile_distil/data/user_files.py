@@ -11,7 +11,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
 
 
-def read_own_file(task: Task, split: str, file: Path) -> Rows:
+def read_user_file(task: Task, split: str, file: Path) -> Rows:
     """Rows of a user's own file; the test split may lack the label column."""
     if file.suffix == ".csv":
         rows = _split_csv(file)
@@ -28,10 +28,10 @@ def read_own_file(task: Task, split: str, file: Path) -> Rows:
         label=task.label_column,
         label_is_optional=split.startswith("test"),
     )
-    return collect(file, records, lambda value: _parse_own_label(task, value))
+    return collect(file, records, lambda value: _parse_user_label(task, value))
 
 
-def _parse_own_label(task: Task, value: str) -> float:
+def _parse_user_label(task: Task, value: str) -> float:
     """Class index or score of a label; raises `ValueError` when it is neither."""
     if task.is_regression:
         return score(value, task.score_range)

@@ -19,7 +19,7 @@ from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.reptile_variants import TeacherUpkeep, Variant
+from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.runtime.processes import ALONE, Processes
@@ -111,12 +111,12 @@ def _build_reptile(
         else torch.optim.SGD(teacher.parameters(), lr=reptile.mu, fused=config.compute.cuda_graphs or None)
     )
     optimizers = {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer}
-    upkeep = None
+    regularization = None
     if reptile.task_lr or reptile.pull:
         task_optimizer = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps) if reptile.task_lr else None
         optimizers |= {"teacher_task_lr": task_optimizer} if task_optimizer is not None else {}
         options = {name: value for name, value in shared.items() if name != "student_optimizer"}
-        upkeep = TeacherUpkeep(teacher, task_optimizer=task_optimizer, pull=reptile.pull, **options)
+        regularization = TeacherRegularization(teacher, task_optimizer=task_optimizer, pull=reptile.pull, **options)
     distiller = ReptileDistiller(
         teacher,
         student,
@@ -128,14 +128,14 @@ def _build_reptile(
         inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
         inner_eps=reptile.inner_eps,
         share_forward=reptile.share_forward,
-        variant=Variant(
+        ablation=Ablation(
             inner_steps=reptile.inner_steps,
             inner_batch=reptile.inner_batch,
             every=reptile.every,
             move_head=reptile.move_head,
             move_embeddings=reptile.move_embeddings,
         ),
-        upkeep=upkeep,
+        regularization=regularization,
         **shared,
     )
     if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":

@@ -20,8 +20,8 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.input_digests import check_inputs
-from reptile_distil.experiments.setup import VALIDATION, Materials
-from reptile_distil.experiments.trial_steps import Trial, run_trial
+from reptile_distil.experiments.setup import VALIDATION, Components
+from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.runs.resume import Recovery
@@ -73,12 +73,12 @@ class Measured:
     teacher: ModelFacts | None
     layer_map: LayerMap | None
     """Reptile's."""
-    trial: Trial
+    trial: TrialSteps
 
     def seconds_left(self, step: int) -> float:
         """Seconds that a run takes from this step on."""
-        examinations = -(-self.num_steps // self.batches_per_epoch) - step // self.batches_per_epoch
-        return self.trial.seconds(num_steps=self.num_steps - step, num_examinations=examinations)
+        num_evaluations = -(-self.num_steps // self.batches_per_epoch) - step // self.batches_per_epoch
+        return self.trial.seconds(num_steps=self.num_steps - step, num_evaluations=num_evaluations)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def plan_runs(config: Config, roles: Mapping[Role, bool]) -> Plan:
     check_one_process()
     runs = []
     for role, overwrite in roles.items():
-        experiment = experiment_of(config, role)
+        experiment = experiment_for(config, role)
         status = look(experiment, role, overwrite=overwrite)
         runs.append(RunPlan(role, status, None if status.state == "finished" else measure(experiment, role, status)))
     needed, free = disk_needed(runs, config), free_bytes(runs[0].status.folder)
@@ -139,7 +139,7 @@ def plan_runs(config: Config, roles: Mapping[Role, bool]) -> Plan:
     return Plan(experiment.config, experiment.task, experiment.device, tuple(runs), needed, free)
 
 
-def experiment_of(config: Config, role: Role) -> Experiment:
+def experiment_for(config: Config, role: Role) -> Experiment:
     """The experiment in which a role is run."""
     return Experiment(config if role == "teacher" else config.with_values(method=role, compare_with=()))
 
@@ -154,7 +154,7 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     """What lies in a run's folder. Raises `RunError` for what the run could not go on with, or write to."""
     folder = experiment.teacher_folder if role == "teacher" else experiment.folder
     check_writable(folder.path)
-    results = None if overwrite else folder.read_results(experiment.config.decisive_values(role))
+    results = None if overwrite else folder.read_results(experiment.config.defining_settings(role))
     if results:
         folder.check_complete(results)
         check_inputs(folder, results, experiment.config, experiment.task, role)
@@ -174,15 +174,15 @@ def measure(experiment: Experiment, role: Role, status: Status) -> Measured:
 def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     config, task = experiment.config, experiment.task
     logger.info("measuring a few steps: %s on %s", role, task.name)
-    materials, is_stand_in = _prepare(experiment, role)
+    components, is_stand_in = _prepare(experiment, role)
     if status.recovery is not None and not is_stand_in:
-        status.recovery.check_inputs(materials.fingerprints())
-    settings, model, tokenizer, data, teacher = materials
+        status.recovery.check_inputs(components.fingerprints())
+    settings, model, tokenizer, data, teacher = components
     names = _names(config, role)
     key = "teacher.train" if role == "teacher" else "train"
     with explain_out_of_memory(f"{key}.micro_batch_size, {key}.eval_batch_size or data.max_length"):
-        student, (method, optimizers) = experiment.workshop.assemble(role, materials)
-        trial = run_trial(
+        student, (method, optimizers) = experiment.setup.assemble(role, components)
+        trial = run_trial_steps(
             method,
             optimizers,
             data["train"],
@@ -264,19 +264,19 @@ def _size_of(folder: Path) -> int:
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
-def _prepare(experiment: Experiment, role: Role) -> tuple[Materials, bool]:
+def _prepare(experiment: Experiment, role: Role) -> tuple[Components, bool]:
     """What a run needs, and whether its teacher is a stand-in for one that is not fine-tuned yet."""
     config = experiment.config
     if role == "teacher":
-        return experiment.workshop.prepare_teacher(), False
+        return experiment.setup.prepare_teacher(), False
     if not config.needs_teacher(role):
-        return experiment.workshop.prepare_student(None), False
+        return experiment.setup.prepare_student(None), False
     if config.teacher.finetuned is not None:
-        return experiment.workshop.prepare_student(config.teacher.finetuned), False
+        return experiment.setup.prepare_student(config.teacher.finetuned), False
     folder = experiment.teacher_folder
-    if folder.read_results(config.decisive_values("teacher")):
-        return experiment.workshop.prepare_student(str(folder.model)), False
-    return experiment.workshop.prepare_student(config.teacher.pretrained, stand_in=True), True
+    if folder.read_results(config.defining_settings("teacher")):
+        return experiment.setup.prepare_student(str(folder.model)), False
+    return experiment.setup.prepare_student(config.teacher.pretrained, stand_in=True), True
 
 
 def _names(config: Config, role: Role) -> tuple[str, str]:

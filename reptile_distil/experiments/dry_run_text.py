@@ -15,7 +15,7 @@ _LABEL = 11  # columns of the words on the left
 _PLAIN = str.maketrans({"↑": "^", "·": "."})
 
 
-def fit_for(stream: TextIO, text: str) -> str:
+def encodable_on(stream: TextIO, text: str) -> str:
     """The text itself where the stream can show it, else with `^` and `.` for arrows and dots."""
     try:
         text.encode(getattr(stream, "encoding", None) or "ascii")
@@ -57,7 +57,7 @@ def item(label: str, text: str) -> str:
     return wrapper.fill(text)
 
 
-def say_time(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """About so many seconds, in the unit that suits them."""
     for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
@@ -65,7 +65,7 @@ def say_time(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def say_size(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes in the unit that suits them."""
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
@@ -123,17 +123,19 @@ def _steps(run: RunPlan, measured: Measured) -> Sequence[str]:
         f"{measured.batches_per_epoch:,}",
         f"{measured.num_steps:,}",
         f"{trial.step_seconds:.3f}" if trial.step_seconds < 10 else f"{trial.step_seconds:.1f}",
-        say_time(run.seconds),
-        say_size(trial.peak_memory),
+        format_seconds(run.seconds),
+        format_bytes(trial.peak_memory),
     )
 
 
 def _needs(plan: Plan) -> Iterator[str]:
-    yield item("time", f"about {say_time(plan.seconds)} in all. {ESTIMATE}")
+    yield item("time", f"about {format_seconds(plan.seconds)} in all. {ESTIMATE}")
     owner = "the GPU's, at its peak" if plan.device == "cuda" else "the whole process's, at its peak"
     yield item("memory", f"{owner}, in the steps measured")
     folder = plan.runs[0].status.folder.parent
-    yield item("disk", f"about {say_size(plan.disk_needed)} in {folder}, where {say_size(plan.disk_free)} are free")
+    yield item(
+        "disk", f"about {format_bytes(plan.disk_needed)} in {folder}, where {format_bytes(plan.disk_free)} are free"
+    )
 
 
 _LABEL_WIDTH = 7  # "teacher", "student"

@@ -20,15 +20,15 @@ from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.input_digests import check_inputs
-from reptile_distil.experiments.run import Fitting
-from reptile_distil.experiments.setup import Workshop, build_batches, build_task, check_pair, check_processes
+from reptile_distil.experiments.run import Run
+from reptile_distil.experiments.setup import Setup, build_batches, build_task, check_pair, check_processes
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runs.folder import Results, RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
 from reptile_distil.runs.results import (
-    Examination,
     Prediction,
     RunResults,
+    SplitPredictions,
     describe_scores,
     name_label,
     name_predictions,
@@ -93,7 +93,7 @@ class Experiment:
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
         self.task = build_task(config)
-        self.workshop = Workshop(config, self.task, self.device, self.processes)
+        self.setup = Setup(config, self.task, self.device, self.processes)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
         self.teacher_folder = RunFolder(
@@ -142,13 +142,13 @@ class Experiment:
         """
         scores = {}
         for name in self.task.dev_splits if split is None else (split,):
-            examination = self.examine(name, model=model)
-            if examination.scores is None:
+            split_predictions = self.predict_split(name, model=model)
+            if split_predictions.scores is None:
                 raise DataError(f"task {self.task.name}: split {name} has no labels to score against")
-            scores[name] = examination.scores
+            scores[name] = split_predictions.scores
         return scores
 
-    def examine(self, split: str, *, model: str | Path | None = None) -> Examination:
+    def predict_split(self, split: str, *, model: str | Path | None = None) -> SplitPredictions:
         """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
@@ -157,7 +157,7 @@ class Experiment:
         if "label" in batches.features.column_names:
             labels = [name_label(label, self.task) for label in batches.features["label"]]
             scores = score_logits(logits, batches, self.task.metrics)
-        return Examination(name_predictions(logits, self.task), labels, scores)
+        return SplitPredictions(name_predictions(logits, self.task), labels, scores)
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
         """What the trained student says of texts, or of pairs of texts for a pair task, in order."""
@@ -200,7 +200,7 @@ class Experiment:
     def _state(self) -> str:
         """How far the run is, in words."""
         try:
-            results = self.folder.read_results(self.config.decisive_values(self.config.method))
+            results = self.folder.read_results(self.config.defining_settings(self.config.method))
         except RunError as error:
             return str(error)
         if results is None:
@@ -208,7 +208,9 @@ class Experiment:
         return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results["scores"].items())
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-        self.folder.read_results(self.config.decisive_values(self.config.method))  # another configuration's is refused
+        self.folder.read_results(
+            self.config.defining_settings(self.config.method)
+        )  # another configuration's is refused
         return read(self.folder.path)
 
     def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
@@ -229,7 +231,7 @@ class Experiment:
 
         A finished run is worth a line in the log, unless `quiet`.
         """
-        decisive = self.config.decisive_values(role)
+        decisive = self.config.defining_settings(role)
         finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
         results = finished()
         if not results:
@@ -249,7 +251,7 @@ class Experiment:
     def recovery(self, folder: RunFolder, role: Role, *, afresh: bool) -> Recovery:
         """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""
         options = self.config.checkpoint.model_dump() | {"device": self.device, "processes": self.processes}
-        return Recovery(folder, self.config.decisive_values(role), afresh=afresh, **options)
+        return Recovery(folder, self.config.defining_settings(role), afresh=afresh, **options)
 
     @contextlib.contextmanager
     def own_settings(self) -> Iterator[None]:
@@ -284,15 +286,15 @@ class Experiment:
                 self._run_once(folder, "teacher", run, overwrite=False, wait=True, quiet=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
-        materials = self.workshop.prepare_student(teacher_name)
-        return Fitting(self.workshop, method, materials, recovery).run(interrupts, self.callbacks)
+        components = self.setup.prepare_student(teacher_name)
+        return Run(self.setup, method, components, recovery).run(interrupts, self.callbacks)
 
     def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         recovery.start_clock()
-        materials = self.workshop.prepare_teacher()
-        return Fitting(self.workshop, "teacher", materials, recovery).run(interrupts, self.callbacks)
+        components = self.setup.prepare_teacher()
+        return Run(self.setup, "teacher", components, recovery).run(interrupts, self.callbacks)
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():
             raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
-        return self.workshop.load_trained(str(model or self.folder.model))
+        return self.setup.load_trained(str(model or self.folder.model))

@@ -1,4 +1,4 @@
-"""One run of a method, from its materials to the results in its folder."""
+"""One run of a method, from its components to the results in its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.input_digests import digest_inputs
-from reptile_distil.experiments.setup import VALIDATION, Materials, Workshop
+from reptile_distil.experiments.setup import VALIDATION, Components, Setup
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots.run import draw_after_run
@@ -21,7 +21,7 @@ from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
-from reptile_distil.training.evaluation import Examiner, examine_splits
+from reptile_distil.training.evaluation import Evaluator, evaluate_splits
 from reptile_distil.training.loop import Outcome, count_steps, train
 from reptile_distil.training.metrics import Scores
 from reptile_distil.training.trackers import tracked
@@ -29,52 +29,52 @@ from reptile_distil.training.trackers import tracked
 logger = logging.getLogger(__name__)
 
 
-class Fitting:
+class Run:
     """A run, ready to go on from its start or from its newest checkpoint.
 
     Args:
-        workshop: configuration, task, device and processes.
+        setup: configuration, task, device and processes.
         role: what the run does.
-        materials: what it trains with.
+        components: what it trains with.
         recovery: its folder and checkpoints.
     """
 
-    def __init__(self, workshop: Workshop, role: Role, materials: Materials, recovery: Recovery) -> None:
-        self.workshop, self.role, self.materials, self.recovery = workshop, role, materials, recovery
-        self.config, self.task, self.processes = workshop.config, workshop.task, workshop.processes
+    def __init__(self, setup: Setup, role: Role, components: Components, recovery: Recovery) -> None:
+        self.setup, self.role, self.components, self.recovery = setup, role, components, recovery
+        self.config, self.task, self.processes = setup.config, setup.task, setup.processes
         self.folder = recovery.folder
-        self.batches = materials.data["train"]
-        dev = {split: materials.data[split] for split in self.task.dev_splits}
+        self.batches = components.data["train"]
+        dev = {split: components.data[split] for split in self.task.dev_splits}
         # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
-        watched = {VALIDATION: materials.data[VALIDATION]} if VALIDATION in materials.data else dev
+        watched = {VALIDATION: components.data[VALIDATION]} if VALIDATION in components.data else dev
         self.watched = watched
         self.unseen = {} if watched is dev else dev
         self._predictions_are_kept = False
-        self.num_steps = count_steps(self.batches, materials.settings.epochs, materials.settings.max_steps)
-        self.student, (self.method, optimizers) = workshop.assemble(role, materials)
-        recovery.start(self.config.to_yaml(), materials.fingerprints())
+        self.num_steps = count_steps(self.batches, components.settings.epochs, components.settings.max_steps)
+        self.student, (self.method, optimizers) = setup.assemble(role, components)
+        recovery.start(self.config.to_yaml(), components.fingerprints())
         self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, role))
         self._announce()
         # The teacher is examined as it was at the start, before a checkpoint moves it.
-        self.examiner = Examiner(
+        self.evaluator = Evaluator(
             self.student,
             watched,
             self.task.metrics,
-            teacher=materials.teacher,
+            teacher=components.teacher,
             teacher_moves=role in TEACHER_MOVES,
             processes=self.processes,
         )
-        self.teacher_start = self.examiner.teacher_start | self._score(materials.teacher, self.unseen)
+        self.teacher_start = self.evaluator.teacher_start | self._score(components.teacher, self.unseen)
         self.processes.seed_dropout(self.config.seed)
         mu_until = self.config.reptile.mu_until if role == "reptile" else 1.0
-        self.schedules = build_schedules(optimizers, self.batches, materials.settings, mu_until=mu_until)
+        self.schedules = build_schedules(optimizers, self.batches, components.settings, mu_until=mu_until)
         modules: dict[str, Any] = {"student": self.student}
-        if materials.teacher is not None and role in TEACHER_MOVES:
-            modules["teacher"] = materials.teacher
+        if components.teacher is not None and role in TEACHER_MOVES:
+            modules["teacher"] = components.teacher
         self.progress = recovery.restore(modules, optimizers, self.schedules)
 
-    def run(self, interrupts: Interrupts, told: Sequence[object] = ()) -> Results:
-        """Trains to the end, telling the callbacks `told`, and finishes the run folder; returns its results."""
+    def run(self, interrupts: Interrupts, callbacks: Sequence[object] = ()) -> Results:
+        """Trains to the end, reporting to `callbacks`, and finishes the run folder; returns its results."""
         run = RunInfo(
             task=self.task.name,
             method=self.role,
@@ -86,13 +86,15 @@ class Fitting:
         trackers = self.config.trackers if self.processes.is_main else ()
         key = "teacher.train" if self.role == "teacher" else "train"
         sparing = explain_out_of_memory(f"{key}.micro_batch_size or data.max_length")
-        with sparing, tracked(trackers, run, step=self.progress.step) as tellers:
-            callbacks = RunCallbacks((*told, *tellers), run, device=self.workshop.device, processes=self.processes)
-            outcome = self._train(key, interrupts, callbacks)
+        with sparing, tracked(trackers, run, step=self.progress.step) as tracker_callbacks:
+            reported = RunCallbacks(
+                (*callbacks, *tracker_callbacks), run, device=self.setup.device, processes=self.processes
+            )
+            outcome = self._train(key, interrupts, reported)
         results = self.recovery.finish(self._results_of(outcome))
         if self.processes.is_main:
             draw_after_run(self.folder.path)
-        callbacks.on_train_end(results)
+        reported.on_train_end(results)
         return results
 
     def _announce(self) -> None:
@@ -100,21 +102,21 @@ class Fitting:
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,
             self.task.name,
-            f"{count_parameters(self.materials.model):,}",
+            f"{count_parameters(self.components.model):,}",
             self.batches.num_rows,
             self.num_steps,
             self.folder.path,
         )
 
     def _train(self, key: str, interrupts: Interrupts, callbacks: RunCallbacks) -> Outcome:
-        settings = self.materials.settings
+        settings = self.components.settings
         return train(
             self.method,
             self.batches,
             num_epochs=settings.epochs,
             max_steps=settings.max_steps,
             schedules=self.schedules,
-            evaluate=explain_out_of_memory(f"{key}.eval_batch_size")(self.examiner.examine),
+            evaluate=explain_out_of_memory(f"{key}.eval_batch_size")(self.evaluator.evaluate),
             keep_best=self._keep_best,
             log=lambda record: self.folder.log(record) if self.processes.is_main else None,
             patience=settings.patience,
@@ -128,16 +130,16 @@ class Fitting:
         )
 
     def _keep_best(self) -> None:
-        self.workshop.save_model(self.folder, self.materials.model, self.materials.tokenizer)
-        self.processes.on_main(lambda: self._save_predictions(self.examiner.predictions))
+        self.setup.save_model(self.folder, self.components.model, self.components.tokenizer)
+        self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
         self._predictions_are_kept = True
 
     def _save_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
         for split, of_split in predictions.items():
-            self.folder.save_predictions(split, of_split, self.materials.data[split].features["label"])
+            self.folder.save_predictions(split, of_split, self.components.data[split].features["label"])
 
     def _results_of(self, outcome: Outcome) -> Results:
-        device = self.workshop.device
+        device = self.setup.device
         peak = peak_memory(device)  # the training's, before the best student and the latency are measured
         results: Results = {
             "task": self.task.name,
@@ -148,7 +150,7 @@ class Fitting:
             "best_epoch": outcome.best["epoch"],
             "num_steps": outcome.num_steps,
             "num_train_rows": self.batches.num_rows,
-            "num_parameters": count_parameters(self.materials.model),
+            "num_parameters": count_parameters(self.components.model),
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
             "num_processes": self.processes.count,
@@ -157,7 +159,7 @@ class Fitting:
         }
         if outcome.stopped_by is not None:
             results["stopped_by"] = outcome.stopped_by
-        teacher = self.materials.teacher
+        teacher = self.components.teacher
         if teacher is not None:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
@@ -178,11 +180,11 @@ class Fitting:
         splits = self.unseen if self._predictions_are_kept else {**self.watched, **self.unseen}
         if not splits:
             return {}
-        best, _ = self.workshop.load_trained(str(self.folder.model))
-        scores, predictions = examine_splits(best, splits, self.task.metrics, self.processes)
+        best, _ = self.setup.load_trained(str(self.folder.model))
+        scores, predictions = evaluate_splits(best, splits, self.task.metrics, self.processes)
         self.processes.on_main(lambda: self._save_predictions(predictions))
         return {split: scores[split] for split in self.unseen}
 
     def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
         """The model's scores by split; none where there is no model."""
-        return {} if model is None else examine_splits(model, splits, self.task.metrics, self.processes)[0]
+        return {} if model is None else evaluate_splits(model, splits, self.task.metrics, self.processes)[0]

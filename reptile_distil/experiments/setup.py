@@ -14,7 +14,7 @@ from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches, draw_row_ids, draw_rows, tokenize
 from reptile_distil.data.cache import default_folder, load_features
-from reptile_distil.data.extra_batches import BatchStream, Companions, hold_out
+from reptile_distil.data.extra_batches import BatchStream, ExtraBatches, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task, get_task
@@ -38,8 +38,11 @@ from reptile_distil.runtime.compute import choose_device, compile_forward, set_a
 from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
 
+VALIDATION = "validation"
+"""Name of the split that `data.validation_fraction` makes of training rows."""
 
-class Materials(NamedTuple):
+
+class Components(NamedTuple):
     """What a run trains with."""
 
     settings: TrainConfig
@@ -53,8 +56,8 @@ class Materials(NamedTuple):
     def fingerprints(self) -> Fingerprints:
         """What identifies each input: when one has changed, an unfinished run cannot go on."""
         fingerprints = {f"{split} split": batches.features.fingerprint() for split, batches in self.data.items()}
-        if (companions := self.data["train"].companions) is not None:
-            fingerprints["rows beside the train split"] = companions.features.fingerprint()
+        if (extra_batches := self.data["train"].extra_batches) is not None:
+            fingerprints["rows beside the train split"] = extra_batches.features.fingerprint()
         fingerprints["model that it starts with"] = weights_fingerprint(self.model)
         if self.teacher is not None:
             fingerprints["teacher"] = weights_fingerprint(self.teacher)
@@ -62,15 +65,15 @@ class Materials(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where materials are got ready: a configuration, and what it is run on."""
+class Setup:
+    """Where components are got ready: a configuration, and what it is run on."""
 
     config: Config
     task: Task
     device: str
     processes: Processes
 
-    def prepare_student(self, teacher_name: str | None, *, stand_in: bool = False) -> Materials:
+    def prepare_student(self, teacher_name: str | None, *, stand_in: bool = False) -> Components:
         """What the configured method trains with, checked: student and teacher at their start, and data for both.
 
         `teacher_name` is the folder or hub name of the fine-tuned teacher, None where neither the method nor the
@@ -87,18 +90,18 @@ class Workshop:
             teacher = self._load_teacher(teacher_name, stand_in=stand_in)
             check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
         data = self.load_data(batch_tokenizer, config.train, for_student=True)
-        return Materials(config.train, model, tokenizer, data, teacher)
+        return Components(config.train, model, tokenizer, data, teacher)
 
-    def prepare_teacher(self) -> Materials:
+    def prepare_teacher(self) -> Components:
         """What the teacher is fine-tuned with, checked."""
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
         check_vocabulary(name, model, tokenizer)
-        return Materials(settings, model, tokenizer, self.load_data(tokenizer, settings, for_student=False), None)
+        return Components(settings, model, tokenizer, self.load_data(tokenizer, settings, for_student=False), None)
 
-    def assemble(self, role: Role, materials: Materials) -> tuple[Student, BuiltMethod]:
+    def assemble(self, role: Role, components: Components) -> tuple[Student, BuiltMethod]:
         """The model that learns, on the device, and the method that teaches it."""
-        settings, model, _, _, teacher = materials
+        settings, model, _, _, teacher = components
         check_length(role, model, self.config.data.max_length)
         student = Student(self._placed(model), **forward_options(self.config))
         return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
@@ -108,7 +111,7 @@ class Workshop:
         if "train" not in self.task.splits:
             raise DataError(f"task {self.task.name} has no train split to train on")
         if for_student:
-            train = build_lessons(self.config, self.task, tokenizer)
+            train = build_training_batches(self.config, self.task, tokenizer)
         else:
             train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
         splits = (self.task.selection_split, *self.task.dev_splits[1:])
@@ -253,10 +256,6 @@ def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:
     return tuple(layers[0] for layers in evenly_spaced)
 
 
-VALIDATION = "validation"
-"""Name of the split that `data.validation_fraction` makes of training rows."""
-
-
 def build_batches(
     config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig, *, for_training: bool = False
 ) -> Batches:
@@ -269,8 +268,8 @@ def build_batches(
     return _batches_of(features, config, tokenizer, batch_size, for_training=for_training)
 
 
-def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
-    """The training batches of the configured method, each with the companions that the method's step asks for."""
+def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batches:
+    """The training batches of the configured method, each with the extra_batches that the method's step asks for."""
     features = _load_features(config, task, "train", tokenizer, for_training=True)
 
     def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
@@ -280,16 +279,16 @@ def build_lessons(config: Config, task: Task, tokenizer: Any) -> Batches:
     if config.method == "metadistil":
         features, held_out = hold_out(features, config.metadistil.quiz_fraction)
         batches, quiz = batches_of(features), batches_of(held_out, config.metadistil.quiz_batch_size)
-        batches.companions = Companions("quiz", BatchStream(quiz))
+        batches.extra_batches = ExtraBatches("quiz", BatchStream(quiz))
     elif config.method == "reptile" and reptile.inner_batch == "held_out":
         features, held_out = hold_out(features, reptile.held_out_fraction)
         batches, stream = batches_of(features), BatchStream(batches_of(held_out))
-        batches.companions = Companions("inner", stream, num_batches=reptile.inner_steps)
+        batches.extra_batches = ExtraBatches("inner", stream, num_batches=reptile.inner_steps)
     else:
         batches = batches_of(features)
         if config.method == "reptile" and reptile.inner_steps > 1:
             following = BatchStream(batches_of(features))
-            batches.companions = Companions("inner", following, num_batches=reptile.inner_steps, overlapping=True)
+            batches.extra_batches = ExtraBatches("inner", following, num_batches=reptile.inner_steps, overlapping=True)
     return batches
 
 

@@ -23,12 +23,12 @@ from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wai
 from reptile_distil.training.loop import Method
 
 
-class Trial(NamedTuple):
+class TrialSteps(NamedTuple):
     """What steps and passes of a run take, in seconds on this machine, and what it needs, in bytes."""
 
     step_seconds: float
     """One training step, the mean of an epoch's."""
-    examination_seconds: float
+    evaluation_seconds: float
     """One evaluation: of the student, and of a teacher that moves."""
     once_seconds: float
     """What is done once: the teacher's scores before the first step, both models' latency after the last."""
@@ -39,12 +39,12 @@ class Trial(NamedTuple):
     checkpoint_bytes: int
     """The tensors of one checkpoint: weights of all models that learn, and optimizer states."""
 
-    def seconds(self, *, num_steps: int, num_examinations: int) -> float:
+    def seconds(self, *, num_steps: int, num_evaluations: int) -> float:
         """The whole run's."""
-        return num_steps * self.step_seconds + num_examinations * self.examination_seconds + self.once_seconds
+        return num_steps * self.step_seconds + num_evaluations * self.evaluation_seconds + self.once_seconds
 
 
-def run_trial(
+def run_trial_steps(
     method: Method,
     optimizers: Mapping[str, Optimizer],
     train: Batches,
@@ -54,7 +54,7 @@ def run_trial(
     teacher: Classifier | None,
     teacher_moves: bool,
     length: int,
-) -> Trial:
+) -> TrialSteps:
     """Takes three steps (the first does not count) and evaluates two batches; the models are not what they were.
 
     `length` is the number of tokens at which a run measures the models' latency. PyTorch's random numbers go on as if
@@ -76,9 +76,9 @@ def run_trial(
     modules: list[nn.Module] = [student, *([teacher] if teacher is not None and teacher_moves else [])]
     tensors = [tensor for module in modules for tensor in module_tensors(module).values()]
     tensors += [tensor for optimizer in optimizers.values() for tensor in optimizer_tensors(optimizer).values()]
-    return Trial(
+    return TrialSteps(
         step_seconds=step_seconds,
-        examination_seconds=students_pass + (teachers_pass if teacher_moves else 0.0),
+        evaluation_seconds=students_pass + (teachers_pass if teacher_moves else 0.0),
         once_seconds=once,
         peak_memory=peak,
         model_bytes=_size(module_tensors(student).values()),

@@ -26,7 +26,7 @@ from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from reptile_distil.runs.results import Examination
+    from reptile_distil.runs.results import SplitPredictions
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +151,12 @@ def _predict(name: str, run: FinishedRun) -> list[str]:
 
     file = FILES[name]
     experiment = Experiment(run.config.with_values(task=file.task))
-    return to_predictions(name, experiment.examine(file.split, model=run.folder / "model"))
+    return to_predictions(name, experiment.predict_split(file.split, model=run.folder / "model"))
 
 
-def to_predictions(name: str, examination: Examination) -> list[str]:
-    """A model's examination on the test split of the file `name`, as the predictions stand in that file, in order."""
-    return [_spell(FILES[name], prediction.label) for prediction in examination.predictions]
+def to_predictions(name: str, split_predictions: SplitPredictions) -> list[str]:
+    """A model's predictions on the test split of the file `name`, in order, as they stand in that file."""
+    return [_spell(FILES[name], prediction.label) for prediction in split_predictions.predictions]
 
 
 def _spell(file: SubmissionFile, label: str | float) -> str:

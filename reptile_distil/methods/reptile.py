@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.data.extra_batches import alone
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
-from reptile_distil.methods.reptile_variants import InnerLearner, TeacherUpkeep, Variant
+from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
 from reptile_distil.methods.step import Logs, accumulate_gradient, check_trainable, is_split, split_batch, student_step
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
@@ -66,8 +66,8 @@ class ReptileDistiller:
             through it twice all the same, with repeated masks: keeping every micro-batch's graph would undo what
             they save. False draws new masks for equation 3, as the released code does. It must be False where
             equation 1 is more than one fresh step on the batch of equation 3.
-        variant: departures from the published step, for ablations (see `Variant`).
-        upkeep: what follows equation 2 to keep the teacher good at the task; as published nothing.
+        ablation: departures from the published step, for ablations (see `Ablation`).
+        regularization: what follows equation 2 to keep the teacher good at the task; as published nothing.
         processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
             gradient is summed over them like equation 3's, so that every process's teacher moves alike.
 
@@ -113,14 +113,14 @@ class ReptileDistiller:
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
         share_forward: bool = True,
-        variant: Variant | None = None,
-        upkeep: TeacherUpkeep | None = None,
+        ablation: Ablation | None = None,
+        regularization: TeacherRegularization | None = None,
         processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
-        variant = variant or Variant()
-        if share_forward and (variant.takes_other_batches or inner_optimizer == "persistent_adamw"):
+        ablation = ablation or Ablation()
+        if share_forward and (ablation.uses_other_batches or inner_optimizer == "persistent_adamw"):
             raise ValueError(
                 "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the "
                 "same batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
@@ -137,13 +137,13 @@ class ReptileDistiller:
         self.micro_batch_size = micro_batch_size
         self.processes = processes
         self.share_forward = share_forward
-        self.variant = variant
-        self.upkeep = upkeep
+        self.ablation = ablation
+        self.regularization = regularization
         matched = match_models(self.teacher.model, self.student.model, layer_map)
-        self.pairs = variant.moving_pairs(matched, self.student.model)
+        self.pairs = ablation.moving_pairs(matched, self.student.model)
         self.inner_learner = self._new_inner_learner()
         self._check_optimizers()
-        if variant.every > 1:
+        if ablation.every > 1:
             teacher_optimizer.param_groups[0]["num_student_steps"] = 0
 
     def step(self, batch: Batch, inner_batches: Sequence[Batch] | None = None) -> Logs:
@@ -157,12 +157,12 @@ class ReptileDistiller:
         `inner_steps` > 1 or `held_out` they are in it, under `inner/input_ids` or `inner0/input_ids` and so on.
         """
         self.student.train()
-        inner_batches = self.variant.inner_batches(batch, inner_batches)
+        inner_batches = self.ablation.inner_batches(batch, inner_batches)
         with self._graphs_kept():
             return self._take_step(alone(batch), inner_batches)
 
     def _take_step(self, batch: Batch, inner_batches: Sequence[Batch]) -> Logs:
-        if not self._is_teachers_turn():
+        if not self._teacher_moves_now():
             return self._distil_alone(batch)
         student = self._student_forward(batch)
         if self.inner_learner is None:
@@ -170,9 +170,9 @@ class ReptileDistiller:
         else:
             inner_loss = self.inner_learner.learn(inner_batches)
         gap = self.update_teacher()
-        of_upkeep = {} if self.upkeep is None else self.upkeep.after_update(batch)
+        regularization_logs = {} if self.regularization is None else self.regularization.after_update(batch)
         logs = self.distil(batch, student)
-        return {**logs, "inner_loss": inner_loss, "gap": gap, **of_upkeep}
+        return {**logs, "inner_loss": inner_loss, "gap": gap, **regularization_logs}
 
     def inner_update(self, batch: Batch, student: Forward) -> Tensor:
         """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
@@ -231,13 +231,13 @@ class ReptileDistiller:
         logs = self.distil(batch, self._ask_student)
         return {**logs, "inner_loss": logs["loss"], "gap": gap}
 
-    def _is_teachers_turn(self) -> bool:
-        if self.variant.every == 1:
+    def _teacher_moves_now(self) -> bool:
+        if self.ablation.every == 1:
             return True
         # Counted where the optimizer keeps its own state, so that a run that is taken up again goes on counting.
         group = self.teacher_optimizer.param_groups[0]
         group["num_student_steps"] += 1
-        return bool((group["num_student_steps"] - 1) % self.variant.every == 0)
+        return bool((group["num_student_steps"] - 1) % self.ablation.every == 0)
 
     def _student_forward(self, batch: Batch) -> Forward:
         """The student, or what it says of this process's rows, computed once for equations 1 and 3."""
@@ -270,7 +270,7 @@ class ReptileDistiller:
 
     def _new_inner_learner(self) -> InnerLearner | None:
         """What takes equation 1's steps where they have no closed form."""
-        if self.variant.inner_steps == 1 and self.inner_optimizer != "persistent_adamw":
+        if self.ablation.inner_steps == 1 and self.inner_optimizer != "persistent_adamw":
             return None
         return InnerLearner(
             self.student,

@@ -1,8 +1,8 @@
 """Departures from the published Reptile step, for ablations: each changes one thing.
 
-`InnerLearner` is equation 1 in more than one step, or with an optimizer that remembers, on a copy of the student: one
-fresh step has a closed form and needs no copy (see `reptile`). `TeacherUpkeep` keeps a teacher that moves towards its
-student good at the task.
+`InnerLearner` is equation 1 in more than one step, or with an optimizer that keeps its state, on a copy of the student:
+one fresh step has a closed form and needs no copy (see `reptile`). `TeacherRegularization` keeps a teacher that moves
+towards its student good at the task.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.extra_batches import alone, companion, companion_names
+from reptile_distil.data.extra_batches import alone, companion, extra_batch_names
 from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
 from reptile_distil.methods.step import Logs, student_step
 from reptile_distil.models.classifier import Student, Teacher
@@ -25,7 +25,7 @@ from reptile_distil.runtime.processes import ALONE, Processes, local_part
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class Ablation:
     """What a step does otherwise than published; by default nothing.
 
     Args:
@@ -53,7 +53,7 @@ class Variant:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
 
     @property
-    def takes_other_batches(self) -> bool:
+    def uses_other_batches(self) -> bool:
         """Whether equation 1 takes other batches than that of equation 3, or more."""
         return self.inner_steps > 1 or self.inner_batch == "held_out"
 
@@ -68,14 +68,14 @@ class Variant:
         Raises `ValueError` for batches that are missing, too many, or given where none are taken.
         """
         if given is not None:
-            if not self.takes_other_batches or len(given) != self.inner_steps:
+            if not self.uses_other_batches or len(given) != self.inner_steps:
                 raise ValueError(
                     f"{len(given)} inner batches are given, but inner_steps is {self.inner_steps} and inner_batch is "
                     f"{self.inner_batch!r}"
                 )
             return given
-        if self.takes_other_batches:
-            return [companion(batch, name) for name in companion_names("inner", self.inner_steps)]
+        if self.uses_other_batches:
+            return [companion(batch, name) for name in extra_batch_names("inner", self.inner_steps)]
         return [alone(batch)]
 
 
@@ -158,7 +158,7 @@ class InnerLearner:
         return [parameter for parameter in self.fast_student.parameters() if parameter.requires_grad]
 
 
-class TeacherUpkeep:
+class TeacherRegularization:
     """Follows equation 2; neither half is in the paper.
 
     Args:

@@ -14,6 +14,15 @@ from reptile_distil.models.packing import packed_logits, use_packing
 from reptile_distil.runtime.processes import local_part
 
 
+class Outputs(NamedTuple):
+    """What a classifier says of a batch."""
+
+    logits: Tensor
+    """(B, C)."""
+    hidden_states: tuple[Tensor, ...] = ()
+    """The embeddings' output and that of each layer, (B, L, H) each; empty unless asked for."""
+
+
 class Classifier(nn.Module):
     """A sequence classifier that takes a batch and returns its logits.
 
@@ -120,12 +129,3 @@ def _place(theta: Tensor) -> int:
 def count_parameters(model: nn.Module) -> int:
     """Number of weights, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-class Outputs(NamedTuple):
-    """What a classifier says of a batch."""
-
-    logits: Tensor
-    """(B, C)."""
-    hidden_states: tuple[Tensor, ...] = ()
-    """The embeddings' output and that of each layer, (B, L, H) each; empty unless asked for."""

@@ -17,14 +17,14 @@ import numpy as np
 from reptile_distil.plots.style import (
     GREY,
     MOST_MARKERS,
-    Look,
+    SeriesStyle,
     drawing,
     is_finite,
     legend_on_top,
-    looks_of,
     new_figure,
     order_names,
     save,
+    styles_of,
 )
 from reptile_distil.runs.history import Record, read_run
 
@@ -103,7 +103,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
     if not runs:
         raise ValueError("no runs to draw")
     tasks, names = list(dict.fromkeys(run.task for run in runs)), order_names(run.name for run in runs)
-    looks = looks_of(names)
+    looks = styles_of(names)
     rows = " or ".join(dict.fromkeys(run.rows for run in runs))
     panels: list[tuple[str, str, Callable[[Run], Points]]] = [
         ("steps", f"student's {rows} score (%)", lambda run: run.by_steps),
@@ -131,7 +131,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _draw_mean(axes: Axes, seeds: Sequence[Points], label: str, look: Look, with_band: bool) -> None:
+def _draw_mean(axes: Axes, seeds: Sequence[Points], label: str, look: SeriesStyle, with_band: bool) -> None:
     """The mean over seeds as far as all of them go, so that it is always the mean of the same runs."""
     if not seeds:
         return

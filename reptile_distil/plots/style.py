@@ -106,7 +106,7 @@ def is_finite(line: Any) -> bool:
     return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
 
 
-class Look(NamedTuple):
+class SeriesStyle(NamedTuple):
     """What one row looks like in every picture."""
 
     color: str
@@ -120,12 +120,12 @@ class Look(NamedTuple):
 BAND = "± 1 standard deviation over seeds"
 """What the legend calls a band."""
 
-LOOKS = {
-    "teacher": Look(VERMILLION, "s", "", "-"),
-    "finetune": Look(ORANGE, "^", "//", ":"),
-    "kd": Look(GREEN, "v", "\\\\", "--"),
-    "reptile": Look(BLUE, "o", "", "-"),
-    "metadistil": Look(PURPLE, "D", "xx", "-."),
+STYLES = {
+    "teacher": SeriesStyle(VERMILLION, "s", "", "-"),
+    "finetune": SeriesStyle(ORANGE, "^", "//", ":"),
+    "kd": SeriesStyle(GREEN, "v", "\\\\", "--"),
+    "reptile": SeriesStyle(BLUE, "o", "", "-"),
+    "metadistil": SeriesStyle(PURPLE, "D", "xx", "-."),
 }
 
 
@@ -140,13 +140,13 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 def order_names(names: Iterable[str]) -> list[str]:
     """Each name once: the known methods first, then the others in the order they come in."""
     found = list(dict.fromkeys(names))
-    return [name for name in LOOKS if name in found] + [name for name in found if name not in LOOKS]
+    return [name for name in STYLES if name in found] + [name for name in found if name not in STYLES]
 
 
-def looks_of(names: Sequence[str]) -> dict[str, Look]:
+def styles_of(names: Sequence[str]) -> dict[str, SeriesStyle]:
     """The look of each name; a known method's is the same whatever else there is."""
-    others = [name for name in names if name not in LOOKS]
-    return {name: LOOKS[name] if name in LOOKS else _other_look(others.index(name)) for name in names}
+    others = [name for name in names if name not in STYLES]
+    return {name: STYLES[name] if name in STYLES else _other_style(others.index(name)) for name in names}
 
 
 def legend_on_top(figure: Figure, names: Sequence[str], *, bands: bool = False) -> None:
@@ -176,8 +176,8 @@ def _most_columns(labels: Sequence[str], inches: float) -> int:
     return 1
 
 
-def _other_look(index: int) -> Look:
-    return Look(
+def _other_style(index: int) -> SeriesStyle:
+    return SeriesStyle(
         color=_COLORS[index % len(_COLORS)],
         marker=_MARKERS[index % len(_MARKERS)],
         hatch=_HATCHES[index % len(_HATCHES)],

@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reptile_distil.plots.style import GREY, Look, drawing, legend_on_top, looks_of, new_figure, order_names, save
+from reptile_distil.plots.style import (
+    GREY,
+    SeriesStyle,
+    drawing,
+    legend_on_top,
+    new_figure,
+    order_names,
+    save,
+    styles_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +69,7 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
     with drawing():
         figure = new_figure(max(5.0, min(16.0, 1.6 + 0.33 * len(tasks) * (len(names) + 1))), 3.8)
         axes = figure.add_subplot()
-        for index, (label, look) in enumerate(looks_of(names).items()):
+        for index, (label, look) in enumerate(styles_of(names).items()):
             shift = (index - (len(names) - 1) / 2) * width
             present = [(place, cells[task, label]) for place, task in enumerate(tasks) if (task, label) in cells]
             defined = [(place + shift, _scores(runs)) for place, runs in present if _is_defined(runs)]
@@ -91,7 +100,7 @@ def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str,
     num_columns = min(4, len(tasks))
     num_rows = -(-len(tasks) // num_columns)
     methods = order_names(str(run["method"]) for runs in cells.values() for run in runs)
-    looks = looks_of(methods)
+    looks = styles_of(methods)
     with drawing():
         figure = new_figure(1.2 + 2.6 * num_columns, num_rows * (0.9 + 0.2 * len(names)) + 0.4)
         for place, task in enumerate(tasks):
@@ -112,7 +121,7 @@ def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str,
     return figure
 
 
-def _draw_row(axes: Axes, height: float, scores: Sequence[float], look: Look, *, label: str) -> None:
+def _draw_row(axes: Axes, height: float, scores: Sequence[float], look: SeriesStyle, *, label: str) -> None:
     """The mean of the seeds with their standard deviation, and each seed as a dot."""
     spread = {"xerr": [statistics.stdev(scores)], "capsize": 2.5} if len(scores) > 1 else {}
     mean = [statistics.mean(scores)]
@@ -133,7 +142,7 @@ def score_against_time_figure(results: Sequence[Result], *, name: Naming = metho
         for place, task in enumerate(tasks):
             axes = figure.add_subplot(num_rows, num_columns, place + 1)
             axes.set_title(task)
-            for label, look in looks_of(names).items():
+            for label, look in styles_of(names).items():
                 _draw_cloud(axes, cells.get((task, label), []), look, label=label, with_spread=with_spread)
             undefined = [label for label in names if (task, label) in cells and not _is_defined(cells[task, label])]
             if undefined:
@@ -180,7 +189,7 @@ def _draw_seeds(axes: Axes, place: float, scores: Sequence[float]) -> None:
     axes.plot([place] * len(scores), scores, linestyle="", marker=".", markersize=4, color=GREY)
 
 
-def _draw_cloud(axes: Axes, runs: Sequence[Result], look: Look, *, label: str, with_spread: bool) -> None:
+def _draw_cloud(axes: Axes, runs: Sequence[Result], look: SeriesStyle, *, label: str, with_spread: bool) -> None:
     """The mean, and for two seeds or more the standard deviation in both directions and each seed, small."""
     if not runs or not _is_defined(runs):
         return
@@ -207,7 +216,7 @@ def _start_at_zero_or_log(axes: Axes) -> None:
         axes.set_xlim(0, 1.1 * max(seconds))
 
 
-class Wear(NamedTuple):
+class TeacherChange(NamedTuple):
     """One run with a moving teacher, beside the frozen teacher's run of the same task and seed; points of dev score."""
 
     task: str
@@ -218,7 +227,9 @@ class Wear(NamedTuple):
     """The student's score minus that of the baseline's student."""
 
 
-def draw_wear(results: Sequence[Result], path: str | Path, *, name: Naming = method_of, baseline: str = "kd") -> Path:
+def draw_teacher_change(
+    results: Sequence[Result], path: str | Path, *, name: Naming = method_of, baseline: str = "kd"
+) -> Path:
     """Writes a panel for each task with a dot for each run with a moving teacher; returns the path.
 
     Horizontally how much better (right) or worse (left) the teacher's own dev score became during the run, vertically
@@ -227,10 +238,12 @@ def draw_wear(results: Sequence[Result], path: str | Path, *, name: Naming = met
 
     Raises `MissingExtraError` without matplotlib, `ValueError` where there is no such run.
     """
-    return save(wear_figure(find_wear(results, name=name, baseline=baseline)), path)
+    return save(teacher_change_figure(find_teacher_changes(results, name=name, baseline=baseline)), path)
 
 
-def find_wear(results: Sequence[Result], *, name: Naming = method_of, baseline: str = "kd") -> list[Wear]:
+def find_teacher_changes(
+    results: Sequence[Result], *, name: Naming = method_of, baseline: str = "kd"
+) -> list[TeacherChange]:
     """The runs with a moving teacher that have a baseline to compare with, and defined scores."""
     frozen = {(run["task"], run["seed"]): 100 * dev_score(run["scores"]) for run in results if name(run) == baseline}
     found = []
@@ -242,15 +255,18 @@ def find_wear(results: Sequence[Result], *, name: Naming = method_of, baseline: 
         change = 100 * (dev_score(teacher["scores_at_end"]) - dev_score(teacher["scores_at_start"]))
         gain = 100 * dev_score(run["scores"]) - frozen[key]
         if math.isfinite(change) and math.isfinite(gain):
-            found.append(Wear(str(run["task"]), name(run), change, gain))
+            found.append(TeacherChange(str(run["task"]), name(run), change, gain))
     return found
 
 
-def wear_figure(wear: Sequence[Wear]) -> Figure:
-    """The figure of `draw_wear`."""
-    if not wear:
+def teacher_change_figure(changes: Sequence[TeacherChange]) -> Figure:
+    """The figure of `draw_teacher_change`."""
+    if not changes:
         raise ValueError("no run with a moving teacher and a baseline of its task and seed to draw")
-    tasks, names = list(dict.fromkeys(of_run.task for of_run in wear)), order_names(of_run.name for of_run in wear)
+    tasks, names = (
+        list(dict.fromkeys(of_run.task for of_run in changes)),
+        order_names(of_run.name for of_run in changes),
+    )
     num_columns = min(4, len(tasks))
     num_rows = -(-len(tasks) // num_columns)
     with drawing():
@@ -260,10 +276,10 @@ def wear_figure(wear: Sequence[Wear]) -> Figure:
             axes.set_title(task)
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.axvline(0, color=GREY, linewidth=0.8)
-            for label, look in looks_of(names).items():
+            for label, look in styles_of(names).items():
                 points = [
                     (of_run.teacher_change, of_run.student_gain)
-                    for of_run in wear
+                    for of_run in changes
                     if (of_run.task, of_run.name) == (task, label)
                 ]
                 if points:

@@ -76,7 +76,7 @@ def describe_scores(scores: Mapping[str, float | None]) -> str:
     return ", ".join(f"{name} {_number(score)}" for name, score in scores.items())
 
 
-def examination_html(
+def split_predictions_html(
     predictions: Sequence[Any], labels: Sequence[object] | None, scores: Mapping[str, float | None] | None
 ) -> str:
     """The scores of a model on a split, and its first rows: each with a `label` and `probabilities` by class name."""
@@ -135,7 +135,7 @@ class Prediction(NamedTuple):
     """Probability by class name; empty for regression."""
 
 
-class Examination(NamedTuple):
+class SplitPredictions(NamedTuple):
     """A model on a split, row by row and as a whole; `labels` and `scores` are None for a split without labels."""
 
     predictions: list[Prediction]
@@ -152,10 +152,10 @@ class Examination(NamedTuple):
 
     def __repr__(self) -> str:
         scores = "no labels" if self.scores is None else describe_scores(self.scores)
-        return f"Examination({len(self.predictions):,} rows: {scores})"
+        return f"SplitPredictions({len(self.predictions):,} rows: {scores})"
 
     def _repr_html_(self) -> str:
-        return examination_html(*self)
+        return split_predictions_html(*self)
 
 
 def name_predictions(logits: NDArray[np.float32], task: Task) -> list[Prediction]:

@@ -48,7 +48,7 @@ def hub_is_reachable() -> bool:
 
 
 @contextlib.contextmanager
-def asked_once() -> Iterator[None]:
+def reachability_cached() -> Iterator[None]:
     """Inside, the hub's first answer stands: who looks for many things need not wait for each."""
     _remembered["answer"] = None
     try:

@@ -100,7 +100,7 @@ class Cell:
     @property
     def decisive(self) -> dict[str, Any]:
         """What must be the same in a finished run that is taken for this cell."""
-        return self.config.decisive_values(self.role)
+        return self.config.defining_settings(self.role)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _check_teachers(cells: Sequence[Cell], path: str) -> None:
     for cell in cells:
         if not cell.needs_teacher:
             continue
-        shared, own = teachers[cell.task.name, cell.seed].decisive, cell.config.decisive_values("teacher")
+        shared, own = teachers[cell.task.name, cell.seed].decisive, cell.config.defining_settings("teacher")
         for key in shared:
             if shared[key] != own[key]:
                 raise ConfigError(

@@ -26,13 +26,13 @@ from reptile_distil.experiments.dry_run import (
     look,
     measure,
 )
-from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, align, item, say_size, say_time
+from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, align, format_bytes, format_seconds, item
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import is_toy_model
-from reptile_distil.runtime.hub import asked_once
+from reptile_distil.runtime.hub import reachability_cached
 from reptile_distil.tables.config import TEACHER, Cell, TableConfig
 
 
@@ -83,7 +83,7 @@ def plan_table(table: TableConfig) -> TablePlan:
     check_one_process()
     plan = TablePlan(table.cells, Path(table.common.runs_dir))
     measured: dict[tuple[str, str], Measured | None] = {}
-    with asked_once():
+    with reachability_cached():
         for cell in table.cells:
             role: Role = "teacher" if cell.row == TEACHER else cell.config.method
             key = (cell.task.name, cell.row)
@@ -131,9 +131,9 @@ def _lines(plan: TablePlan) -> Iterator[tuple[str, ...]]:
         measured = next((run.measured for run in runs if run.measured is not None), None)
         numbers = ["-"] * 4
         if measured is not None:
-            left = say_time(sum(run.seconds for run in runs))
+            left = format_seconds(sum(run.seconds for run in runs))
             trial = measured.trial
-            numbers = [f"{measured.num_steps:,}", f"{trial.step_seconds:.3f}", left, say_size(trial.peak_memory)]
+            numbers = [f"{measured.num_steps:,}", f"{trial.step_seconds:.3f}", left, format_bytes(trial.peak_memory)]
         yield task, row, str(len(cells)), str(finished), *numbers
 
 
@@ -148,10 +148,11 @@ def _needs(plan: TablePlan) -> Iterator[str]:
     if not measured:
         return
     which = "" if measured == len(plan.cells) - finished else f" for the {measured} of them that could be measured"
-    said = f"about {say_time(plan.seconds)}{which}, by one worker on {plan.device}. {ESTIMATE}"
+    said = f"about {format_seconds(plan.seconds)}{which}, by one worker on {plan.device}. {ESTIMATE}"
     yield item("time", f"{said} Other seeds are taken to need as much.")
     yield item(
-        "disk", f"about {say_size(plan.disk_needed)} in {plan.folder}, where {say_size(plan.disk_free)} are free"
+        "disk",
+        f"about {format_bytes(plan.disk_needed)} in {plan.folder}, where {format_bytes(plan.disk_free)} are free",
     )
 
 

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reptile_distil.plots.learning import draw_learning_curves
-from reptile_distil.plots.table import Result, draw_score_against_time, draw_table, draw_wear, find_wear
+from reptile_distil.plots.table import (
+    Result,
+    draw_score_against_time,
+    draw_table,
+    draw_teacher_change,
+    find_teacher_changes,
+)
 from reptile_distil.tables.config import TEACHER
 from reptile_distil.tables.data import TableData
 
@@ -21,7 +27,7 @@ def can_draw() -> bool:
 
 
 def draw_pictures(data: TableData, output: Path) -> list[Path]:
-    """Writes OUTPUT-scores.png, -time.png, -curves.png and -wear.png, as far as there are runs to draw.
+    """Writes OUTPUT-scores.png, -time.png, -curves.png and -teacher-change.png, as far as there are runs to draw.
 
     Returns the paths of those that were written. A fault in drawing is a line in the log: the table is there all the
     same. Raises `MissingExtraError` without matplotlib.
@@ -36,8 +42,8 @@ def draw_pictures(data: TableData, output: Path) -> list[Path]:
     }
     if students:
         drawings["curves"] = lambda path: draw_learning_curves(students, path)
-    if find_wear(results, name=row_of):
-        drawings["wear"] = lambda path: draw_wear(results, path, name=row_of)
+    if find_teacher_changes(results, name=row_of):
+        drawings["teacher-change"] = lambda path: draw_teacher_change(results, path, name=row_of)
     drawn = []
     for name, draw in drawings.items():
         path = output.with_name(f"{output.name}-{name}.png")

@@ -188,7 +188,7 @@ class RunCallbacks:
         if "on_step_end" not in self._called:
             return None
         # Copies: `total = logs["loss"]` followed by `total += ...` writes into the tensor itself.
-        self._tell("on_step_end", f"after step {step}", lambda: (step, _copies(logs), dict(rates)))
+        self._call_hook("on_step_end", f"after step {step}", lambda: (step, _copies(logs), dict(rates)))
         if self._processes.count > 1 and step % STEPS_BETWEEN_AGREEMENTS:
             return None
         return self._settle()
@@ -200,17 +200,17 @@ class RunCallbacks:
         of_training = ("event", "train", "last_gap", "train_seconds")
         evaluation = {name: value for name, value in record.items() if name not in of_training}
         when = f"after epoch {record['epoch']}"
-        self._tell("on_evaluate", when, lambda: (copy.deepcopy(evaluation),))
-        self._tell("on_epoch_end", when, lambda: (copy.deepcopy(dict(record)),))
+        self._call_hook("on_evaluate", when, lambda: (copy.deepcopy(evaluation),))
+        self._call_hook("on_epoch_end", when, lambda: (copy.deepcopy(dict(record)),))
         return self._settle()
 
     def on_train_end(self, results: Mapping[str, Any]) -> None:
         """Tells of the run's end. Raises `CallbackError`."""
         if "on_train_end" in self._called:
-            self._tell("on_train_end", "at the end", lambda: (copy.deepcopy(dict(results)),))
+            self._call_hook("on_train_end", "at the end", lambda: (copy.deepcopy(dict(results)),))
             self._settle()
 
-    def _tell(self, name: str, when: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
+    def _call_hook(self, name: str, when: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
         """Calls a hook of each callback on the main process, and notes what comes of it."""
         if not self._processes.is_main or self._fault is not None:
             return

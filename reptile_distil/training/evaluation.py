@@ -18,7 +18,7 @@ from reptile_distil.training.metrics import Scores, compute_scores, predictions_
 
 logger = logging.getLogger(__name__)
 
-WORN_TEACHER = 0.8
+WEAK_TEACHER = 0.8
 """A teacher below this fraction of its first dev score is worth a warning."""
 
 
@@ -50,7 +50,7 @@ def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str])
     return compute_scores(predictions_from_logits(logits), np.asarray(batches.features["label"]), metrics)
 
 
-def examine_splits(
+def evaluate_splits(
     model: Classifier, splits: Mapping[str, Batches], metrics: Sequence[str], processes: Processes = ALONE
 ) -> tuple[dict[str, Scores], dict[str, NDArray[Any]]]:
     """The scores of each split, and what the model says of each row (N,) of it."""
@@ -81,7 +81,7 @@ def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> flo
     return float(np.mean(student == teacher))
 
 
-class Examiner:
+class Evaluator:
     """Examines the student on the dev splits after each epoch, and beside it the teacher.
 
     Args:
@@ -120,7 +120,7 @@ class Examiner:
         self.teacher_start = self._score(self._teacher_logits)
         self.teacher_scores = self.teacher_start
 
-    def examine(self) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """A record with `scores` by split and the `score` that chooses.
 
         With a teacher also `teacher_scores`, `teacher_score`, the `agreement` of both on the first split, and
@@ -137,7 +137,7 @@ class Examiner:
             self._teacher_logits = self._predict(self.teacher)
         self.teacher_scores = self._score(self._teacher_logits)
         teacher_score = selection_score(self.teacher_scores[first])
-        self._warn_of_a_worn_teacher(teacher_score, selection_score(self.teacher_start[first]))
+        self._warn_of_a_weak_teacher(teacher_score, selection_score(self.teacher_start[first]))
         return {
             **record,
             "teacher_scores": self.teacher_scores,
@@ -167,8 +167,8 @@ class Examiner:
             self.processes.sum_([square])
         return float(square.sqrt())
 
-    def _warn_of_a_worn_teacher(self, score: float, start: float) -> None:
-        if start > 0 and score < WORN_TEACHER * start:
+    def _warn_of_a_weak_teacher(self, score: float, start: float) -> None:
+        if start > 0 and score < WEAK_TEACHER * start:
             logger.warning(
                 "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "
                 "try reptile.update: interpolate, or a smaller reptile.mu or metadistil.teacher_lr",

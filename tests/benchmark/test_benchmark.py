@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil.benchmark.arithmetic import Peaks, Shape, floor_seconds, step_bytes, step_flops
 from reptile_distil.benchmark.released_step import ReleasedStep
-from reptile_distil.benchmark.report import LOOKS, plot, to_markdown, what_grows
+from reptile_distil.benchmark.report import STYLES, plot, to_markdown, what_grows
 from reptile_distil.benchmark.steps import (
     METHODS,
     Case,
@@ -21,7 +21,7 @@ from reptile_distil.benchmark.steps import (
     grouped_rows,
     make_batch,
     make_cases,
-    make_lesson,
+    make_training_batch,
     measure_memory,
     padded_length,
     run_case,
@@ -70,7 +70,7 @@ def test_a_step_takes_as_many_products_as_its_layer_units_say(method):
         case = Case("6", batch_size=2, teacher_layers=2 * depth, student_layers=depth, width=64)
         step, _ = build_step(method, case, Settings(quiz_batch_size=3), attention="eager")
         with FlopCounterMode(display=False) as counter:
-            step(make_lesson(method, np.array([6, 6]), case, Settings(quiz_batch_size=3)))
+            step(make_training_batch(method, np.array([6, 6]), case, Settings(quiz_batch_size=3)))
         counted.append(counter.get_total_flops())
     shape = Shape(2, 1, 64, 256, teacher_parameters=0, student_parameters=0)
     assert counted[1] - counted[0] == step_flops(method, shape, np.array([6, 6]), np.array([6, 6, 6]))
@@ -85,9 +85,9 @@ def test_metadistil_moves_the_weights_of_its_passes():
 
 def test_a_quiz_comes_beside_metadistils_batches_alone_with_as_many_rows_as_asked():
     lengths = np.array([2, 5])
-    assert not any("/" in name for name in make_lesson("kd", lengths, TINY, Settings()))
+    assert not any("/" in name for name in make_training_batch("kd", lengths, TINY, Settings()))
     whole, cut, more = (
-        make_lesson("metadistil", lengths, TINY, Settings(quiz_batch_size=rows)) for rows in (None, 1, 3)
+        make_training_batch("metadistil", lengths, TINY, Settings(quiz_batch_size=rows)) for rows in (None, 1, 3)
     )
     assert [lesson["quiz/attention_mask"].sum(dim=1).tolist() for lesson in (whole, cut, more)] == [
         [2, 5],
@@ -183,7 +183,7 @@ def test_the_released_step_is_the_literal_method():
 @pytest.mark.parametrize("method", UNITS)
 def test_every_method_steps_on_the_benchmarks_models(method):
     step, shape = build_step(method, TINY, Settings())
-    step(make_lesson(method, np.array([6, 6]), TINY, Settings()))
+    step(make_training_batch(method, np.array([6, 6]), TINY, Settings()))
     assert shape[:4] == (2, 1, 64, 256)
     assert shape.teacher_parameters > shape.student_parameters
 
@@ -255,7 +255,7 @@ def test_what_grows_is_the_one_number_that_the_cases_differ_in():
 
 
 def test_every_method_that_can_be_measured_can_be_drawn():
-    assert tuple(LOOKS) == METHODS == tuple(UNITS)
+    assert tuple(STYLES) == METHODS == tuple(UNITS)
 
 
 def test_without_matplotlib_the_script_says_what_to_install(monkeypatch, capsys, tmp_path):

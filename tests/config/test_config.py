@@ -392,9 +392,9 @@ def test_each_ablation_differs_from_its_method_in_the_keys_it_names_and_no_other
     variant = dict(ABLATION["variants"][name])
     method = variant.pop("method")
     named = {f"{section}.{key}": value for section, values in variant.items() for key, value in values.items()}
-    plain = load_config(CONFIGS / "rte.yaml", [f"method={method}"]).decisive_values(method)
+    plain = load_config(CONFIGS / "rte.yaml", [f"method={method}"]).defining_settings(method)
     overrides = [f"{key}={value}".replace("True", "true").replace("False", "false") for key, value in named.items()]
-    changed = load_config(CONFIGS / "rte.yaml", [f"method={method}", *overrides]).decisive_values(method)
+    changed = load_config(CONFIGS / "rte.yaml", [f"method={method}", *overrides]).defining_settings(method)
     assert named
     assert {key for key in plain if plain[key] != changed[key]} == set(named)
 
@@ -485,15 +485,15 @@ def test_metadistils_defaults_are_the_published_ones():
 )
 def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
     beside = ["compare_with=[metadistil]"] if override.startswith("metadistil.") else []
-    before = load_config(CONFIGS / "rte.yaml").decisive_values(role)
-    after = load_config(CONFIGS / "rte.yaml", [override, *beside]).decisive_values(role)
+    before = load_config(CONFIGS / "rte.yaml").defining_settings(role)
+    after = load_config(CONFIGS / "rte.yaml", [override, *beside]).defining_settings(role)
     assert (before != after) == matters
 
 
 def test_a_student_made_of_the_teachers_layers_depends_on_the_pretrained_teacher():
     changes = ["student.init=teacher_layers", "student.num_layers=3"]
-    before = load_config(CONFIGS / "rte.yaml", changes).decisive_values("finetune")
-    after = load_config(CONFIGS / "rte.yaml", [*changes, "teacher.pretrained=x"]).decisive_values("finetune")
+    before = load_config(CONFIGS / "rte.yaml", changes).defining_settings("finetune")
+    after = load_config(CONFIGS / "rte.yaml", [*changes, "teacher.pretrained=x"]).defining_settings("finetune")
     assert before != after
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reptile_distil.data.batches import Batches
-from reptile_distil.data.extra_batches import BatchStream, Companions, alone, companion, hold_out
+from reptile_distil.data.extra_batches import BatchStream, ExtraBatches, alone, companion, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
 from reptile_distil.models.toy import toy_tokenizer
@@ -66,14 +66,14 @@ def test_a_stream_is_epoch_after_epoch_and_can_be_entered_anywhere():
 
 def test_held_out_batches_are_used_up_one_after_another():
     stream = BatchStream(batches())
-    companions = Companions("quiz", stream, num_batches=2)
-    seen = [row for step in range(3) for n in (0, 1) for row in companions(step)[f"quiz{n}/labels"].tolist()]
+    extra_batches = ExtraBatches("quiz", stream, num_batches=2)
+    seen = [row for step in range(3) for n in (0, 1) for row in extra_batches(step)[f"quiz{n}/labels"].tolist()]
     assert seen == [row for number in range(6) for row in stream[number]["labels"].tolist()]
 
 
 def test_overlapping_companions_are_the_training_batch_and_those_that_follow():
     train = batches()
-    train.companions = Companions("inner", BatchStream(batches()), num_batches=3, overlapping=True)
+    train.extra_batches = ExtraBatches("inner", BatchStream(batches()), num_batches=3, overlapping=True)
     order = [labels(batch) for epoch in (1, 2) for batch in train.epoch(epoch)]
     for step, batch in enumerate(train.epoch(1)):
         assert [labels(companion(batch, f"inner{n}")) for n in range(3)] == order[step : step + 3]
@@ -81,7 +81,7 @@ def test_overlapping_companions_are_the_training_batch_and_those_that_follow():
 
 def test_a_batch_and_its_companion_are_told_apart():
     train = batches()
-    train.companions = Companions("quiz", BatchStream(batches(seed=5, batch_size=4)))
+    train.extra_batches = ExtraBatches("quiz", BatchStream(batches(seed=5, batch_size=4)))
     batch = next(iter(train.epoch(1)))
     plain = next(iter(batches().epoch(1)))
     assert alone(batch).keys() == plain.keys() == companion(batch, "quiz").keys()
@@ -94,12 +94,12 @@ def test_a_batch_and_its_companion_are_told_apart():
 def test_the_companions_of_a_step_depend_on_seed_and_step_alone():
     def quizzes(epochs, seed=0):
         train = batches(seed=seed)
-        train.companions = Companions("quiz", BatchStream(batches(count=9, seed=seed)))
+        train.extra_batches = ExtraBatches("quiz", BatchStream(batches(count=9, seed=seed)))
         return [companion(batch, "quiz")["labels"].tolist() for epoch in epochs for batch in train.epoch(epoch)]
 
     def after(skip):
         train = batches()
-        train.companions = Companions("quiz", BatchStream(batches(count=9)))
+        train.extra_batches = ExtraBatches("quiz", BatchStream(batches(count=9)))
         return [companion(batch, "quiz")["labels"].tolist() for batch in train.epoch(2, skip=skip)]
 
     whole = quizzes((1, 2, 3))

@@ -8,8 +8,8 @@ import transformers
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
 from reptile_distil.experiments.dry_run import Measured, ModelFacts, RunPlan, Status, disk_needed
-from reptile_distil.experiments.dry_run_text import say_size, say_time
-from reptile_distil.experiments.trial_steps import Trial
+from reptile_distil.experiments.dry_run_text import format_bytes, format_seconds
+from reptile_distil.experiments.trial_steps import TrialSteps
 from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.runs.resume import Recovery
@@ -129,7 +129,7 @@ def test_an_unfinished_run_goes_on_from_its_step_and_is_left_as_it_is(call, stop
 
 
 def test_only_what_is_left_of_an_unfinished_run_is_counted():
-    trial = Trial(2.0, 30.0, 500.0, peak_memory=0, model_bytes=0, checkpoint_bytes=0)
+    trial = TrialSteps(2.0, 30.0, 500.0, peak_memory=0, model_bytes=0, checkpoint_bytes=0)
     facts = ModelFacts("m", 1, 1, 1)
     measured = Measured(
         num_rows={},
@@ -235,7 +235,7 @@ def test_several_processes_are_refused(call, monkeypatch):
 
 
 def run_plan(model_bytes, checkpoint_bytes, *, state="new", folder):
-    trial = Trial(0, 0, 0, peak_memory=0, model_bytes=model_bytes, checkpoint_bytes=checkpoint_bytes)
+    trial = TrialSteps(0, 0, 0, peak_memory=0, model_bytes=model_bytes, checkpoint_bytes=checkpoint_bytes)
     facts = ModelFacts("m", 1, 1, 1)
     measured = Measured({}, 1, 1, 1, 0, facts, None, None, trial)
     return RunPlan("kd", Status(folder, state), None if state == "finished" else measured)
@@ -276,11 +276,11 @@ def test_what_an_unfinished_run_has_written_is_not_needed_again(tmp_path):
     ],
 )
 def test_times_are_said_in_the_unit_that_suits_them(seconds, said):
-    assert say_time(seconds) == said
+    assert format_seconds(seconds) == said
 
 
 def test_sizes_are_said_in_the_unit_that_suits_them():
-    assert [say_size(size) for size in (2_340_000, 12_345_678_901)] == ["2.3 MB", "12.3 GB"]
+    assert [format_bytes(size) for size in (2_340_000, 12_345_678_901)] == ["2.3 MB", "12.3 GB"]
 
 
 def test_a_teacher_that_is_finished_is_told_once(call, caplog):

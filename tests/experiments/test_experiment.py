@@ -15,7 +15,7 @@ from reptile_distil.data import toy
 from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments import run as run_module
-from reptile_distil.experiments.setup import build_batches, build_lessons, build_student, build_task
+from reptile_distil.experiments.setup import build_batches, build_student, build_task, build_training_batches
 from reptile_distil.models.classifier import Teacher
 from reptile_distil.models.packing import packed_logits
 from reptile_distil.models.pretrained import load_finetuned
@@ -100,7 +100,7 @@ def test_the_quiz_is_made_of_training_rows_that_no_lesson_has_and_never_of_dev_r
         return [tuple(row[row != tokenizer.pad_token_id].tolist()) for row in batch["input_ids"]]
 
     lessons, quizzes = [], []
-    batches = build_lessons(config, task, tokenizer)
+    batches = build_training_batches(config, task, tokenizer)
     for epoch in (1, 2):
         for batch in batches.epoch(epoch):
             lessons += texts(alone(batch))
@@ -140,7 +140,7 @@ def test_reptiles_ablations_run_by_configuration_alone(tiny, options, num_train_
 def test_more_inner_steps_take_the_batches_that_follow(tiny):
     config = tiny("reptile.inner_steps=2", "reptile.share_forward=false").config
     task, tokenizer = build_task(config), toy_tokenizer()
-    batches = build_lessons(config, task, tokenizer)
+    batches = build_training_batches(config, task, tokenizer)
     plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
     order = [batch["input_ids"] for epoch in (1, 2) for batch in plain.epoch(epoch)]
     for step, batch in enumerate(batches.epoch(1)):
@@ -151,7 +151,7 @@ def test_more_inner_steps_take_the_batches_that_follow(tiny):
 def test_held_out_inner_batches_never_have_a_row_of_equation_3(tiny):
     config = tiny("reptile.inner_batch=held_out", "reptile.share_forward=false", "data.max_train_rows=300").config
     rows = {"own": set(), "inner": set()}
-    for batch in build_lessons(config, build_task(config), toy_tokenizer()).epoch(1):
+    for batch in build_training_batches(config, build_task(config), toy_tokenizer()).epoch(1):
         for name, part in (("own", alone(batch)), ("inner", companion(batch, "inner"))):
             rows[name] |= {tuple(ids[ids != toy_tokenizer().pad_token_id].tolist()) for ids in part["input_ids"]}
     assert (len(rows["own"]), len(rows["inner"])) == (270, 30)
@@ -339,7 +339,7 @@ def test_a_teacher_fine_tuned_elsewhere_is_used_as_it_is(tiny, tmp_path):
 def test_an_examination_covers_every_row_of_the_training_split_though_training_saw_some(tiny):
     experiment = tiny("method=finetune")
     assert experiment.fit()["num_train_rows"] == 70
-    assert len(experiment.examine("train").predictions) == 2000
+    assert len(experiment.predict_split("train").predictions) == 2000
 
 
 def test_predictions_name_labels_and_their_probabilities_sum_to_1(tiny):
@@ -409,7 +409,7 @@ def test_micro_batches_do_not_change_the_scores_beyond_rounding(tiny, tmp_path):
 def test_auto_precision_is_resolved_before_the_run_and_written_down(tiny):
     experiment = tiny("precision=auto", "device=cpu")
     assert experiment.config.precision == "fp32"
-    assert experiment.config.decisive_values("reptile")["precision"] == "fp32"
+    assert experiment.config.defining_settings("reptile")["precision"] == "fp32"
 
 
 def test_attention_written_out_learns_the_same(tiny):
@@ -640,7 +640,9 @@ def test_the_kept_predictions_are_those_of_the_best_student_and_score_what_the_r
     right = sum(said == label for said, label in zip(kept["predictions"], kept["labels"], strict=True))
     assert right / 500 == results["scores"]["dev"]["accuracy"]
     names = toy.TASKS["toy-sentence"].label_names
-    assert [names[said] for said in kept["predictions"]] == [row.label for row in experiment.examine("dev").predictions]
+    assert [names[said] for said in kept["predictions"]] == [
+        row.label for row in experiment.predict_split("dev").predictions
+    ]
 
 
 def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
@@ -666,18 +668,18 @@ def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny)
     experiment = tiny("method=finetune")
     experiment.fit()
     with pytest.raises(DataError, match="no split 'validation'; it has train, dev, test"):
-        experiment.examine("validation")
+        experiment.predict_split("validation")
 
 
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
-    real = run_module.examine_splits
+    real = run_module.evaluate_splits
 
-    def examine_splits(model, splits, *rest):
+    def evaluate_splits(model, splits, *rest):
         looks.append(tuple(splits))
         return real(model, splits, *rest)
 
-    monkeypatch.setattr(run_module, "examine_splits", examine_splits)
+    monkeypatch.setattr(run_module, "evaluate_splits", evaluate_splits)
     experiment = tiny("data.validation_fraction=0.2", "train.epochs=2", "method=kd")
     teacher = experiment.fit_teacher()
     assert looks == [("dev",)]
@@ -704,8 +706,8 @@ def test_validation_rows_are_training_rows_that_no_lesson_has(tiny):
     tokenizer = load_tokenizer("toy-bert-2L-16H")
     whole = build_batches(tiny().config, tiny().task, "train", tokenizer, tiny().config.train, for_training=True)
     validation = build_batches(experiment.config, experiment.task, "validation", tokenizer, experiment.config.train)
-    lessons = build_lessons(experiment.config, experiment.task, tokenizer)
-    parts = [validation.features, lessons.features, lessons.companions.features]
+    lessons = build_training_batches(experiment.config, experiment.task, tokenizer)
+    parts = [validation.features, lessons.features, lessons.extra_batches.features]
     assert [len(part) for part in parts] == [14, 42, 14]
     rows = [(*part["input_ids"][i], part["label"][i]) for part in parts for i in range(len(part))]
     expected = [(*whole.features["input_ids"][i], whole.features["label"][i]) for i in range(70)]
@@ -750,8 +752,8 @@ def test_a_student_may_start_from_the_fine_tuned_teachers_layers_and_head(tiny):
     for name, weight in student.state_dict().items():
         # The `skip` map takes the teacher's second layer of two.
         assert torch.equal(weight, teacher[name.replace("layer.0.", "layer.1.")]), name
-    assert experiment.config.decisive_values("finetune")["teacher.train.lr"] == 1e-3
-    assert "teacher.train.lr" not in tiny("method=finetune").config.decisive_values("finetune")
+    assert experiment.config.defining_settings("finetune")["teacher.train.lr"] == 1e-3
+    assert "teacher.train.lr" not in tiny("method=finetune").config.defining_settings("finetune")
 
 
 def test_kd_from_the_fine_tuned_teachers_own_layers_begins_above_a_start_from_nothing(tiny):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reptile_distil.experiments.dry_run_text import draw_layer_map, fit_for
+from reptile_distil.experiments.dry_run_text import draw_layer_map, encodable_on
 
 
 def test_twelve_to_six_skip():
@@ -62,4 +62,4 @@ def test_a_hundred_layers_have_room_for_three_digits():
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "·  ↑"), ("ascii", ".  ^"), ("latin-1", ".  ^")])
 def test_a_terminal_without_arrows_gets_plain_letters(tmp_path, encoding, shown):
     with (tmp_path / "terminal").open("w", encoding=encoding) as stream:
-        assert fit_for(stream, "·  ↑") == shown
+        assert encodable_on(stream, "·  ↑") == shown

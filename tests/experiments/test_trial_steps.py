@@ -6,7 +6,7 @@ import torch
 
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
-from reptile_distil.experiments.trial_steps import Trial, mean_seconds, run_trial
+from reptile_distil.experiments.trial_steps import TrialSteps, mean_seconds, run_trial_steps
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.step import adamw
@@ -39,7 +39,7 @@ class Recorder:
 
 def trial(method, optimizers, *, teacher=None, teacher_moves=False, student=None, train=None):
     student = student or Student(bert(1))
-    return run_trial(
+    return run_trial_steps(
         method,
         optimizers,
         train or batches(),
@@ -68,8 +68,8 @@ def test_the_mean_lies_on_the_line_through_two_batches(sizes, measured, mean):
 
 
 def test_a_run_takes_its_steps_its_evaluations_and_what_is_done_once():
-    measured = Trial(0.5, 3.0, 7.0, peak_memory=0, model_bytes=0, checkpoint_bytes=0)
-    assert measured.seconds(num_steps=100, num_examinations=4) == 50 + 12 + 7
+    measured = TrialSteps(0.5, 3.0, 7.0, peak_memory=0, model_bytes=0, checkpoint_bytes=0)
+    assert measured.seconds(num_steps=100, num_evaluations=4) == 50 + 12 + 7
 
 
 def test_one_step_warms_up_and_a_median_and_the_longest_batch_are_measured():
@@ -112,7 +112,7 @@ def test_a_teacher_that_moves_is_examined_each_time_and_a_frozen_one_once(monkey
     teacher = Teacher(bert(2))
     alone = trial(Recorder(), {})
     still, moving = (trial(Recorder(), {}, teacher=teacher, teacher_moves=moves) for moves in (False, True))
-    assert [one.examination_seconds for one in (alone, still, moving)] == [6, 6, 12]
+    assert [one.evaluation_seconds for one in (alone, still, moving)] == [6, 6, 12]
     assert alone.once_seconds == 0
     assert still.once_seconds == moving.once_seconds == pytest.approx(6 + 4 * 33 * 8 * 12 / 68)
 

@@ -164,7 +164,7 @@ def test_the_front_matter_is_what_the_hub_reads(weighed):
 def glue_report(weighed, **results):
     config = Experiment.from_yaml(ROOT / "configs/stsb.yaml", "data.path=/home/me/glue").config
     task = report.build_task(config)
-    decisive = config.decisive_values("reptile")
+    decisive = config.defining_settings("reptile")
     values = {**weighed.results, "task": "stsb", "decisive": decisive, **results}
     return report.Report(
         weighed.folder, config, task, values, weighed.environment, weighed.weights, None, weighed.speeds

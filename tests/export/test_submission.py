@@ -28,7 +28,7 @@ from reptile_distil.export.submission import (
     to_predictions,
     write_submission,
 )
-from reptile_distil.runs.results import Examination, Prediction
+from reptile_distil.runs.results import Prediction, SplitPredictions
 from tests.helpers.paths import ROOT, TINY
 
 # Three rows of each file: the classes as a model's labels name them, and the file as the leaderboard wants it.
@@ -70,15 +70,15 @@ def three_rows(monkeypatch):
     monkeypatch.setattr(submission, "FILES", small)
 
 
-def examination(labels):
+def split_predictions(labels):
     """What a model says; the probabilities stand in an order that says nothing about the label's number."""
-    return Examination(
+    return SplitPredictions(
         [Prediction(label, {} if isinstance(label, float) else {label: 1.0}) for label in labels], None, None
     )
 
 
 def golden_predictions():
-    return {name: to_predictions(name, examination(labels)) for name, (labels, _) in GOLDEN.items()}
+    return {name: to_predictions(name, split_predictions(labels)) for name, (labels, _) in GOLDEN.items()}
 
 
 def zip_of(path, texts, method=zipfile.ZIP_DEFLATED):
@@ -155,7 +155,7 @@ class TestWriting:
         """min and max must not turn NaN into a score."""
         predictions = {
             **golden_predictions(),
-            "STS-B.tsv": to_predictions("STS-B.tsv", examination([float("nan")] * 3)),
+            "STS-B.tsv": to_predictions("STS-B.tsv", split_predictions([float("nan")] * 3)),
         }
         with pytest.raises(DataError, match="expected a finite number, found 'nan'"):
             write_submission(tmp_path / "a.zip", predictions)
@@ -620,7 +620,7 @@ def test_trap_02_a_model_with_its_labels_in_another_order_predicts_the_same_name
 
 
 def test_missing_runs_are_all_named_before_anything_is_predicted(call, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(Experiment, "examine", lambda *_, **__: pytest.fail("predicted"))
+    monkeypatch.setattr(Experiment, "predict_split", lambda *_, **__: pytest.fail("predicted"))
     code, out, err = call("--runs", trained / "mnli" / "finetune-seed42", trained / "cola" / "finetune-seed42")
     assert (code, out) == (2, "")
     assert err.startswith("error: no run for SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv: ")
@@ -676,7 +676,7 @@ def test_a_task_that_is_not_on_the_leaderboard_is_refused(tmp_path, task):
 
 
 def test_the_output_may_not_be_a_folder(call, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(Experiment, "examine", lambda *_, **__: pytest.fail("predicted"))
+    monkeypatch.setattr(Experiment, "predict_split", lambda *_, **__: pytest.fail("predicted"))
     code, _, err = call("--runs", trained / "cola" / "finetune-seed42", "--fill-missing", "--output", tmp_path)
     assert (code, err) == (2, f"error: --output {tmp_path}: is a folder, expected the name of a zip\n")
 

@@ -24,13 +24,13 @@ from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.reptile_variants import Variant
+from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.processes import ALONE, shard_model, start_processes, stop_processes, whole, whole_copy
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo, StopTraining
-from reptile_distil.training.evaluation import Examiner, predict_logits
+from reptile_distil.training.evaluation import Evaluator, predict_logits
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY
 
@@ -70,7 +70,7 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
         return KnowledgeDistiller(teacher, student, **options), teacher, student
     options["update"] = "interpolate" if name == "reptile-interpolate" else "adamw"
     if name == INNER:
-        options |= {"variant": Variant(inner_steps=2, every=2), "share_forward": False}
+        options |= {"ablation": Ablation(inner_steps=2, every=2), "share_forward": False}
         options["inner_optimizer"] = "persistent_adamw"
     if options["update"] == "adamw":
         options |= {"inner_lr": 1e-2, "inner_eps": 1e-4}
@@ -147,11 +147,11 @@ def evaluate(processes, *, shard=False):
 
 
 def drift(processes, *, shard):
-    """How far an examiner says that a teacher has moved whose every weight has moved by 1."""
+    """How far an evaluator says that a teacher has moved whose every weight has moved by 1."""
     teacher = bert(2)
     if shard:
         shard_model(teacher, "cpu")
-    examiner = Examiner(
+    evaluator = Evaluator(
         Classifier(bert(1)),
         {"dev": dev_set(5)},
         ["accuracy"],
@@ -162,7 +162,7 @@ def drift(processes, *, shard):
     with torch.no_grad():
         for weight in teacher.parameters():
             weight += 1
-    return examiner.examine()["teacher_drift"]
+    return evaluator.evaluate()["teacher_drift"]
 
 
 def part_and_whole():

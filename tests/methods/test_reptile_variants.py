@@ -10,7 +10,7 @@ import transformers
 from reptile_distil.errors import LayerMapError
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.reptile_variants import Variant
+from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.models.layer_map import match_models, part_of_model
 from reptile_distil.models.pretrained import start_from_teacher_layers, start_random
 from tests.helpers.models import batch, bert, changed, classifier, weights
@@ -52,7 +52,7 @@ def distiller(teacher, student, *, lr=LR, mu=MU, share_forward=False, micro_batc
         max_grad_norm=settings["max_grad_norm"],
         micro_batch_size=micro_batch_size,
         share_forward=share_forward,
-        variant=Variant(**{name: settings[name] for name in names if name in settings}),
+        ablation=Ablation(**{name: settings[name] for name in names if name in settings}),
     )
 
 
@@ -101,7 +101,7 @@ def test_four_steps_equal_the_literal_ablation(update, changes, stays):
     persistent = LiteralAdam(LR, EPS)
     for step in range(4):
         inner_batches = inner_batches_of(step, settings)
-        fast.step(batch(seed=step), inner_batches if fast.variant.takes_other_batches else None)
+        fast.step(batch(seed=step), inner_batches if fast.ablation.uses_other_batches else None)
         if step % settings.get("every", 1) == 0:
             fresh = LiteralSgd(LR) if settings["inner_optimizer"] == "sgd" else LiteralAdam(LR, EPS)
             inner = persistent if settings["inner_optimizer"] == "persistent_adamw" else fresh
@@ -137,7 +137,7 @@ def test_a_switch_of_the_meta_update_changes_the_teacher_and_nothing_of_equation
         teacher, student = models(torch.float32)
         fast = distiller(teacher, student, alpha=0.0, **options)
         for step in range(2):
-            inner = inner_batches_of(step, options) if fast.variant.takes_other_batches else None
+            inner = inner_batches_of(step, options) if fast.ablation.uses_other_batches else None
             fast.step(batch(seed=step), inner)
         outcomes.append((teacher, student))
     (plain_teacher, plain_student), (teacher, student) = outcomes
@@ -317,7 +317,7 @@ def test_the_meta_update_builds_no_graph_and_nothing_is_differentiated_twice(pai
     fast.update_teacher = update_and_count
     take_difference, differences = fast._take_difference, []
     fast._take_difference = lambda: differences.extend(take_difference()) or differences
-    inner = inner_batches_of(0, changes) if fast.variant.takes_other_batches else None
+    inner = inner_batches_of(0, changes) if fast.ablation.uses_other_batches else None
     gap = fast.step(batch(), inner)["gap"]
     assert asked
     assert not any(asked)
@@ -361,4 +361,4 @@ def test_missing_inner_batches_are_refused(pair, changes, name):
 )
 def test_an_option_out_of_range_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Variant(**changes)
+        Ablation(**changes)

@@ -10,7 +10,7 @@ import pytest
 from reptile_distil import Experiment
 from reptile_distil.errors import RunError
 from reptile_distil.plots.learning import draw_learning_curves, learning_curves_figure, read_curves
-from reptile_distil.plots.style import LOOKS, looks_of
+from reptile_distil.plots.style import STYLES, styles_of
 from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -143,8 +143,8 @@ def test_a_run_is_called_by_its_folder_without_the_seed_else_by_its_method_or_as
 
 def test_runs_are_told_apart_by_colour_marker_and_line_and_a_method_always_looks_the_same():
     names = ["kd", *(f"variant {number}" for number in range(42))]
-    looks = looks_of(names)
-    assert looks["kd"] == LOOKS["kd"]
+    looks = styles_of(names)
+    assert looks["kd"] == STYLES["kd"]
     assert len({(look.color, look.marker) for look in looks.values()}) == 43
     others = [looks[name] for name in names[1:]]
     for one, next_one in itertools.pairwise(others):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reptile_distil.plots.table import Wear, draw_wear, find_wear, wear_figure
+from reptile_distil.plots.table import TeacherChange, draw_teacher_change, find_teacher_changes, teacher_change_figure
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("matplotlib.image")
@@ -41,7 +41,7 @@ def approx(*values):
 
 
 def test_each_moving_teacher_is_set_beside_the_frozen_one_of_its_task_and_seed():
-    found = find_wear(RESULTS)
+    found = find_teacher_changes(RESULTS)
     assert [(of_run.task, of_run.name) for of_run in found] == [("rte", "reptile")] * 2 + [
         ("rte", "metadistil"),
         ("rte", "reptile"),
@@ -51,7 +51,7 @@ def test_each_moving_teacher_is_set_beside_the_frozen_one_of_its_task_and_seed()
 
 
 def test_the_baseline_may_be_another_row():
-    found = find_wear(RESULTS, name=lambda result: result["row"], baseline="slow")
+    found = find_teacher_changes(RESULTS, name=lambda result: result["row"], baseline="slow")
     assert [(of_run.name, of_run.student_gain) for of_run in found if of_run.name == "reptile"] == [
         ("reptile", pytest.approx(-7.5))
     ]
@@ -62,20 +62,24 @@ def test_an_undefined_score_has_no_dot(undefined):
     bad = run("reptile", 0.5, teacher=(0.9, 0.7))
     scores = bad["scores"] if undefined == "scores" else bad["teacher"]["scores_at_end"]
     scores["dev"]["accuracy"] = None
-    assert find_wear([RESULTS[2], bad]) == []
+    assert find_teacher_changes([RESULTS[2], bad]) == []
 
 
 def test_a_split_that_chose_the_epoch_is_not_the_one_that_is_compared():
     frozen, moving = run("kd", 0.6, teacher=(0.9, 0.9)), run("reptile", 0.5, teacher=(0.9, 0.8))
     for scores in (frozen["scores"], moving["scores"], *moving["teacher"].values()):
         scores |= {"validation": {"accuracy": 0.1}} | {"dev": scores.pop("dev")}
-    ((_, _, change, gain),) = find_wear([frozen, moving])
+    ((_, _, change, gain),) = find_teacher_changes([frozen, moving])
     assert (change, gain) == (pytest.approx(-10), pytest.approx(-10))
 
 
 def test_a_panel_for_each_task_and_one_look_for_each_row():
-    found = [Wear("rte", "reptile", -2, 1), Wear("rte", "slow", 0, 0.5), Wear("cola", "reptile", -9, -3)]
-    figure = wear_figure(found)
+    found = [
+        TeacherChange("rte", "reptile", -2, 1),
+        TeacherChange("rte", "slow", 0, 0.5),
+        TeacherChange("cola", "reptile", -9, -3),
+    ]
+    figure = teacher_change_figure(found)
     rte, cola = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["rte", "cola"]
     dots = {line.get_label(): line.get_xydata().tolist() for line in rte.lines if line.get_marker() != "None"}
@@ -85,7 +89,7 @@ def test_a_panel_for_each_task_and_one_look_for_each_row():
 
 
 def test_it_is_written_or_refused(tmp_path):
-    path = draw_wear(RESULTS, tmp_path / "wear.png")
+    path = draw_teacher_change(RESULTS, tmp_path / "teacher-change.png")
     assert matplotlib.image.imread(path).ndim == 3
     with pytest.raises(ValueError, match="moving teacher"):
-        draw_wear(RESULTS[:3], tmp_path / "none.png")
+        draw_teacher_change(RESULTS[:3], tmp_path / "none.png")

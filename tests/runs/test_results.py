@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from reptile_distil import Experiment
-from reptile_distil.runs.results import Examination, Prediction, RunResults, to_html
+from reptile_distil.runs.results import Prediction, RunResults, SplitPredictions, to_html
 from tests.helpers.paths import TINY
 
 RESULTS = {
@@ -99,7 +99,7 @@ def test_what_a_user_names_is_escaped():
     assert Cells(to_html([(hostile, "1")], title=hostile)).rows == [[hostile, "1"]]
     assert "<b>pair" not in RunResults(RESULTS)._repr_html_()
     prediction = Prediction(hostile, {hostile: 0.5})
-    rows = Cells(Examination([prediction], [hostile], {"accuracy": 1.0})._repr_html_()).rows
+    rows = Cells(SplitPredictions([prediction], [hostile], {"accuracy": 1.0})._repr_html_()).rows
     assert rows == [
         ["accuracy", "1.0000"],
         ["row", "prediction", "probability", "label"],
@@ -109,18 +109,19 @@ def test_what_a_user_names_is_escaped():
 
 def test_of_an_examination_the_first_ten_rows_are_shown_and_the_rest_counted():
     predictions = [Prediction("no", {"yes": 0.25, "no": 0.75})] * 1234
-    examination = Examination(predictions, None, None)
-    html = examination._repr_html_()
+    split_predictions = SplitPredictions(predictions, None, None)
+    html = split_predictions._repr_html_()
     assert Cells(html).rows == [["row", "prediction", "probability"], *([str(i), "no", "0.750"] for i in range(10))]
     assert "and 1,224 more rows" in html
-    assert repr(examination) == "Examination(1,234 rows: no labels)"
+    assert repr(split_predictions) == "SplitPredictions(1,234 rows: no labels)"
     assert (
-        repr(Examination(predictions, ["no"] * 1234, {"accuracy": 1.0})) == "Examination(1,234 rows: accuracy 1.0000)"
+        repr(SplitPredictions(predictions, ["no"] * 1234, {"accuracy": 1.0}))
+        == "SplitPredictions(1,234 rows: accuracy 1.0000)"
     )
 
 
 def test_an_examination_of_numbers_is_shown_too():
-    rows = Cells(Examination([Prediction(2.34567, {})], [3.0], {"pearson": None})._repr_html_()).rows
+    rows = Cells(SplitPredictions([Prediction(2.34567, {})], [3.0], {"pearson": None})._repr_html_()).rows
     assert rows == [["pearson", "-"], ["row", "prediction", "probability", "label"], ["0", "2.346", "-", "3.000"]]
 
 

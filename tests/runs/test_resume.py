@@ -14,14 +14,14 @@ import transformers
 
 from reptile_distil import Experiment, cli
 from reptile_distil.data import toy
-from reptile_distil.data.extra_batches import Companions
+from reptile_distil.data.extra_batches import ExtraBatches
 from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models.toy import toy_config, toy_tokenizer
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.resume import Recovery
-from reptile_distil.training.evaluation import Examiner
+from reptile_distil.training.evaluation import Evaluator
 from tests.helpers.paths import ROOT, TINY
 
 METHODS = ("finetune", "kd", "reptile")
@@ -238,7 +238,7 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         ["method=reptile", "reptile.task_lr=1e-3", "reptile.pull=0.1"],
         ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
     ],
-    ids=["persistent inner AdamW, every second step", "held-out inner batches", "upkeep", "metadistil"],
+    ids=["persistent inner AdamW, every second step", "held-out inner batches", "regularized teacher", "metadistil"],
 )
 def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, tmp_path, overrides):
     """Stopped within an epoch, after an odd number of steps: before one in which the teacher would rest."""
@@ -266,8 +266,8 @@ def count_batches(runs, method):
 def test_rows_held_out_that_changed_between_the_runs_are_refused(settings, tmp_path, monkeypatch):
     overrides = [*settings, f"runs_dir={tmp_path}", "method=metadistil", "train.micro_batch_size=null"]
     die_after(Experiment.from_yaml(TINY, *overrides), 8)
-    quiz = Companions.features.fget
-    monkeypatch.setattr(Companions, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
+    quiz = ExtraBatches.features.fget
+    monkeypatch.setattr(ExtraBatches, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
     with pytest.raises(RunError, match="the rows beside the train split has changed since this run began"):
         Experiment.from_yaml(TINY, *overrides).fit()
 
@@ -419,8 +419,8 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
 ):
     """As on a device that rounds differently each time."""
     scores = iter([0.5, 0.9, 0.1, 0.2])
-    examine = Examiner.examine
-    monkeypatch.setattr(Examiner, "examine", lambda self: {**examine(self), "score": next(scores)})
+    evaluate = Evaluator.evaluate
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self: {**evaluate(self), "score": next(scores)})
     models, save_model = [], RunFolder.save_model
 
     def saved(self, model, tokenizer):
@@ -442,8 +442,8 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
 @pytest.mark.parametrize("fraction", ["null", "0.2"])
 def test_predictions_are_the_best_models_though_a_later_ones_were_on_disk(experiment, monkeypatch, fraction):
     scores = iter([0.5, 0.9, 0.1, 0.2])
-    examine = Examiner.examine
-    monkeypatch.setattr(Examiner, "examine", lambda self: {**examine(self), "score": next(scores)})
+    evaluate = Evaluator.evaluate
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self: {**evaluate(self), "score": next(scores)})
     save_predictions, last_split = RunFolder.save_predictions, "dev" if fraction == "null" else "validation"
     kept = []
 
@@ -628,12 +628,12 @@ def test_a_step_that_is_not_finite_stops_the_run_with_its_rows_and_leaves_model_
     ("method", "where", "setting"),
     [
         ("finetune", "step", "train.micro_batch_size or data.max_length"),
-        ("finetune", "examine", "train.eval_batch_size"),
+        ("finetune", "evaluate", "train.eval_batch_size"),
         ("kd", "step", "teacher.train.micro_batch_size or data.max_length"),
     ],
 )
 def test_where_memory_runs_out_the_setting_to_lower_is_named(experiment, monkeypatch, method, where, setting):
-    owner = FineTuner if where == "step" else Examiner
+    owner = FineTuner if where == "step" else Evaluator
     monkeypatch.setattr(owner, where, lambda *_: torch.empty(1 << 60))
     with pytest.raises(OutOfMemoryError, match=f"out of memory .*: lower {setting}$") as error:
         experiment(f"method={method}").fit()

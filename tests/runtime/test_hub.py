@@ -143,7 +143,7 @@ def test_require_hub_raises_the_callers_own_error(monkeypatch):
 def test_inside_asked_once_the_hub_is_asked_once_and_outside_again(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "_answers", lambda url: asked.append(url) or len(asked) == 1)
-    with hub.asked_once():
+    with hub.reachability_cached():
         assert [hub.hub_is_reachable() for _ in range(3)] == [True, True, True]
     assert len(asked) == 1
     assert [hub.hub_is_reachable() for _ in range(2)] == [False, False]

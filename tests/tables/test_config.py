@@ -98,7 +98,7 @@ def test_a_cell_is_the_run_of_the_tasks_own_file(task, method):
     alone = load_config(CONFIGS / f"{task}.yaml", [f"method={method}", "seed=43"])
     assert cell(table, task, method, 43).config == alone
     assert cell(table, task, method, 43).folder == Path(f"runs/{task}/{method}-seed43")
-    assert cell(table, task, "teacher", 43).decisive == alone.decisive_values("teacher")
+    assert cell(table, task, "teacher", 43).decisive == alone.defining_settings("teacher")
     assert cell(table, task, "teacher", 43).folder == Path(f"runs/{task}/teacher-seed43")
 
 

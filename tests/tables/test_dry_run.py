@@ -33,7 +33,7 @@ def test_each_task_and_row_has_a_line_and_nothing_is_written(call, tmp_path):
 
 
 def test_one_run_of_each_row_and_task_is_measured_and_counts_for_every_seed(call, monkeypatch, caplog):
-    monkeypatch.setattr("reptile_distil.experiments.trial_steps.Trial.seconds", lambda self, **_: 60.0)
+    monkeypatch.setattr("reptile_distil.experiments.trial_steps.TrialSteps.seconds", lambda self, **_: 60.0)
     code, out, _ = call(
         "table", "--dry-run", "tasks=[toy-sentence]", "methods=[finetune]", "seeds=[1,2,3]", config=TINY_TABLE
     )

@@ -54,10 +54,10 @@ class FakeExperiment:
         self.teacher_folder = RunFolder(folder / f"teacher-seed{config.seed}")
 
     def fit(self):
-        return self.world.run(self.folder, self.config.decisive_values(self.config.method))
+        return self.world.run(self.folder, self.config.defining_settings(self.config.method))
 
     def fit_teacher(self):
-        return self.world.run(self.teacher_folder, self.config.decisive_values("teacher"))
+        return self.world.run(self.teacher_folder, self.config.defining_settings("teacher"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def drawn(monkeypatch):
 
         return draw
 
-    for name in ("draw_table", "draw_score_against_time", "draw_learning_curves", "draw_wear"):
+    for name in ("draw_table", "draw_score_against_time", "draw_learning_curves", "draw_teacher_change"):
         monkeypatch.setattr(pictures, name, record(name))
     return asked
 
@@ -38,9 +38,14 @@ def table(folder):
 
 def test_all_runs_are_in_scores_time_and_wear_under_their_rows_and_students_alone_in_curves(tmp_path, drawn):
     paths = draw_pictures(table(tmp_path), tmp_path / "out" / "mine")
-    assert [path.name for path in paths] == ["mine-scores.png", "mine-time.png", "mine-curves.png", "mine-wear.png"]
+    assert [path.name for path in paths] == [
+        "mine-scores.png",
+        "mine-time.png",
+        "mine-curves.png",
+        "mine-teacher-change.png",
+    ]
     assert {path.parent for path in paths} == {tmp_path / "out"}
-    for name in ("draw_table", "draw_score_against_time", "draw_wear"):
+    for name in ("draw_table", "draw_score_against_time", "draw_teacher_change"):
         assert [(run["row"], run["method"]) for run in drawn[name][0]] == [
             ("teacher", "teacher"),
             ("kd", "kd"),
@@ -78,6 +83,6 @@ def test_a_fault_in_one_picture_is_one_line_in_the_log_and_the_others_are_drawn(
 
     monkeypatch.setattr(pictures, "draw_score_against_time", broken)
     paths = draw_pictures(table(tmp_path), tmp_path / "mine")
-    assert [path.name for path in paths] == ["mine-scores.png", "mine-curves.png", "mine-wear.png"]
+    assert [path.name for path in paths] == ["mine-scores.png", "mine-curves.png", "mine-teacher-change.png"]
     (record,) = caplog.records
     assert record.getMessage() == f"{tmp_path}/mine-time.png: could not be drawn: no ink"

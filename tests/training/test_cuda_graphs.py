@@ -347,7 +347,7 @@ def test_evaluation_is_not_padded_to_a_multiple(tmp_path, on_a_pretended_gpu):
     task = setup.build_task(config)
     made = [
         setup.build_batches(config, task, "train", toy_tokenizer(), config.train, for_training=True),
-        setup.build_lessons(config, task, toy_tokenizer()),
+        setup.build_training_batches(config, task, toy_tokenizer()),
         setup.build_batches(config, task, "dev", toy_tokenizer(), config.train),
     ]
     assert [batches.length_step for batches in made] == [8, 8, 1]

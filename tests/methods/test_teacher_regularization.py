@@ -7,7 +7,7 @@ import torch
 
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.reptile_variants import TeacherUpkeep
+from reptile_distil.methods.reptile_variants import TeacherRegularization
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 
@@ -30,7 +30,7 @@ def adam(model, lr=LR):
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0, eps=EPS)
 
 
-def distiller(teacher, student, upkeep=None):
+def distiller(teacher, student, regularization=None):
     return ReptileDistiller(
         teacher,
         student,
@@ -40,7 +40,7 @@ def distiller(teacher, student, upkeep=None):
         update="interpolate",
         inner_optimizer="sgd",
         inner_lr=LR,
-        upkeep=upkeep,
+        regularization=regularization,
     )
 
 
@@ -63,13 +63,13 @@ def test_three_steps_with_upkeep_equal_the_literal_ones(task_lr, pull, micro_bat
     (teacher, student), (slow_teacher, slow_student) = models(), models()
     slow_teacher.eval()
     start = copy.deepcopy(slow_teacher)
-    upkeep = TeacherUpkeep(
+    regularization = TeacherRegularization(
         teacher,
         task_optimizer=adam(teacher, task_lr) if task_lr else None,
         pull=pull,
         micro_batch_size=micro_batch_size,
     )
-    fast = distiller(teacher, student, upkeep)
+    fast = distiller(teacher, student, regularization)
     slow_optimizer, slow_meta = adam(slow_student), torch.optim.SGD(slow_teacher.parameters(), lr=MU)
     slow_task = LiteralAdam(task_lr, EPS)
     for step in range(3):
@@ -91,23 +91,23 @@ def test_three_steps_with_upkeep_equal_the_literal_ones(task_lr, pull, micro_bat
 def test_a_whole_pull_leaves_the_teacher_at_its_start():
     teacher, student = models(torch.float32)
     before = weights(teacher)
-    distiller(teacher, student, TeacherUpkeep(teacher, pull=1.0)).step(batch())
+    distiller(teacher, student, TeacherRegularization(teacher, pull=1.0)).step(batch())
     assert not changed(before, teacher)
 
 
 def test_the_task_step_lowers_the_teachers_own_loss():
     teacher, student = models(torch.float32)
-    fast = distiller(teacher, student, TeacherUpkeep(teacher, task_optimizer=adam(teacher, 1e-3)))
+    fast = distiller(teacher, student, TeacherRegularization(teacher, task_optimizer=adam(teacher, 1e-3)))
     losses = [fast.step(batch())["teacher_task_loss"].item() for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
 def test_without_a_pull_no_copy_of_the_teacher_is_kept():
     teacher, _ = models(torch.float32)
-    assert TeacherUpkeep(teacher, task_optimizer=adam(teacher))._start == []
+    assert TeacherRegularization(teacher, task_optimizer=adam(teacher))._start == []
 
 
 @pytest.mark.parametrize("pull", [-0.1, 1.5])
 def test_a_pull_that_is_no_fraction_is_refused(pull):
     with pytest.raises(ValueError, match=f"pull = {pull}: expected a fraction between 0 and 1"):
-        TeacherUpkeep(bert(2), pull=pull)
+        TeacherRegularization(bert(2), pull=pull)
