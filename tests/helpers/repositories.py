@@ -99,6 +99,7 @@ def bert(num_layers: int = 2, *, seed: int = 0) -> dict[str, bytes]:
         "model.safetensors": safetensors.torch.save(weights, metadata={"format": "pt"}),
         "tf_model.h5": b"for another library",
         "coreml/model.safetensors": b"for another library",
+        "onnx/config.json": b"for another library",
         "tokenizer.json": tokenizer.backend_tokenizer.to_str().encode(),
         "tokenizer_config.json": _json({"do_lower_case": True, "model_max_length": 512}),
         "vocab.txt": VOCABULARY,
