@@ -20,7 +20,7 @@ from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
-from reptile_distil.methods.step import adamw
+from reptile_distil.methods.step import GradientStep, adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training.cuda_graphs import GraphedSteps
@@ -113,10 +113,12 @@ def _build_reptile(
     optimizers = {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer}
     regularization = None
     if reptile.task_lr or reptile.pull:
-        task_optimizer = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps) if reptile.task_lr else None
-        optimizers |= {"teacher_task_lr": task_optimizer} if task_optimizer is not None else {}
-        options = {name: value for name, value in shared.items() if name != "student_optimizer"}
-        regularization = TeacherRegularization(teacher, task_optimizer=task_optimizer, pull=reptile.pull, **options)
+        task_step = None
+        if reptile.task_lr:
+            optimizers["teacher_task_lr"] = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps)
+            options = {name: value for name, value in shared.items() if name != "student_optimizer"}
+            task_step = GradientStep(optimizers["teacher_task_lr"], **options)
+        regularization = TeacherRegularization(teacher, task_step=task_step, pull=reptile.pull)
     distiller = ReptileDistiller(
         teacher,
         student,

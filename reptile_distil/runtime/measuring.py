@@ -62,6 +62,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_ours or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
+class Stopwatch:
+    """Seconds from one lap to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last lap, or since the stopwatch was made."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
 class Timing(NamedTuple):
     """Seconds for one batch: the median, and the middle half of all rounds."""
 
