@@ -44,7 +44,10 @@ def make_parser(description: str, *, config_required: bool = True) -> argparse.A
     """A parser with the options of every script: --config, key=value overrides, --print-config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--config", type=Path, required=config_required, help="YAML file, for example configs/sst2.yaml"
+        "--config",
+        type=Path,
+        required=config_required,
+        help="YAML file, or the name of one that comes with the package: sst2, quickstart, table-toy, ...",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1 train.epochs=3")
