@@ -13,6 +13,8 @@ from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def write(tmp_path):

@@ -26,6 +26,7 @@ def test_the_help_lists_every_script_with_what_it_does(capsys):
         assert f"\n{script.stem:<10} {says}\n" in shown
 
 
+@pytest.mark.smoke
 def test_a_command_does_what_its_script_does(tmp_path, capsys):
     assert door.main(["finetune", "--config", str(TINY), f"runs_dir={tmp_path}"]) == 0
     assert "| teacher |" in capsys.readouterr().out
