@@ -182,11 +182,10 @@ def _conditions(report: Report) -> str:
             f"{rounds} rounds or more on random tokens without padding, all models measured in turn in float32 with "
             f"{_threads()}, tokenizing not counted."
         )
-    if any(flops is not None for flops in report.weights["student"].flops.values()):
-        sentences.append(
-            "FLOPs are those of the matrix products of one sequence (N (8 L d² + 4 L² d + 4 L d f) and the head), a "
-            "multiplication and its addition counted as two."
-        )
+    sentences.append(
+        "FLOPs are those of the matrix products in a forward pass of one sequence, as PyTorch counts them; a "
+        "multiplication and its addition are two."
+    )
     if report.onnx_difference is not None:
         sentences.append(
             f"The ONNX file's logits differ from PyTorch's by {report.onnx_difference:.1e} at most, over random full "
@@ -261,8 +260,8 @@ def _times(timing: Timing, batch_size: int) -> list[str]:
     return [f"{1000 * timing.median:.2f}", spread, f"{batch_size / timing.median:,.0f}"]
 
 
-def _giga(flops: int | None) -> str:
-    return "-" if flops is None else f"{flops / 1e9:.3g}"
+def _giga(flops: int) -> str:
+    return f"{flops / 1e9:.3g}"
 
 
 def _megabytes(num_bytes: int | None) -> str:

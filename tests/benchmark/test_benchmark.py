@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil.benchmark.arithmetic import Peaks, Shape, floor_seconds, step_bytes, step_flops
+from reptile_distil.benchmark.arithmetic import Peaks, Shape, floor_seconds, layer_flops, step_bytes, step_flops
 from reptile_distil.benchmark.released_step import ReleasedStep
 from reptile_distil.benchmark.report import STYLES, plot, to_markdown, what_grows
 from reptile_distil.benchmark.steps import (
@@ -30,7 +30,6 @@ from reptile_distil.benchmark.steps import (
 from reptile_distil.benchmark.token_lengths import QUANTILES, draw_lengths, measure_quantiles
 from reptile_distil.cli import run
 from reptile_distil.errors import ConfigError, DataError, RunError
-from reptile_distil.models.cost import layer_flops
 from reptile_distil.models.toy import toy_tokenizer
 from scripts import benchmark
 from tests.helpers.dying import die

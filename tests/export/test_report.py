@@ -10,12 +10,10 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
-from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil import Experiment, cli
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
 from reptile_distil.export import model_card, onnx_export, report
-from reptile_distil.models.cost import flops_per_sequence
 from reptile_distil.runtime.hub import push
 from reptile_distil.runtime.measuring import Timing, pad_at_random, random_batch, time_in_turn
 from tests.helpers.models import bert, classifier
@@ -37,31 +35,6 @@ def runs(tmp_path_factory):
 def weighed(runs):
     """A report without ONNX on a teacher and a student."""
     return report.make_report(runs / "reptile-seed42", lengths=(4, 8), batch_sizes=(2,), seconds=0.0)
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "mpnet", "albert", "distilbert"])
-def test_the_closed_formula_counts_what_pytorch_counts(kind):
-    model = classifier(kind, 3).eval()
-    model.set_attn_implementation("eager")  # PyTorch does not count its fused attention on a CPU
-    batch = random_batch(1, 9, vocab_size=30, pad_token_id=1)
-    if kind in ("mpnet", "distilbert"):
-        del batch["token_type_ids"]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**batch)
-    assert flops_per_sequence(model, 9) == counter.get_total_flops()
-
-
-def test_flops_of_bert_base_are_the_known_number():
-    with torch.device("meta"):
-        model = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
-    encoder = 12 * (8 * 128 * 768**2 + 4 * 128**2 * 768 + 4 * 128 * 768 * 3072)
-    assert flops_per_sequence(model, 128) == encoder + 2 * 768**2 + 2 * 768 * 2 == 22_348_434_432
-
-
-def test_an_architecture_with_other_layers_has_no_count():
-    model = bert(1)
-    model.config.model_type = "deberta"
-    assert flops_per_sequence(model, 8) is None
 
 
 def test_contenders_are_called_in_turn_and_their_own_time_is_counted():
