@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from reptile_distil.benchmark.steps import Case, Measurement
 from reptile_distil.errors import RunError
+from reptile_distil.plots.style import STYLES
 from reptile_distil.runtime.text_tables import markdown_table
 
 Measured = tuple[Case, list[Measurement]]
 
 
-class SeriesStyle(NamedTuple):
-    """How a method is drawn: Okabe and Ito's colours, and a hatch or a marker each for print."""
-
-    name: str
-    color: str
-    hatch: str
-    marker: str
-
-
-STYLES = {
-    "finetune": SeriesStyle("fine-tuning", "#56B4E9", "", "^"),
-    "kd": SeriesStyle("frozen-teacher KD", "#E69F00", "//", "v"),
-    "reptile": SeriesStyle("Reptile", "#009E73", "", "o"),
-    "metadistil": SeriesStyle("MetaDistil", "#CC79A7", "xx", "D"),
-    "released": SeriesStyle("as released", "#555555", "\\\\", "s"),
+NAMES = {
+    "finetune": "fine-tuning",
+    "kd": "frozen-teacher KD",
+    "reptile": "Reptile",
+    "metadistil": "MetaDistil",
+    "released": "as released",
 }
-"""Of every method that can be measured."""
+"""What each method that can be measured is called in a legend."""
 
 
 def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
@@ -136,9 +128,9 @@ def _draw_lines(
     label: str,
 ) -> None:
     for index, m in enumerate(measured[0][1]):
-        look = STYLES[m.method]
+        style = STYLES[m.method]
         points = sorted(zip(growth[1], (of_case[index] for of_case in values), strict=True))
-        axes.plot(*zip(*points, strict=True), color=look.color, marker=look.marker, label=look.name)
+        axes.plot(*zip(*points, strict=True), color=style.color, marker=style.marker, label=NAMES[m.method])
     axes.set_xlabel(growth[0])
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
@@ -152,10 +144,10 @@ def _draw_bars(axes: Any, measured: Sequence[Measured], values: Sequence[Sequenc
     methods = [m.method for m in measured[0][1]]
     height = 0.8 / len(methods)
     for index, method in enumerate(methods):
-        look = STYLES[method]
+        style = {"color": STYLES[method].color, "hatch": STYLES[method].hatch, "edgecolor": "white"}
         places = [row - 0.4 + height * (index + 0.5) for row in range(len(measured))]
         widths = [of_case[index] for of_case in values]
-        bars = axes.barh(places, widths, height, color=look.color, hatch=look.hatch, edgecolor="white", label=look.name)
+        bars = axes.barh(places, widths, height, label=NAMES[method], **style)
         axes.bar_label(bars, [label.format(width) for width in widths], padding=3, fontsize=8)
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +20,9 @@ from reptile_distil.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 # Okabe and Ito's colours, told apart with every common colour blindness.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY, BLACK = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -32,6 +30,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#E69F00",
     "#56B4E9",
     "#555555",
+    "#000000",
 )
 
 STUDENT, TEACHER = BLUE, VERMILLION
@@ -101,6 +100,11 @@ def legend_above(axes: Axes, num_columns: int = 2) -> None:
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns)
 
 
+def to_number(value: float | None) -> float:
+    """The value itself, NaN for JSON's null, which stands for an undefined one."""
+    return math.nan if value is None else float(value)
+
+
 def is_finite(line: Any) -> bool:
     """Whether a line has a point that can be drawn."""
     return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
@@ -126,7 +130,9 @@ STYLES = {
     "kd": SeriesStyle(GREEN, "v", "\\\\", "--"),
     "reptile": SeriesStyle(BLUE, "o", "", "-"),
     "metadistil": SeriesStyle(PURPLE, "D", "xx", "-."),
+    "released": SeriesStyle(BLACK, "p", "O", "--"),  # the authors' own step, in the benchmark
 }
+"""Of every row that has a name of its own; the same in every picture."""
 
 
 # 6 colours (the last four are Tol's muted ones), 7 markers, 5 hatches and 5 line styles: 42 others differ from each
