@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from reptile_distil.training.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
 
+pytestmark = pytest.mark.smoke
+
 # 2 true positives, 1 true negative, 1 false positive, 1 false negative.
 PREDICTIONS = [1, 1, 0, 1, 0]
 REFERENCES = [1, 0, 1, 1, 0]
