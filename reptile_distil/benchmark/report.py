@@ -1,4 +1,4 @@
-"""What a benchmark has measured: as a table, as JSON, and as a picture."""
+"""A benchmark's measurements as a Markdown table, as JSON, and as a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
     "metadistil": "MetaDistil",
     "released": "as released",
 }
-"""What each method that can be measured is called in a legend."""
+"""The legend's name of each method that can be measured."""
 
 
 def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
@@ -50,7 +50,7 @@ def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
 
 
 def to_json(measured: Sequence[Measured], **about: Any) -> dict[str, Any]:
-    """Everything, with what the machine was and could do in `about`."""
+    """All cases and measurements as JSON values; `about` describes the machine."""
     cases = [
         {**case._asdict(), "methods": [{**m._asdict(), "flops": m.flops_per_second * m.seconds} for m in measurements]}
         for case, measurements in measured
@@ -67,7 +67,7 @@ def check_can_plot() -> None:
 
 
 def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor: bool = False) -> None:
-    """Time per step and peak memory of every case and method into an image file.
+    """Draws time per step and peak memory of every case and method into an image file.
 
     As lines where the cases differ in one thing alone that grows (depth, width, batch size or row length), else as
     bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes.
@@ -100,7 +100,7 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
 
 
 def what_grows(cases: Sequence[Case]) -> tuple[str, list[float]] | None:
-    """What three or more cases differ in, if it is one number alone, in words and as its values by case."""
+    """Name and values, by case, of the one number in which three or more cases differ; None if there is none."""
     if len(cases) < 3 or any(case.teacher is not None for case in cases):
         return None
     first, *_ = cases

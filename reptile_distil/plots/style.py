@@ -72,7 +72,7 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts make room for each other."""
+    """An empty figure of this size in inches, with constrained layout."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -106,23 +106,23 @@ def to_number(value: float | None) -> float:
 
 
 def is_finite(line: Any) -> bool:
-    """Whether a line has a point that can be drawn."""
+    """Whether a line has at least one finite value."""
     return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
 
 
 class SeriesStyle(NamedTuple):
-    """What one row looks like in every picture."""
+    """Colour, marker, hatch and line of one row, the same in every picture."""
 
     color: str
     marker: str
     hatch: str
-    """Of its bars."""
+    """Hatch of its bars."""
     line: Any
     """Style of its lines, as matplotlib's `linestyle`."""
 
 
 BAND = "± 1 standard deviation over seeds"
-"""What the legend calls a band."""
+"""The legend's name of a band."""
 
 STYLES = {
     "teacher": SeriesStyle(VERMILLION, "s", "", "-"),
@@ -150,7 +150,7 @@ def order_names(names: Iterable[str]) -> list[str]:
 
 
 def styles_of(names: Sequence[str]) -> dict[str, SeriesStyle]:
-    """The look of each name; a known method's is the same whatever else there is."""
+    """The style of each name; a known method's does not depend on the other names."""
     others = [name for name in names if name not in STYLES]
     return {name: STYLES[name] if name in STYLES else _other_style(others.index(name)) for name in names}
 
