@@ -3,6 +3,11 @@
 The scripts print the message and exit with code 2; nothing else in the package catches them.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 _LONGEST = 1500
 """Characters of a message; the middle of a longer one is left out."""
 
@@ -64,3 +69,9 @@ class MissingExtraError(ReptileDistilError):
 def first_sentence(error: Exception) -> str:
     """What kind of error it is and what it says, on one line and not at length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'epochs'?` for the known name that is most like `name`; empty where none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix + close[0]!r}?" if close else ""

@@ -23,6 +23,7 @@ from reptile_distil.config.sections import (
     MethodName,
     OwnTaskConfig,
     ReptileConfig,
+    Role,
     Section,
     StudentConfig,
     TeacherConfig,
@@ -178,7 +179,7 @@ class Config(Section):
         """A copy with some top-level values replaced, checked again."""
         return Config.model_validate({**self.model_dump(), **changes})
 
-    def defining_settings(self, role: MethodName | Literal["teacher"]) -> dict[str, Any]:
+    def defining_settings(self, role: Role) -> dict[str, Any]:
         """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
         sections = {
             "teacher": ("data", "teacher"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.config import Config
-from reptile_distil.config.sections import MethodName, ReptileConfig, TrainConfig
+from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
@@ -57,7 +57,7 @@ def build_method(
     teacher: Teacher | None,
     settings: TrainConfig,
     *,
-    role: MethodName | Literal["teacher"],
+    role: Role,
     processes: Processes = ALONE,
 ) -> BuiltMethod:
     """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
@@ -74,7 +74,7 @@ def _build_method(
     teacher: Teacher | None,
     settings: TrainConfig,
     *,
-    role: MethodName | Literal["teacher"],
+    role: Role,
     processes: Processes,
 ) -> BuiltMethod:
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)

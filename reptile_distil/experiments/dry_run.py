@@ -25,6 +25,7 @@ from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.runs.resume import Recovery
+from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.training.loop import count_steps
 from reptile_distil.training.trackers import check_trackers
@@ -146,7 +147,7 @@ def experiment_for(config: Config, role: Role) -> Experiment:
 
 def check_one_process() -> None:
     """Raises `ConfigError` where a launcher has started several processes."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if launched_several():
         raise ConfigError("--dry-run takes one process: start it with python")
 
 

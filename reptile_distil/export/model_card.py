@@ -76,7 +76,7 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
 
 
 def _eval_results(report: Report) -> Iterator[EvalResult]:
-    """Defined dev scores only: the hub takes no others."""
+    """The defined dev scores; the hub accepts no others."""
     task = report.task
     for split, scores in report.results["scores"].items():
         for metric, score in scores.items():
@@ -242,7 +242,7 @@ def _is_hub_name(name: str | None) -> bool:
 
 
 def _public(key: str, value: Any) -> Any:
-    """A folder's last part: where it lies on one's own disk is nobody's business."""
+    """The value, of a path on the disk only the last part: the rest is private."""
     return Path(value).name if key.startswith(_PATHS) and not _is_hub_name(value) else value
 
 

@@ -6,7 +6,6 @@ on each side where there is more than one seed.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from reptile_distil.plots.style import (
     order_names,
     save,
     styles_of,
+    to_number,
 )
 from reptile_distil.runs.history import Record, read_run
 
@@ -85,7 +85,7 @@ def read_curves(folder: str | Path, *, name: Callable[[Path, Record], str] = nam
     teacher: Points = []
     if "teacher" in results:
         scores = next(iter(results["teacher"]["scores_at_start"].values()))
-        teacher = [(0.0, _percent(_mean(scores.values()))), *_points(epochs, "step", "teacher_score")]
+        teacher = [(0.0, 100 * to_number(_mean(scores.values()))), *_points(epochs, "step", "teacher_score")]
     return Run(
         task=str(results["task"]),
         name=name(Path(folder), results),
@@ -148,12 +148,7 @@ def _draw_mean(axes: Axes, seeds: Sequence[Points], label: str, look: SeriesStyl
 
 
 def _points(epochs: Sequence[Record], position: str, score: str) -> Points:
-    return [(float(record[position]), _percent(record[score])) for record in epochs]
-
-
-def _percent(score: float | None) -> float:
-    """JSON's null is an undefined score."""
-    return math.nan if score is None else 100 * score
+    return [(float(record[position]), 100 * to_number(record[score])) for record in epochs]
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:

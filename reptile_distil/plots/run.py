@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from reptile_distil.plots.style import (
     legend_above,
     new_figure,
     save,
+    to_number,
 )
 from reptile_distil.runs.history import Record, read_run
 
@@ -100,7 +100,7 @@ def _draw_each_score(axes: Axes, positions: Sequence[float], scores: Sequence[Re
     several_splits = len({split for split, _ in names}) > 1
     for (split, metric), style in zip(names, _LINE_STYLES * len(names), strict=False):
         label = f"{role}, {metric}" + (f" ({split})" if several_splits else "")
-        values = [_number(record[split][metric]) * 100 for record in scores]
+        values = [to_number(record[split][metric]) * 100 for record in scores]
         color, marker = (TEACHER, "s") if role == "teacher" else (STUDENT, "o")
         axes.plot(positions, values, linestyle=style, color=color, marker=marker, label=label)
 
@@ -177,17 +177,12 @@ def _on_epochs(steps: Sequence[Record], epochs: Sequence[Record]) -> list[dict[s
 
 def _series(records: Sequence[Record], name: str, position: str = "x") -> tuple[list[float], list[float]]:
     """Positions and values of one logged quantity, NaN where it is undefined."""
-    return [record[position] for record in records], [_number(record.get(name)) for record in records]
+    return [record[position] for record in records], [to_number(record.get(name)) for record in records]
 
 
 def _thin(steps: Sequence[Record]) -> dict[str, str]:
     """Dots on a line of few points, so that a single one is seen too."""
     return {"marker": "." if len(steps) <= MOST_MARKERS else ""}
-
-
-def _number(value: float | None) -> float:
-    """JSON's null is an undefined value."""
-    return math.nan if value is None else float(value)
 
 
 def _short_power(value: float, _: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What results look like: at a prompt, in a notebook, side by side; and what a model says of texts, by label names."""
+"""Results as text and HTML, tables that compare runs, and predictions with the names of their labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reptile_distil.training.metrics import Scores, predictions_from_logits
 
 Rows = list[tuple[str, ...]]
 _MOST_ROWS = 10
-"""Of a split that are shown."""
+"""Rows of a split that a notebook shows."""
 
 _FACTS = {
     "best_epoch": ("best epoch", "{:d}"),
@@ -27,11 +27,11 @@ _FACTS = {
     "examples_per_second": ("examples a second", "{:,.0f}"),
     "stopped_by": ("stopped by", "{}"),
 }
-"""Of a run's results: key, what it is called, how it is written."""
+"""Key in results.json, its heading, and its number format."""
 
 
 class RunResults(dict[str, Any]):
-    """A run's results: the dict that results.json holds, shown as a table of what matters most."""
+    """A run's results: the dict that results.json holds, with its scores and sizes shown as tables."""
 
     def __repr__(self) -> str:
         tables = [_score_rows(self), _fact_rows(self)]
@@ -50,7 +50,7 @@ def describe_scores(scores: Mapping[str, float | None]) -> str:
 def split_predictions_html(
     predictions: Sequence[Any], labels: Sequence[object] | None, scores: Mapping[str, float | None] | None
 ) -> str:
-    """The scores of a model on a split, and its first rows: each with a `label` and `probabilities` by class name."""
+    """HTML tables of a model's scores on a split, and of its first rows: prediction, probability and label."""
     rows: Rows = [("row", "prediction", "probability", *(() if labels is None else ("label",)))]
     for index, prediction in enumerate(predictions[:_MOST_ROWS]):
         probability = prediction.probabilities.get(prediction.label)
@@ -98,7 +98,7 @@ def _number(score: float | None) -> str:
 
 
 class Prediction(NamedTuple):
-    """What a model says of one text or pair of texts."""
+    """A model's prediction for one text or pair of texts."""
 
     label: str | float
     """Name of the most probable class; the number itself for regression."""
@@ -107,14 +107,14 @@ class Prediction(NamedTuple):
 
 
 class SplitPredictions(NamedTuple):
-    """A model on a split, row by row and as a whole; `labels` and `scores` are None for a split without labels."""
+    """A model's predictions and scores on a split; `labels` and `scores` are None for a split without labels."""
 
     predictions: list[Prediction]
     labels: list[str | float] | None
     scores: Scores | None
 
     def to_tsv(self) -> str:
-        """Lines of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
+        """A TSV of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
         rows: list[tuple[Any, ...]] = [("index", "prediction", "probability", "label")]
         for index, prediction in enumerate(self.predictions):
             probability = prediction.probabilities.get(str(prediction.label), "")
@@ -130,7 +130,7 @@ class SplitPredictions(NamedTuple):
 
 
 def name_predictions(logits: NDArray[np.float32], task: Task) -> list[Prediction]:
-    """What logits (N, C) of a task's rows say, by the names of its classes."""
+    """The predictions of logits (N, C), with the names of the task's classes."""
     if task.is_regression:
         return [Prediction(float(number), {}) for number in predictions_from_logits(logits)]
     probabilities = torch.from_numpy(logits).softmax(dim=1).tolist()

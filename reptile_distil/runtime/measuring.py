@@ -19,14 +19,14 @@ from reptile_distil.errors import OutOfMemoryError
 
 
 def free_memory() -> None:
-    """Gives back what models took that are used no more."""
+    """Frees the memory of models that are no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: str) -> None:
-    """Starts a new measurement. Where the system cannot forget an earlier peak, it stays in."""
+    """Starts a new measurement of the peak. Where the system cannot reset it, an earlier peak is included."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -153,7 +153,7 @@ def _summarise(seconds: list[float]) -> Timing:
 
 
 def wait_for(device: str) -> None:
-    """Returns when the device has done all that it was given."""
+    """Returns when the device has finished all work given to it."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":

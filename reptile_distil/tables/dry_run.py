@@ -1,4 +1,4 @@
-"""What a table's runs would do: which cells are finished, what is missing, and how long the rest would take.
+"""The dry run of a table: which cells are finished, what is missing, and how long the rest would take.
 
 Whatever cannot be checked or could not start is named, and does not keep the rest from being checked. One run of each
 row and task is measured, and stands for those with other seeds.
@@ -38,7 +38,7 @@ from reptile_distil.tables.config import TEACHER, Cell, TableConfig
 
 
 class Missing(NamedTuple):
-    """Why a model, or a task's data, cannot be had."""
+    """Why a model, or a task's data, is not available."""
 
     reason: str
     gist: str
@@ -47,16 +47,16 @@ class Missing(NamedTuple):
 
 @dataclass
 class TablePlan:
-    """A table's cells as they would be run, and what keeps some of them from it."""
+    """A table's cells as they would be run, and why some of them could not be."""
 
     cells: Sequence[Cell]
     folder: Path
-    """Of all runs."""
+    """The folder of all runs."""
     device: str = ""
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By the cell's name; a cell whose folder cannot be used is not among them."""
     missing: dict[str, Missing] = field(default_factory=dict)
-    """Models and data that cannot be had, by name."""
+    """Models and data that are not available, by name."""
     faults: dict[str, str] = field(default_factory=dict)
     """Other reasons why runs could not be made, by the name of a cell, or of its task and row."""
     disk_needed: int = 0
@@ -64,14 +64,14 @@ class TablePlan:
 
     @property
     def seconds(self) -> float:
-        """What is left of all cells, about, by one worker."""
+        """The estimated seconds that one worker needs for the unfinished cells."""
         return sum(run.seconds for run in self.runs.values())
 
     def check(self) -> None:
         """Raises `RunError` where a cell could not be run, or there is no room for them."""
         if self.missing:
             raise RunError(
-                f"{len(self.missing)} of the models and data sets, named above, are not to be had here, so the cells "
+                f"{len(self.missing)} of the models and data sets, named above, are not available here, so the cells "
                 "that need them could not be checked"
             )
         if self.faults:
@@ -114,7 +114,7 @@ def describe_table_plan(plan: TablePlan) -> str:
     header = ("task", "row", "cells", "finished", "steps", "s/step", "time left", "memory")
     blocks.append(plain_table([header, *_lines(plan)], num_left=2))
     if plan.missing:
-        blocks.append("\n".join(["Not to be had here:", *_grouped(plan.missing)]))
+        blocks.append("\n".join(["Not available here:", *_grouped(plan.missing)]))
     if plan.faults:
         faults = [_entry(f"{name}: {reason}") for name, reason in plan.faults.items()]
         blocks.append("\n".join(["Could not be run:", *faults]))
@@ -158,7 +158,7 @@ def _needs(plan: TablePlan) -> Iterator[str]:
 
 
 def _add_missing(cell: Cell, role: Role, missing: dict[str, Missing]) -> bool:
-    """Whether a run's models or data cannot be had; adds those to `missing`, and checks the others alone."""
+    """Whether a run's models or data are not available; adds those to `missing`, and checks the others alone."""
     config, task = cell.config, cell.task
     models = [config.teacher.pretrained] if role == "teacher" else [student_source(config)]
     if role != "teacher" and config.needs_teacher(role):

@@ -1,4 +1,4 @@
-"""The table in files: Markdown, LaTeX and CSV, and a CSV of every score of every epoch that it was made from."""
+"""The table as Markdown, LaTeX and CSV, and a CSV of every epoch's scores."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 import traceback
 from collections import Counter
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
+from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError, first_sentence
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.input_digests import check_inputs
 from reptile_distil.runs.folder import Results
+from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import percent
 from reptile_distil.tables.config import TEACHER, Cell
@@ -39,7 +39,7 @@ class Grid:
     """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if launched_several():
             raise ConfigError(
                 "a table is made by workers of one process each: start scripts/table.py with python, as many times as "
                 "there are GPUs"
@@ -84,7 +84,8 @@ class Grid:
             with contextlib.suppress(ReptileDistilError):
                 if teacher is not None and not self._is_ready(teacher):
                     return False  # someone is fine-tuning its teacher anew, and took away the old one
-            return self._fail(cell, _one_sentence(error), traceback.format_exc())
+            reason = str(error)[:300] if isinstance(error, ReptileDistilError) else first_sentence(error)
+            return self._fail(cell, reason, traceback.format_exc())
         finally:
             free_memory()
         return self._succeed(cell, results, "run", f" ({time.perf_counter() - started:.1f} s)")
@@ -134,8 +135,3 @@ def _read(cell: Cell) -> Results | None:
 def _failure_file(cell: Cell) -> Path:
     """Beside the run folder: a folder that holds something else than a run is not run in."""
     return cell.folder.with_name(f"failed-{cell.folder.name}.txt")
-
-
-def _one_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, ReptileDistilError) else f"{type(error).__name__}: {text}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from reptile_distil.errors import CallbackError
+from reptile_distil.errors import CallbackError, did_you_mean
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.processes import ALONE, Processes
@@ -119,9 +118,8 @@ def check_callbacks(callbacks: Sequence[object]) -> tuple[object, ...]:
         owner = type(callback).__name__
         for name in (name for name in dir(callback) if name.startswith("on_") and name not in HOOKS):
             if callable(getattr(callback, name)):
-                close = difflib.get_close_matches(name, HOOKS, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(HOOKS)}"
-                raise CallbackError(f"callback {owner}.{name}: is never called; {hint}")
+                hint = did_you_mean(name, HOOKS) or f"; there are {', '.join(HOOKS)}"
+                raise CallbackError(f"callback {owner}.{name}: is never called{hint}")
         hooks = _hooks_of(callback)
         if not hooks:
             raise CallbackError(f"callback {owner}: has none of {', '.join(HOOKS)}")

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil.benchmark.arithmetic import Peaks, Shape, floor_seconds, layer_flops, step_bytes, step_flops
 from reptile_distil.benchmark.released_step import ReleasedStep
-from reptile_distil.benchmark.report import STYLES, plot, to_markdown, what_grows
+from reptile_distil.benchmark.report import NAMES, plot, to_markdown, what_grows
 from reptile_distil.benchmark.steps import (
     METHODS,
     Case,
@@ -31,6 +32,7 @@ from reptile_distil.benchmark.token_lengths import QUANTILES, draw_lengths, meas
 from reptile_distil.cli import run
 from reptile_distil.errors import ConfigError, DataError, RunError
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.plots.style import BLUE, GREEN, STYLES
 from scripts import benchmark
 from tests.helpers.dying import die
 from tests.helpers.models import bert
@@ -251,7 +253,22 @@ def test_what_grows_is_the_one_number_that_the_cases_differ_in():
 
 
 def test_every_method_that_can_be_measured_can_be_drawn():
-    assert tuple(STYLES) == METHODS == tuple(UNITS)
+    assert tuple(NAMES) == METHODS == tuple(UNITS)
+    assert set(NAMES) <= set(STYLES)
+
+
+@pytest.mark.parametrize("lengths", [("6",), ("6", "12", "24")], ids=["bars", "lines"])
+def test_a_method_has_the_colour_it_has_in_every_other_picture(tmp_path, monkeypatch, lengths):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, path, dpi: figures.append(self))
+    measured = [(TINY._replace(lengths=name), [measurement(m, 2.0) for m in ("reptile", "kd")]) for name in lengths]
+    plot(measured, tmp_path / "b.png", "a machine")
+    axes = figures[0].axes[0]
+    drawn = axes.lines or [bars.patches[0] for bars in axes.containers]
+    colors = [line.get_color() if axes.lines else to_hex(line.get_facecolor()).upper() for line in drawn]
+    assert colors == [BLUE, GREEN]
+    assert axes.get_legend_handles_labels()[1] == ["Reptile", "frozen-teacher KD"]
 
 
 def test_without_matplotlib_the_script_says_what_to_install(monkeypatch, capsys, tmp_path):

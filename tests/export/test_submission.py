@@ -598,7 +598,7 @@ def test_runs_become_the_zip_that_their_models_say_and_the_rest_is_filled(call, 
 
 
 @pytest.mark.usefixtures("small")
-def test_trap_02_a_model_with_its_labels_in_another_order_predicts_the_same_names(trained, tmp_path):
+def test_a_model_with_its_labels_in_another_order_predicts_the_same_names(trained, tmp_path):
     """The order of the old processors: contradiction, entailment, neutral."""
     run = tmp_path / "run"
     shutil.copytree(trained / "mnli" / "finetune-seed42", run)

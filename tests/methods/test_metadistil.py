@@ -192,7 +192,7 @@ def test_dropout_is_in_the_lesson_and_not_in_the_quiz():
     assert student.training
 
 
-def test_trap_06_the_teacher_teaches_without_dropout():
+def test_the_teacher_teaches_without_dropout():
     teacher, student = bert(3, seed=1, dropout=0.5), bert(2, seed=2)
     distiller = meta_distiller(teacher, student, lr=0.0, mu=0.0)
     teacher.train()
@@ -200,7 +200,7 @@ def test_trap_06_the_teacher_teaches_without_dropout():
     assert len(losses) == 1
 
 
-def test_trap_07_the_student_is_back_in_train_mode_after_an_evaluation(pair):
+def test_the_student_is_back_in_train_mode_after_an_evaluation(pair):
     distiller = meta_distiller(*pair)
     distiller.student.eval()
     distiller.step(batch(), batch(seed=9))
@@ -261,7 +261,7 @@ def test_the_logs_are_scalars_without_a_graph_and_no_gradient_is_left_on_the_tea
     assert all(parameter.grad is None for parameter in pair[0].parameters())
 
 
-def test_trap_20_two_distillers_in_one_process_do_not_touch_each_other(pair):
+def test_two_distillers_in_one_process_do_not_touch_each_other(pair):
     alone = copy.deepcopy(pair)
     meta_distiller(*alone).step(batch(), batch(seed=9))
     first, second = meta_distiller(*pair), meta_distiller(bert(3, seed=3), bert(2, seed=4), soft="mse")

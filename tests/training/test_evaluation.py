@@ -66,7 +66,7 @@ def test_agreement_is_between_the_two_not_with_the_labels(dev, labels):
     assert record["agreement"] == pytest.approx(0.8)
 
 
-def test_trap_19_a_moving_teacher_is_examined_anew_and_its_drift_measured(dev, labels):
+def test_a_moving_teacher_is_evaluated_anew_and_its_drift_measured(dev, labels):
     student, teacher = Oracle(labels, dev), Oracle(labels, dev)
     evaluator = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
     assert evaluator.score_teacher_at_start() == {"dev": {"accuracy": 1.0}}

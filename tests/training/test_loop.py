@@ -97,7 +97,7 @@ def run(scores, *, num_epochs=None, losses=(), log_every=2, evaluate=None, **opt
         ([-math.inf, -math.inf], [1]),
     ],
 )
-def test_trap_09_the_best_epoch_starts_from_minus_infinity_and_survives_nan(scores, kept):
+def test_the_best_epoch_starts_from_minus_infinity_and_survives_nan(scores, kept):
     outcome, kept_epochs, *_ = run(scores)
     assert kept_epochs == kept
     assert outcome.best["epoch"] == kept[-1]
