@@ -16,7 +16,7 @@ from reptile_distil.experiments.setup import VALIDATION, Components, Setup
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots.run import draw_after_run
-from reptile_distil.runs.folder import Results
+from reptile_distil.runs.records import Results
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
@@ -94,7 +94,7 @@ class Run:
         results = self.recovery.finish(self._results_of(outcome))
         if self.processes.is_main:
             draw_after_run(self.folder.path)
-        reported.on_train_end(results)
+        reported.on_train_end(results.to_dict())
         return results
 
     def _announce(self) -> None:
@@ -138,16 +138,17 @@ class Run:
         for split, of_split in predictions.items():
             self.folder.save_predictions(split, of_split, self.components.data[split].features["label"])
 
-    def _results_of(self, outcome: Outcome) -> Results:
+    def _results_of(self, outcome: Outcome) -> dict[str, Any]:
+        """The values of the run's `Results` but for those that `Recovery.finish` adds."""
         device = self.setup.device
         peak = peak_memory(device)  # the training's, before the best student and the latency are measured
-        results: Results = {
+        results: dict[str, Any] = {
             "task": self.task.name,
             "method": self.role,
             "seed": self.config.seed,
-            "scores": outcome.best["scores"] | self._score_best(),
-            "score": outcome.best["score"],
-            "best_epoch": outcome.best["epoch"],
+            "scores": outcome.best.scores | self._score_best(),
+            "score": outcome.best.score,
+            "best_epoch": outcome.best.epoch,
             "num_steps": outcome.num_steps,
             "num_train_rows": self.batches.num_rows,
             "num_parameters": count_parameters(self.components.model),
@@ -164,7 +165,7 @@ class Run:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": self.teacher_start,
-                "scores_at_end": outcome.last["teacher_scores"] | self._score(teacher, self.unseen),
+                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score(teacher, self.unseen),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
                 length = self.config.data.max_length

@@ -22,10 +22,9 @@ from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.training.callbacks import RunCallbacks
+from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 class Method(Protocol):
@@ -61,9 +60,9 @@ class Progress:
     """Examples seen, each time counted."""
     train_seconds: float = 0.0
     """Seconds spent in steps, evaluation not counted."""
-    best: Record | None = None
+    best: EpochRecord | None = None
     """The epoch record with the highest score."""
-    last: Record | None = None
+    last: EpochRecord | None = None
     """The latest epoch's record."""
     sums: Logs = field(default_factory=dict)
     """Sums of the logs over the epoch under way, on the device: reading them only once an epoch keeps it busy."""
@@ -80,7 +79,7 @@ class Progress:
         self.sums = {name: self.sums[name] + value if self.sums else value for name, value in logs.items()}
         self.last_gap = logs.get("gap")
 
-    def close_epoch(self, record: Record) -> None:
+    def close_epoch(self, record: EpochRecord) -> None:
         """Ends the epoch under way with the record of its evaluation."""
         self.epochs_done += 1
         self.batches_done = 0
@@ -95,7 +94,7 @@ class Progress:
         """Whether no epoch or step is left, a callback has had enough, or `patience` epochs brought no better one."""
         if self.batches_done:
             return False
-        without_better = 0 if self.best is None else self.epochs_done - int(self.best["epoch"])
+        without_better = 0 if self.best is None else self.epochs_done - self.best.epoch
         return (
             self.epochs_done >= num_epochs
             or self.step >= num_steps
@@ -108,9 +107,9 @@ class Progress:
 class Outcome:
     """What a training run came to."""
 
-    best: Record
+    best: EpochRecord
     """The epoch record with the highest score."""
-    last: Record
+    last: EpochRecord
     """The last epoch's record."""
     num_steps: int
     num_examples: int
@@ -134,9 +133,9 @@ def train(
     num_epochs: int,
     max_steps: int | None,
     schedules: Mapping[str, LRScheduler],
-    evaluate: Callable[[], Record],
+    evaluate: Callable[[], Evaluation],
     keep_best: Callable[[], None],
-    log: Callable[[Record], None],
+    log: Callable[[EpochRecord | StepRecord], None],
     patience: int | None = None,
     log_every: int = 50,
     show_progress: bool = True,
@@ -148,9 +147,10 @@ def train(
 ) -> Outcome:
     """Trains for `num_epochs`, or `max_steps` steps if that is less, from the start or from where `progress` stands.
 
-    `progress` is kept up to date in place. After each epoch, `evaluate()` gives a record with a `score` (NaN counts as
-    minus infinity); `keep_best()` is called when it is the highest so far, and always for the first. Training stops
-    early after `patience` epochs without a higher one. `log` gets a record every `log_every` steps and one an epoch.
+    `progress` is kept up to date in place. After each epoch, `evaluate()` gives an evaluation with a `score`
+    (NaN counts as minus infinity); `keep_best()` is called when that is the highest so far, and always for the first.
+    Training stops early after `patience` epochs without a higher one. `log` gets a record every `log_every` steps and
+    one an epoch.
     `schedules` are stepped after each step; their learning rates are logged under their names. `checkpoints` are
     written when they are due, at the end of each epoch, and where a signal (`Interrupted`) or a callback's
     fault (`CallbackError`) ends the run; never with weights that are not finite. `callbacks` are told of each step and
@@ -181,7 +181,7 @@ def train(
                         if progress.step % log_every == 0 or progress.step == num_steps:
                             watch.check(progress)
                             values = _read(logs)
-                            log({"event": "step", "epoch": epoch, "step": progress.step, **values, **rates})
+                            log(StepRecord.of({**values, **rates}, epoch=epoch, step=progress.step))
                             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                         progress.train_seconds += clock.lap()
                         if callbacks is not None:
@@ -197,15 +197,13 @@ def train(
                 watch.check(progress)
                 train_means = _read(progress.means())
                 progress.train_seconds += clock.lap()
-                record = {
-                    "event": "epoch",
-                    "epoch": epoch,
-                    "step": progress.step,
-                    "train": train_means,
-                    "last_gap": None if progress.last_gap is None else float(progress.last_gap),
-                    "train_seconds": progress.train_seconds,
-                    **evaluate(),
-                }
+                record = evaluate().in_epoch(
+                    epoch=epoch,
+                    step=progress.step,
+                    train=train_means,
+                    last_gap=None if progress.last_gap is None else float(progress.last_gap),
+                    train_seconds=progress.train_seconds,
+                )
                 with interrupts.held():
                     log(record)
                     logger.info("%s", describe_epoch(record, num_epochs))
@@ -243,15 +241,15 @@ def _take_step(method: Method, batch: Batch, schedules: Mapping[str, LRScheduler
     return logs, rates
 
 
-def describe_epoch(record: Record, num_epochs: int) -> str:
+def describe_epoch(record: EpochRecord, num_epochs: int) -> str:
     """One line about an epoch, for the terminal."""
-    parts = [f"epoch {record['epoch']}/{num_epochs}: loss {record['train']['loss']:.4f}"]
-    parts += [f"{split} {_list_scores(scores)}" for split, scores in record["scores"].items()]
-    if "teacher_scores" in record:
-        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record["teacher_scores"].items()]
-        parts.append(f"agreement {record['agreement']:.3f}")
-    if record["last_gap"] is not None:
-        parts.append(f"gap {record['last_gap']:.3f}, teacher moved {record['teacher_drift']:.3f}")
+    parts = [f"epoch {record.epoch}/{num_epochs}: loss {record.train['loss']:.4f}"]
+    parts += [f"{split} {_list_scores(scores)}" for split, scores in record.scores.items()]
+    if record.teacher_scores is not None:
+        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record.teacher_scores.items()]
+        parts.append(f"agreement {record.agreement:.3f}")
+    if record.last_gap is not None:
+        parts.append(f"gap {record.last_gap:.3f}, teacher moved {record.teacher_drift:.3f}")
     return "; ".join(parts)
 
 
@@ -259,9 +257,8 @@ def _list_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def _rank(record: Record) -> float:
-    score: float = record["score"]
-    return -math.inf if math.isnan(score) else score
+def _rank(record: EpochRecord) -> float:
+    return -math.inf if math.isnan(record.score) else record.score
 
 
 def _progress_bar(batches: Batches, num_steps: int, num_examples: int, *, show: bool) -> Any:
