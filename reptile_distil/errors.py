@@ -73,3 +73,8 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = ".".join(map(str, fault["loc"]))
     return f"{path}: {fault['msg']}" if path else fault["msg"]
+
+
+def first_sentence(error: Exception) -> str:
+    """What kind of error it is and what it says, on one line and not at length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
 from reptile_distil.runs.records import Results, as_results
+from reptile_distil.runtime.text_tables import html_table, markdown_table, percent, plain_table
 from reptile_distil.training.metrics import Scores, predictions_from_logits
 
 Rows = list[tuple[str, ...]]
@@ -31,7 +31,7 @@ class RunResults(dict[str, Any]):
             results = as_results(self)
         except RunError:
             return super().__repr__()
-        tables = [to_text(_score_rows(results)), to_text(_fact_rows(results))]
+        tables = [plain_table(_score_rows(results)), plain_table(_fact_rows(results))]
         return "\n".join([_title(results), *tables, f"dict of {', '.join(self)}"])
 
     def _repr_html_(self) -> str | None:
@@ -40,36 +40,7 @@ class RunResults(dict[str, Any]):
         except RunError:
             return None  # a notebook then shows the text
         scores, facts = _score_rows(results), _fact_rows(results)
-        return to_html(scores, title=_title(results), has_header=True) + to_html(facts)
-
-
-def to_text(rows: Rows) -> str:
-    """Rows of cells as aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def to_html(rows: Rows, *, title: str = "", has_header: bool = False) -> str:
-    """Rows of cells as an HTML table, whatever the cells hold: the first column to the left, the others to the right.
-
-    Empty without rows, but for the title.
-    """
-    head = f"<p><b>{escape(title)}</b></p>" if title else ""
-    if not rows:
-        return head
-    lines = []
-    for number, row in enumerate(rows):
-        tag = "th" if has_header and number == 0 else "td"
-        sides = ["left", *["right"] * (len(row) - 1)]
-        cells = (
-            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"{head}<table>{''.join(lines)}</table>"
+        return html_table(scores, title=_title(results), has_header=True) + html_table(facts)
 
 
 def describe_scores(scores: Mapping[str, float | None]) -> str:
@@ -89,7 +60,7 @@ def split_predictions_html(
     left_out = len(predictions) - len(rows) + 1
     rest = f"<p>and {left_out:,} more rows</p>" if left_out else ""
     by_name: Rows = [(name, _number(score)) for name, score in (scores or {}).items()]
-    return to_html(by_name, title=f"{len(predictions):,} rows") + to_html(rows, has_header=True) + rest
+    return html_table(by_name, title=f"{len(predictions):,} rows") + html_table(rows, has_header=True) + rest
 
 
 def _title(results: Results) -> str:
@@ -208,7 +179,7 @@ def comparison_table(results: Sequence[Results | Mapping[str, Any]], *, width: i
 
 def _columns(results: Sequence[Results]) -> dict[str, list[str]]:
     """The cells of each column, by heading."""
-    scores = [[_percent(score) for scores in result.scores.values() for score in scores.values()] for result in results]
+    scores = [[percent(score) for scores in result.scores.values() for score in scores.values()] for result in results]
     return {
         "run": [result.method for result in results],
         **{name: [row[number] for row in scores] for number, name in enumerate(_score_names(results[0]))},
@@ -221,12 +192,7 @@ def _columns(results: Sequence[Results]) -> dict[str, list[str]]:
 
 
 def _draw(columns: Mapping[str, Sequence[str]]) -> str:
-    """The first column to the left, numbers to the right."""
-    widths = [max(map(len, (heading, *cells))) for heading, cells in columns.items()]
-    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown_table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _width(table: str) -> int:
@@ -241,8 +207,4 @@ def _teacher_score(result: Results) -> str:
     if result.teacher is None:
         return "-"
     first = next(iter(result.teacher.scores_at_end.values()))
-    return " / ".join(_percent(score) for score in first.values())
-
-
-def _percent(score: float | None) -> str:
-    return "-" if score is None or score != score else f"{100 * score:.1f}"
+    return " / ".join(percent(score) for score in first.values())
