@@ -43,6 +43,7 @@ class BatchLatency(_Kept):
 
     teacher_ms: NonNegativeFloat
     student_ms: NonNegativeFloat
+    rounds: NonNegativeInt = 0
 
 
 class Latency(_Kept):
@@ -51,6 +52,7 @@ class Latency(_Kept):
     length: PositiveInt
     """Tokens in each row."""
     device: str
+    num_threads: NonNegativeInt = 0
     batches: dict[str, BatchLatency]
     """By the number of rows in a batch."""
 

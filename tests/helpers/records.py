@@ -28,7 +28,7 @@ def results_dict(**changes):
         "decisive": {},
         **changes,
     }
-    if values.get("teacher"):
+    if values.get("teacher") is not None:
         scores = {"scores_at_start": values["scores"], "scores_at_end": values["scores"]}
         values["teacher"] = {"num_parameters": 2000, **scores, **values["teacher"]}
     return values
