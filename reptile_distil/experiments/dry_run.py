@@ -61,7 +61,7 @@ class Measured:
     """A run's parts, and what a few of its steps took."""
 
     num_rows: Mapping[str, int]
-    """Of each split: what is trained on, and what is examined."""
+    """Of each split: the training rows, and those of each evaluation."""
     batches_per_epoch: int
     epochs: int
     num_steps: int

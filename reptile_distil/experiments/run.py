@@ -55,7 +55,7 @@ class Run:
         recovery.start(self.config.to_yaml(), components.fingerprints())
         self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, role))
         self._announce()
-        # The teacher is examined as it was at the start, before a checkpoint moves it.
+        # The teacher is evaluated as it was at the start, before a checkpoint moves it.
         self.evaluator = Evaluator(
             self.student,
             watched,

@@ -108,7 +108,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
     if not runs:
         raise ValueError("no runs to draw")
     tasks, names = list(dict.fromkeys(run.task for run in runs)), order_names(run.name for run in runs)
-    looks = styles_of(names)
+    styles = styles_of(names)
     rows = " or ".join(dict.fromkeys(run.rows for run in runs))
     panels: list[tuple[str, str, Callable[[Run], Points]]] = [
         ("steps", f"student's {rows} score (%)", lambda run: run.by_steps),
@@ -127,7 +127,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
             axes.set_ylabel(y_label)
             for label in names:
                 seeds = [points_of(run) for run in runs if (run.task, run.name) == (task, label)]
-                _draw_mean(axes, [points for points in seeds if points], label, looks[label], len(names) <= MOST_BANDS)
+                _draw_mean(axes, [points for points in seeds if points], label, styles[label], len(names) <= MOST_BANDS)
             axes.set_xlim(left=0)
             if not any(map(is_finite, axes.lines)):
                 reason = "undefined" if axes.lines else "none"

@@ -102,7 +102,7 @@ def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str,
     num_columns = min(4, len(tasks))
     num_rows = -(-len(tasks) // num_columns)
     methods = order_names(run.method for runs in cells.values() for run in runs)
-    looks = styles_of(methods)
+    styles = styles_of(methods)
     with drawing():
         figure = new_figure(1.2 + 2.6 * num_columns, num_rows * (0.9 + 0.2 * len(names)) + 0.4)
         for place, task in enumerate(tasks):
@@ -116,7 +116,7 @@ def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str,
                 runs = cells.get((task, label), [])
                 if runs and _is_defined(runs):
                     method = runs[0].method
-                    _draw_row(axes, height, _scores(runs), looks[method], label=method)
+                    _draw_row(axes, height, _scores(runs), styles[method], label=method)
                 elif runs:
                     axes.text(0.02, height, "undefined", transform=axes.get_yaxis_transform(), va="center", color=GREY)
         legend_on_top(figure, methods)

@@ -41,7 +41,7 @@ from reptile_distil.tables.config import Cell, TableConfig
 
 
 class Missing(NamedTuple):
-    """Why a model, or a task's data, cannot be had."""
+    """Why a model, or a task's data, is not available."""
 
     reason: str
     gist: str
@@ -59,7 +59,7 @@ class TablePlan:
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By the cell's name; a cell whose folder cannot be used is not among them."""
     missing: dict[str, Missing] = field(default_factory=dict)
-    """Models and data that cannot be had, by name."""
+    """Models and data that are not available, by name."""
     faults: dict[str, str] = field(default_factory=dict)
     """Other reasons why runs could not be made, by the name of a cell, or of its task and row."""
     disk_needed: int = 0
@@ -164,7 +164,7 @@ def _needs(plan: TablePlan) -> Iterator[str]:
 
 
 def _add_missing(cell: Cell, role: Role, missing: dict[str, Missing]) -> bool:
-    """Whether a run's models or data cannot be had; adds those to `missing`, and checks the others alone."""
+    """Whether a run lacks models or data; adds those to `missing`, and checks the others alone."""
     config, task = cell.config, cell.task
     models = [config.teacher.pretrained] if role == "teacher" else [student_source(config)]
     if role != "teacher" and config.needs_teacher(role):

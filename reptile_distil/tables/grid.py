@@ -2,7 +2,7 @@
 
 A worker is a process that runs the same command. It goes through the cells that are not finished, takes each that no
 other worker has (the run folder's lock says so; the system frees it when a worker dies), and passes over a student
-whose teacher another worker is fine-tuning. When nothing can be taken, it looks again a little later.
+whose teacher another worker is fine-tuning. When nothing can be taken, it starts over after a second.
 """
 
 from __future__ import annotations

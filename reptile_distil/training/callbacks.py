@@ -38,7 +38,7 @@ class StopTraining(Exception):  # noqa: N818  # not an error: how a callback say
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run that a callback is told about."""
+    """The run that a callback is called for."""
 
     task: str
     method: str
@@ -64,7 +64,7 @@ class Callback:
     when the run folder is complete. Time spent here is not counted as training time.
 
     A finished run that is only read again calls nothing. One that goes on from a checkpoint does not tell again what
-    lies before it; what an abrupt end has lost behind it is computed, and told, once more.
+    lies before it; what an abrupt end has lost behind it is computed and reported once more.
 
     Of several processes the main one alone calls, while the others wait at each epoch's end. A stop or a fault in
     `on_step_end` then takes effect at the next step that 10 divides.

@@ -83,14 +83,14 @@ def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> flo
 
 
 class Evaluator:
-    """Examines the student on the dev splits after each epoch, and beside it the teacher.
+    """Scores the student on the dev splits after each epoch, and beside it the teacher.
 
     Args:
         student: the model whose score chooses the best epoch.
-        dev: batches of each split to examine them on; the first one's score is the one that chooses.
+        dev: batches of each split; the score on the first one chooses the best epoch.
         metrics: names of the scores.
         teacher: the teacher, or None.
-        teacher_moves: whether the teacher must be examined anew each time; a frozen one is examined once.
+        teacher_moves: whether the teacher must be evaluated each time; a frozen one is evaluated once.
         processes: those that share the work; each gets the same records.
     """
 
@@ -111,7 +111,7 @@ class Evaluator:
         self.teacher_moves = teacher_moves
         self.processes = processes
         self.predictions: dict[str, NDArray[Any]] = {}
-        """By split, what the student said of each row (N,) when it was last examined."""
+        """By split, the student's prediction for each row (N,) in its last evaluation."""
         self._teacher_logits: dict[str, NDArray[np.float32]] = {}
         self._weights_at_start: list[torch.Tensor] = []
         if teacher is not None:
