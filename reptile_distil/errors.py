@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LONGEST = 1500
 """Characters of a message; the middle of a longer one is left out."""
@@ -64,6 +68,13 @@ class OutOfMemoryError(ReptileDistilError):
 
 class MissingExtraError(ReptileDistilError):
     """An optional package that is not installed."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic has found, as `key.path: what is wrong`."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(map(str, fault["loc"]))
+    return f"{path}: {fault['msg']}" if path else fault["msg"]
 
 
 def first_sentence(error: Exception) -> str:

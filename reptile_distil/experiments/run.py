@@ -19,7 +19,7 @@ from reptile_distil.experiments.setup import VALIDATION, Components, Setup
 from reptile_distil.models.classifier import Classifier, Student, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots.run import draw_after_run
-from reptile_distil.runs.folder import Results
+from reptile_distil.runs.records import Results
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
@@ -27,6 +27,7 @@ from reptile_distil.training.callbacks import RunCallbacks, RunInfo
 from reptile_distil.training.evaluation import Evaluator, evaluate_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
 from reptile_distil.training.metrics import Scores
+from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 from reptile_distil.training.trackers import tracked
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,11 @@ class Run:
         with self._reported_to(callbacks) as reports:
             outcome = self._train(interrupts, reports)
         results = self._finish(outcome)
-        reports.on_train_end(results)
+        reports.on_train_end(results.to_dict())
         return results
 
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluates student and teacher as they are; returns the `Evaluator`'s record."""
+    def evaluate(self) -> Evaluation:
+        """Evaluates student and teacher as they are."""
         with explain_out_of_memory(f"{self._section}.eval_batch_size"):
             return self.evaluator.evaluate()
 
@@ -87,7 +88,7 @@ class Run:
         self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
         self._predictions_are_kept = True
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: StepRecord | EpochRecord) -> None:
         """Writes a record to metrics.jsonl."""
         if self.processes.is_main:
             self.folder.log(record)
@@ -184,16 +185,17 @@ class Run:
         for split, of_split in predictions.items():
             self.folder.save_predictions(split, of_split, self.components.data[split].features["label"])
 
-    def _results_of(self, outcome: Outcome) -> Results:
+    def _results_of(self, outcome: Outcome) -> dict[str, Any]:
+        """The values of the run's `Results` but for those that `Recovery.finish` adds."""
         device = self.setup.device
         peak = peak_memory(device)  # the training's, before the best student and the latency are measured
-        results: Results = {
+        results: dict[str, Any] = {
             "task": self.task.name,
             "method": self.role,
             "seed": self.config.seed,
-            "scores": outcome.best["scores"] | self._score_best(),
-            "score": outcome.best["score"],
-            "best_epoch": outcome.best["epoch"],
+            "scores": outcome.best.scores | self._score_best(),
+            "score": outcome.best.score,
+            "best_epoch": outcome.best.epoch,
             "num_steps": outcome.num_steps,
             "num_train_rows": self.batches.num_rows,
             "num_parameters": count_parameters(self.components.model),
@@ -210,7 +212,7 @@ class Run:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": self.teacher_start,
-                "scores_at_end": outcome.last["teacher_scores"] | self._score(teacher, self.unseen),
+                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score(teacher, self.unseen),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
                 length = self.config.data.max_length

@@ -19,6 +19,7 @@ from reptile_distil.errors import DataError, ModelError, ReptileDistilError, Run
 from reptile_distil.experiments.dry_run import (
     Measured,
     RunPlan,
+    Status,
     check_one_process,
     check_room,
     disk_needed,
@@ -28,13 +29,15 @@ from reptile_distil.experiments.dry_run import (
 )
 from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, format_bytes, format_seconds, item
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.input_digests import KnownDigests
 from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.hub import reachability_cached
 from reptile_distil.runtime.text_tables import plain_table
-from reptile_distil.tables.config import TEACHER, Cell, TableConfig
+from reptile_distil.tables.config import Cell, TableConfig
 
 
 class Missing(NamedTuple):
@@ -84,25 +87,28 @@ def plan_table(table: TableConfig) -> TablePlan:
     check_one_process()
     plan = TablePlan(table.cells, Path(table.common.runs_dir))
     measured: dict[tuple[str, str], Measured | None] = {}
+    known: KnownDigests = {}
     with reachability_cached():
         for cell in table.cells:
-            role: Role = "teacher" if cell.row == TEACHER else cell.config.method
-            key = (cell.task.name, cell.row)
+            role, key = cell.role, (cell.task.name, cell.row)
             try:
+                if open_finished_run(cell.run, cell.config, cell.task, role, known) is not None:
+                    plan.runs[cell.name] = RunPlan(role, Status(cell.folder, "finished"), None)
+                    continue
                 experiment = Experiment(cell.config)
                 status = look(experiment, role, overwrite=False)
             except ReptileDistilError as error:
                 plan.faults[cell.name] = str(error)
                 continue
             plan.device = experiment.device
-            if status.state != "finished" and key not in measured:
+            if key not in measured:
                 measured[key] = None  # a fault of one seed is one of all
                 try:
                     if not _add_missing(cell, role, plan.missing):
                         measured[key] = measure(experiment, role, status)
                 except ReptileDistilError as error:
                     plan.faults[" ".join(key)] = str(error)
-            plan.runs[cell.name] = RunPlan(role, status, measured.get(key) if status.state != "finished" else None)
+            plan.runs[cell.name] = RunPlan(role, status, measured[key])
     plan.disk_needed = disk_needed(list(plan.runs.values()), table.common)
     plan.disk_free = free_bytes(plan.folder)
     return plan

@@ -60,10 +60,10 @@ def difference_sheet(data: TableData) -> Sheet | None:
 
 def notes(data: TableData) -> list[str]:
     """What a reader must know to read the sheets, a paragraph each."""
-    lengths = {run["latency"]["length"] for run in data.runs.values() if run.get("latency")}
-    devices = {run["latency"]["device"] for run in data.runs.values() if run.get("latency")}
+    latencies = [run.latency for run in data.runs.values() if run.latency is not None]
+    lengths, devices = {latency.length for latency in latencies}, {latency.device for latency in latencies}
     # A run that chose by training rows held out has their score beside the dev set's.
-    by_validation = [("validation" in run["scores"]) for run in data.runs.values()]
+    by_validation = [("validation" in run.scores) for run in data.runs.values()]
     chosen = (
         "each of the best epoch on that very set"
         if not any(by_validation)

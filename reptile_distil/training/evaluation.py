@@ -15,6 +15,7 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.processes import ALONE, Processes, local_part
 from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
+from reptile_distil.training.records import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -128,31 +129,28 @@ class Evaluator:
         self.teacher_start = self.teacher_scores = self._score(self._teacher_logits)
         return self.teacher_start
 
-    def evaluate(self) -> dict[str, Any]:
-        """A record with `scores` by split and the `score` that chooses.
-
-        With a teacher also `teacher_scores`, `teacher_score`, the `agreement` of both on the first split, and
-        `teacher_drift`, the distance that the teacher's weights have moved (L2 norm).
-        """
+    def evaluate(self) -> Evaluation:
+        """The student's scores by split and, where there is a teacher, the teacher's and how both compare."""
         logits = self._predict(self.student)
         self.predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
         scores = self._score(logits)
         first = next(iter(self.dev))
-        record: dict[str, Any] = {"scores": scores, "score": selection_score(scores[first])}
+        score = selection_score(scores[first])
         if self.teacher is None:
-            return record
+            return Evaluation(scores=scores, score=score)
         if self.teacher_moves:
             self._teacher_logits = self._predict(self.teacher)
         self.teacher_scores = self._score(self._teacher_logits)
         teacher_score = selection_score(self.teacher_scores[first])
         self._warn_of_a_weak_teacher(teacher_score, selection_score(self.teacher_start[first]))
-        return {
-            **record,
-            "teacher_scores": self.teacher_scores,
-            "teacher_score": teacher_score,
-            "agreement": agreement(logits[first], self._teacher_logits[first]),
-            "teacher_drift": self._teacher_drift(),
-        }
+        return Evaluation(
+            scores=scores,
+            score=score,
+            teacher_scores=self.teacher_scores,
+            teacher_score=teacher_score,
+            agreement=agreement(logits[first], self._teacher_logits[first]),
+            teacher_drift=self._teacher_drift(),
+        )
 
     def _predict(self, model: Classifier) -> dict[str, NDArray[np.float32]]:
         return predict_splits(model, self.dev, self.processes)

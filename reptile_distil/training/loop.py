@@ -22,10 +22,9 @@ from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.runtime.measuring import Stopwatch
 from reptile_distil.training.callbacks import RunCallbacks
 from reptile_distil.training.divergence import DivergenceWatch
+from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 class Method(Protocol):
@@ -55,15 +54,15 @@ class CheckpointWriter(Protocol):
 class RunActions(Protocol):
     """What the loop asks of the run that it belongs to."""
 
-    def evaluate(self) -> Record:
-        """Returns a record of the models as they are, with a `score`; NaN counts as minus infinity."""
+    def evaluate(self) -> Evaluation:
+        """Evaluates the models as they are; a `score` of NaN counts as minus infinity."""
         ...
 
     def keep_best(self) -> None:
         """Saves the model just evaluated: its score is the highest so far, or it is the first."""
         ...
 
-    def log(self, record: Record) -> None:
+    def log(self, record: StepRecord | EpochRecord) -> None:
         """Writes the record of a step or an epoch."""
         ...
 
@@ -97,9 +96,9 @@ class Progress:
     """Examples seen, each time counted."""
     train_seconds: float = 0.0
     """Seconds spent in steps, evaluation not counted."""
-    best: Record | None = None
+    best: EpochRecord | None = None
     """The epoch record with the highest score."""
-    last: Record | None = None
+    last: EpochRecord | None = None
     """The latest epoch's record."""
     sums: Logs = field(default_factory=dict)
     """Sums of the logs over the epoch under way, on the device: it is waited for once an epoch only."""
@@ -116,7 +115,7 @@ class Progress:
         self.sums = {name: self.sums[name] + value if self.sums else value for name, value in logs.items()}
         self.last_gap = logs.get("gap")
 
-    def close_epoch(self, record: Record) -> None:
+    def close_epoch(self, record: EpochRecord) -> None:
         """Ends the epoch under way with the record of its evaluation."""
         self.epochs_done += 1
         self.batches_done = 0
@@ -131,7 +130,7 @@ class Progress:
         """Whether training ends: no epoch or step is left, a callback stopped it, or `patience` has run out."""
         if self.batches_done:
             return False
-        without_better = 0 if self.best is None else self.epochs_done - int(self.best["epoch"])
+        without_better = 0 if self.best is None else self.epochs_done - self.best.epoch
         return (
             self.epochs_done >= num_epochs
             or self.step >= num_steps
@@ -144,9 +143,9 @@ class Progress:
 class Outcome:
     """The end of a training run."""
 
-    best: Record
+    best: EpochRecord
     """The epoch record with the highest score."""
-    last: Record
+    last: EpochRecord
     """The last epoch's record."""
     num_steps: int
     num_examples: int
@@ -281,18 +280,24 @@ class TrainingLoop:
         self._watch.check(self.progress)
         values = _read(logs)
         epoch, step = self.progress.epochs_done + 1, self.progress.step
-        self.actions.log({"event": "step", "epoch": epoch, "step": step, **values, **rates})
+        self.actions.log(StepRecord.of({**values, **rates}, epoch=epoch, step=step))
         self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
 
-    def _evaluate(self) -> Record:
+    def _evaluate(self) -> EpochRecord:
         """The record of the epoch, all of whose steps are taken."""
         progress = self.progress
         self._watch.check(progress)
         train_means = _read(progress.means())
         progress.train_seconds += self._clock.lap()
-        return _epoch_record(progress, train_means, self.actions.evaluate())
+        return self.actions.evaluate().in_epoch(
+            epoch=progress.epochs_done + 1,
+            step=progress.step,
+            train=train_means,
+            last_gap=None if progress.last_gap is None else float(progress.last_gap),
+            train_seconds=progress.train_seconds,
+        )
 
-    def _close_epoch(self, record: Record) -> None:
+    def _close_epoch(self, record: EpochRecord) -> None:
         """Logs the epoch, keeps its model where it is the best so far, calls back, and writes a checkpoint."""
         progress = self.progress
         self.actions.log(record)
@@ -318,18 +323,6 @@ class TrainingLoop:
         return tqdm(total=total, initial=initial, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
 
 
-def _epoch_record(progress: Progress, train_means: Mapping[str, float], evaluation: Record) -> Record:
-    return {
-        "event": "epoch",
-        "epoch": progress.epochs_done + 1,
-        "step": progress.step,
-        "train": train_means,
-        "last_gap": None if progress.last_gap is None else float(progress.last_gap),
-        "train_seconds": progress.train_seconds,
-        **evaluation,
-    }
-
-
 def _outcome_of(progress: Progress) -> Outcome:
     if progress.best is None or progress.last is None:
         raise RunError("the training set has no batch to train on")
@@ -343,15 +336,15 @@ def _outcome_of(progress: Progress) -> Outcome:
     )
 
 
-def describe_epoch(record: Record, num_epochs: int) -> str:
+def describe_epoch(record: EpochRecord, num_epochs: int) -> str:
     """An epoch's losses and scores in one line, for the terminal."""
-    parts = [f"epoch {record['epoch']}/{num_epochs}: loss {record['train']['loss']:.4f}"]
-    parts += [f"{split} {_list_scores(scores)}" for split, scores in record["scores"].items()]
-    if "teacher_scores" in record:
-        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record["teacher_scores"].items()]
-        parts.append(f"agreement {record['agreement']:.3f}")
-    if record["last_gap"] is not None:
-        parts.append(f"gap {record['last_gap']:.3f}, teacher moved {record['teacher_drift']:.3f}")
+    parts = [f"epoch {record.epoch}/{num_epochs}: loss {record.train['loss']:.4f}"]
+    parts += [f"{split} {_list_scores(scores)}" for split, scores in record.scores.items()]
+    if record.teacher_scores is not None:
+        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record.teacher_scores.items()]
+        parts.append(f"agreement {record.agreement:.3f}")
+    if record.last_gap is not None:
+        parts.append(f"gap {record.last_gap:.3f}, teacher moved {record.teacher_drift:.3f}")
     return "; ".join(parts)
 
 
@@ -359,9 +352,8 @@ def _list_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def _rank(record: Record) -> float:
-    score: float = record["score"]
-    return -math.inf if math.isnan(score) else score
+def _rank(record: EpochRecord) -> float:
+    return -math.inf if math.isnan(record.score) else record.score
 
 
 def _read(logs: Mapping[str, Tensor]) -> dict[str, float]:

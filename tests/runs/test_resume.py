@@ -420,7 +420,7 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
     """As on a device that rounds differently each time."""
     scores = iter([0.5, 0.9, 0.1, 0.2])
     evaluate = Evaluator.evaluate
-    monkeypatch.setattr(Evaluator, "evaluate", lambda self: {**evaluate(self), "score": next(scores)})
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self: evaluate(self).model_copy(update={"score": next(scores)}))
     models, save_model = [], RunFolder.save_model
 
     def saved(self, model, tokenizer):
@@ -443,7 +443,7 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
 def test_predictions_are_the_best_models_though_a_later_ones_were_on_disk(experiment, monkeypatch, fraction):
     scores = iter([0.5, 0.9, 0.1, 0.2])
     evaluate = Evaluator.evaluate
-    monkeypatch.setattr(Evaluator, "evaluate", lambda self: {**evaluate(self), "score": next(scores)})
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self: evaluate(self).model_copy(update={"score": next(scores)}))
     save_predictions, last_split = RunFolder.save_predictions, "dev" if fraction == "null" else "validation"
     kept = []
 
@@ -483,7 +483,7 @@ def test_a_run_that_died_between_its_last_epoch_and_its_results_takes_no_step_ag
     finish = RunFolder.finish
 
     def dies(self, results):
-        if results["method"] == "reptile":
+        if results.method == "reptile":
             raise Died
         finish(self, results)
 

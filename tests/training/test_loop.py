@@ -14,6 +14,8 @@ from reptile_distil.data.batches import StepBatches
 from reptile_distil.errors import RunError
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.training.loop import LoopSettings, Progress, TrainingLoop, count_steps
+from reptile_distil.training.records import EpochRecord, Evaluation
+from tests.helpers.records import epoch_dict
 
 
 class FakeBatches:
@@ -69,12 +71,12 @@ def run(scores, *, num_epochs=None, losses=(), log_every=2, evaluate=None, **opt
 
     def next_score():
         score = remaining.pop(0)
-        return {"scores": {"dev": {"accuracy": score}}, "score": score}
+        return Evaluation(scores={"dev": {"accuracy": score}}, score=score)
 
     actions = SimpleNamespace(
         evaluate=evaluate or next_score,
         keep_best=lambda: kept.append(len(scores) - len(remaining)),
-        log=logged.append,
+        log=lambda record: logged.append(record.to_dict()),
     )
     of_settings = {name: options.pop(name) for name in ("max_steps", "patience", "title") if name in options}
     settings = LoopSettings(
@@ -100,7 +102,7 @@ def run(scores, *, num_epochs=None, losses=(), log_every=2, evaluate=None, **opt
 def test_the_best_epoch_starts_from_minus_infinity_and_survives_nan(scores, kept):
     outcome, kept_epochs, *_ = run(scores)
     assert kept_epochs == kept
-    assert outcome.best["epoch"] == kept[-1]
+    assert outcome.best.epoch == kept[-1]
 
 
 def test_every_epoch_steps_over_every_batch_and_counts_its_rows():
@@ -140,7 +142,7 @@ def test_max_steps_ends_in_mid_epoch_after_an_evaluation():
 
 def test_patience_stops_after_that_many_epochs_without_a_better_score():
     outcome, _, logged, *_ = run([0.1, 0.5, 0.4, 0.3, 0.9], patience=2)
-    assert outcome.best["epoch"] == 2
+    assert outcome.best.epoch == 2
     assert [record["epoch"] for record in logged if record["event"] == "epoch"] == [1, 2, 3, 4]
 
 
@@ -189,7 +191,7 @@ def test_checkpoints_are_written_when_due_and_at_the_end_of_each_epoch():
     run([0.1, 0.2], checkpoints=checkpoints)
     saved = [(p.epochs_done, p.batches_done, p.step, p.num_examples) for p in checkpoints.saved]
     assert saved == [(0, 2, 2, 8), (1, 0, 3, 10), (1, 1, 4, 14), (2, 0, 6, 20)]
-    assert [p.best and p.best["epoch"] for p in checkpoints.saved] == [None, 1, 1, 2]
+    assert [p.best and p.best.epoch for p in checkpoints.saved] == [None, 1, 1, 2]
 
 
 @pytest.mark.parametrize("due", [1, 2, 3, 4, 5, 6])
@@ -205,7 +207,7 @@ def test_a_run_taken_up_again_logs_and_ends_as_one_that_never_stopped(due):
     without_rates = [{k: v for k, v in record.items() if k not in ("lr", "train_seconds")} for record in logged]
     expected = [{k: v for k, v in record.items() if k not in ("lr", "train_seconds")} for record in all_logged]
     assert without_rates == expected[len(expected) - len(logged) :]
-    assert (rest.best["epoch"], rest.num_steps, rest.num_examples) == (1, whole.num_steps, whole.num_examples)
+    assert (rest.best.epoch, rest.num_steps, rest.num_examples) == (1, whole.num_steps, whole.num_examples)
     assert rest.train_seconds > seconds
 
 
@@ -224,7 +226,7 @@ def test_a_run_stopped_at_max_steps_before_its_evaluation_takes_no_step_more():
     assert (method.rows, len(logged), outcome.num_steps) == ([], 1, 2)
 
 
-RECORD = {"epoch": 1, "score": 0.5, "scores": {"dev": {"accuracy": 0.5}}}
+RECORD = EpochRecord.model_validate(epoch_dict(1))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ RECORD = {"epoch": 1, "score": 0.5, "scores": {"dev": {"accuracy": 0.5}}}
     ],
 )
 def test_a_run_that_was_over_takes_no_step_and_gives_the_same_outcome(progress, options):
-    last = {**RECORD, "epoch": progress["epochs_done"]}
+    last = EpochRecord.model_validate(epoch_dict(progress["epochs_done"]))
     outcome, kept, logged, method, _ = run([], progress=Progress(**progress, best=RECORD, last=last), **options)
     assert (kept, logged, method.rows) == ([], [], [])
     assert (outcome.best, outcome.last, outcome.num_steps) == (RECORD, last, progress["step"])
