@@ -24,6 +24,7 @@ from reptile_distil.plots.style import (
     order_names,
     save,
     styles_of,
+    to_number,
 )
 from reptile_distil.runs.history import read_run
 from reptile_distil.runs.records import Results
