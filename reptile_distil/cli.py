@@ -177,3 +177,5 @@ def _log_to_stderr() -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_WrappedLines("%(message)s"))
     logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)
+    if not (is_main and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported

@@ -71,7 +71,6 @@ class RunFolder:
         """
         lock = filelock.FileLock(self._lock)
         try:
-            self.check_usable()
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -82,6 +81,8 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:
             raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
         try:
+            # Not before: a folder in which another process is just starting holds no run yet.
+            self.check_usable()
             yield
         finally:
             lock.release()

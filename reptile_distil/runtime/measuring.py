@@ -62,6 +62,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_ours or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
+class Stopwatch:
+    """Seconds from one lap to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last lap, or since the stopwatch was made."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
 class Timing(NamedTuple):
     """Seconds for one batch: the median, and the middle half of all rounds."""
 
@@ -97,6 +110,18 @@ def time_in_turn(
             call()
             spent[name].append(clock() - started)
     return {name: _summarise(values) for name, values in spent.items()}
+
+
+def best_seconds(work: Callable[[], object], device: str, *, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls of `work`, until the device has done it."""
+    best = float("inf")
+    for _ in range(repeats):
+        wait_for(device)
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def random_batch(num_rows: int, length: int, *, vocab_size: int, pad_token_id: int, seed: int = 0) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The step equals the method: against a literal deep-copy version, and one promise at a time."""
 
 import copy
+import dataclasses
 import shutil
 import weakref
 
@@ -310,7 +311,7 @@ def test_the_step_never_waits_for_the_device(pair, update, inner_optimizer):
     """Reading a number, or a shape that depends on numbers, waits. transformers looks once a forward for padding."""
     teacher, student = pair
     fast = distiller(teacher, student, update=update, inner_optimizer=inner_optimizer)
-    fast.student_optimizer = adamw(student, lr=1e-2)
+    fast.gradient_step = dataclasses.replace(fast.gradient_step, optimizer=adamw(student, lr=1e-2))
     if update == "adamw":
         fast.teacher_optimizer = adamw(teacher, lr=1e-2)
     whole = {**batch(), "attention_mask": batch()["attention_mask"][:, None, None, :].bool()}
@@ -330,11 +331,12 @@ def test_the_step_needs_one_gradient_of_the_student_and_no_copy(monkeypatch, sha
     teacher, student = bert(4, seed=1, width=128), bert(2, seed=2, width=128)
     options = {"share_forward": share_forward, "layer_map": layer_map, "inner_optimizer": inner_optimizer}
     fast = distiller(teacher, student, **options)
-    fast.student_optimizer, fast.teacher_optimizer = adamw(student, lr=1e-2), adamw(teacher, lr=1e-2)
+    fast.gradient_step = dataclasses.replace(fast.gradient_step, optimizer=adamw(student, lr=1e-2))
+    fast.teacher_optimizer = adamw(teacher, lr=1e-2)
     fast.step(batch(num_rows=2, length=3))
     state = [
         value
-        for o in (fast.student_optimizer, fast.teacher_optimizer)
+        for o in (fast.gradient_step.optimizer, fast.teacher_optimizer)
         for s in o.state.values()
         for value in s.values()
     ]

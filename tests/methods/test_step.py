@@ -8,7 +8,7 @@ import torch
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss, LossTerms, task_loss
-from reptile_distil.methods.step import accumulate_gradient, split_batch, student_step
+from reptile_distil.methods.step import GradientStep, accumulate_gradient, split_batch
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile import clip, literal_loss
 
@@ -49,14 +49,8 @@ def dot_product(weight):
 
 
 def dot_product_step(weight, x, *, max_grad_norm=1.0, micro_batch_size=None):
-    return student_step(
-        dot_product(weight),
-        {"x": x, "labels": torch.zeros(len(x))},
-        parameters=[weight],
-        optimizer=torch.optim.SGD([weight], lr=0.1),
-        max_grad_norm=max_grad_norm,
-        micro_batch_size=micro_batch_size,
-    )
+    step = GradientStep(torch.optim.SGD([weight], lr=0.1), max_grad_norm, micro_batch_size)
+    return step.take(dot_product(weight), {"x": x, "labels": torch.zeros(len(x))}, [weight])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import transformers
 
 from reptile_distil import Experiment, cli
 from reptile_distil.data import toy
-from reptile_distil.data.extra_batches import ExtraBatches
+from reptile_distil.data.extra_batches import BatchStream
 from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
@@ -266,8 +266,8 @@ def count_batches(runs, method):
 def test_rows_held_out_that_changed_between_the_runs_are_refused(settings, tmp_path, monkeypatch):
     overrides = [*settings, f"runs_dir={tmp_path}", "method=metadistil", "train.micro_batch_size=null"]
     die_after(Experiment.from_yaml(TINY, *overrides), 8)
-    quiz = ExtraBatches.features.fget
-    monkeypatch.setattr(ExtraBatches, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
+    quiz = BatchStream.features.fget
+    monkeypatch.setattr(BatchStream, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
     with pytest.raises(RunError, match="the rows beside the train split has changed since this run began"):
         Experiment.from_yaml(TINY, *overrides).fit()
 

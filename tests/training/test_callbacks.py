@@ -139,7 +139,7 @@ def test_the_epochs_checkpoint_is_written_after_it_was_told():
 
 def test_time_in_a_callback_is_not_training_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("reptile_distil.training.loop.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("reptile_distil.runtime.measuring.time.perf_counter", lambda: now[0])
 
     class Slow:
         def on_step_end(self, run, step, logs, rates):

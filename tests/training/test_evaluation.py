@@ -59,7 +59,9 @@ def test_the_first_split_decides_and_every_split_is_reported(dev, labels):
 
 def test_agreement_is_between_the_two_not_with_the_labels(dev, labels):
     student, teacher = Oracle(wrong_on(labels, 5), dev), Oracle(wrong_on(labels, 15), dev)
-    record = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher).evaluate()
+    evaluator = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher)
+    evaluator.score_teacher_at_start()
+    record = evaluator.evaluate()
     assert record["teacher_scores"] == {"dev": {"accuracy": 0.7}}
     assert record["agreement"] == pytest.approx(0.8)
 
@@ -67,6 +69,7 @@ def test_agreement_is_between_the_two_not_with_the_labels(dev, labels):
 def test_trap_19_a_moving_teacher_is_examined_anew_and_its_drift_measured(dev, labels):
     student, teacher = Oracle(labels, dev), Oracle(labels, dev)
     evaluator = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
+    assert evaluator.score_teacher_at_start() == {"dev": {"accuracy": 1.0}}
     with torch.no_grad():
         teacher.weight += torch.tensor([0.0, 3.0, 4.0])
     teacher.table = Oracle(wrong_on(labels, 10), dev).table
@@ -81,6 +84,7 @@ def test_trap_19_a_moving_teacher_is_examined_anew_and_its_drift_measured(dev, l
 def test_a_teacher_that_falls_below_four_fifths_of_its_start_is_warned_of(dev, labels, caplog, mistakes, warned):
     teacher = Oracle(labels, dev)
     evaluator = Evaluator(Oracle(labels, dev), {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
+    evaluator.score_teacher_at_start()
     teacher.table = Oracle(wrong_on(labels, mistakes), dev).table
     with caplog.at_level(logging.WARNING):
         evaluator.evaluate()

@@ -5,13 +5,15 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from reptile_distil.data.batches import StepBatches
 from reptile_distil.errors import RunError
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
-from reptile_distil.training.loop import Progress, count_steps, train
+from reptile_distil.training.loop import LoopSettings, Progress, TrainingLoop, count_steps
 
 
 class FakeBatches:
@@ -22,10 +24,10 @@ class FakeBatches:
     def __init__(self):
         self.epochs = []
 
-    def epoch(self, epoch, *, skip=0):
+    def steps(self, epoch, *, skip=0):
         self.epochs.append(epoch)
         for size in (4, 4, 2)[skip:]:
-            yield {"labels": torch.zeros(size)}
+            yield StepBatches({"labels": torch.zeros(size)})
 
     def row_ids(self, epoch, batch):
         return [100 * epoch + batch]
@@ -58,27 +60,27 @@ class FakeCheckpoints:
         self.saved.append(dataclasses.replace(progress))
 
 
-def run(scores, *, num_epochs=None, losses=(), **options):
+def run(scores, *, num_epochs=None, losses=(), log_every=2, evaluate=None, **options):
     """Trains a fake with the given dev score after each epoch; what was kept, logged and returned."""
     remaining, kept, logged = list(scores), [], []
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     method, batches = FakeMethod(optimizer, losses), FakeBatches()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / 100)
 
-    def evaluate():
+    def next_score():
         score = remaining.pop(0)
         return {"scores": {"dev": {"accuracy": score}}, "score": score}
 
-    options = {"max_steps": None, "log_every": 2, "evaluate": evaluate, **options}
-    outcome = train(
-        method,
-        batches,
-        num_epochs=len(scores) if num_epochs is None else num_epochs,
-        schedules={"lr": schedule},
+    actions = SimpleNamespace(
+        evaluate=evaluate or next_score,
         keep_best=lambda: kept.append(len(scores) - len(remaining)),
         log=logged.append,
-        **options,
     )
+    of_settings = {name: options.pop(name) for name in ("max_steps", "patience", "title") if name in options}
+    settings = LoopSettings(
+        num_epochs=len(scores) if num_epochs is None else num_epochs, log_every=log_every, **of_settings
+    )
+    outcome = TrainingLoop(method, batches, {"lr": schedule}, settings, actions, **options).run()
     return outcome, kept, logged, method, batches
 
 
@@ -106,6 +108,26 @@ def test_every_epoch_steps_over_every_batch_and_counts_its_rows():
     assert method.rows == [4, 4, 2, 4, 4, 2]
     assert batches.epochs == [1, 2]
     assert (outcome.num_steps, outcome.num_examples) == (6, 20)
+
+
+def test_each_step_gets_its_batch_and_its_extra_batches():
+    given = []
+
+    class Batches(FakeBatches):
+        def steps(self, epoch, *, skip=0):
+            for number, (batch, _) in enumerate(super().steps(epoch, skip=skip), start=skip):
+                yield StepBatches(batch, (f"quiz {epoch}-{number}",))
+
+    class Method(FakeMethod):
+        def step(self, batch, quiz):
+            given.append((len(batch["labels"]), quiz))
+            return super().step(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "FakeBatches", Batches)
+        patch.setitem(globals(), "FakeMethod", Method)
+        run([0.1, 0.2], progress=Progress(batches_done=1, step=1, sums={"loss": torch.ones(()), "grad_norm": 0}))
+    assert given == [(4, "quiz 1-1"), (2, "quiz 1-2"), (4, "quiz 2-0"), (4, "quiz 2-1"), (2, "quiz 2-2")]
 
 
 def test_max_steps_ends_in_mid_epoch_after_an_evaluation():
