@@ -26,6 +26,7 @@ STYLES = {
     "finetune": SeriesStyle("fine-tuning", "#56B4E9", "", "^"),
     "kd": SeriesStyle("frozen-teacher KD", "#E69F00", "//", "v"),
     "reptile": SeriesStyle("Reptile", "#009E73", "", "o"),
+    "student-first": SeriesStyle("Reptile, student first", "#56B4E9", "", "P"),
     "metadistil": SeriesStyle("MetaDistil", "#CC79A7", "xx", "D"),
     "released": SeriesStyle("as released", "#555555", "\\\\", "s"),
 }

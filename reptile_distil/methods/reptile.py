@@ -9,6 +9,12 @@ COLING 2022. Each step makes three updates from one batch x:
 
 The copy in (1) is never made: its step theta_s - theta_s' has a closed form in the gradient, and (2) needs no more. (1)
 and (3) differ only in the teacher's soft labels, so one forward pass of the student can serve both.
+
+`order="student_first"` is not in the paper. It takes the student's own step for the inner step, so that a batch needs
+one forward pass of each model and one backward pass, as many as distillation from a frozen teacher:
+
+    (3) distillation    theta_s  <- theta_s - lambda * grad L(x; theta_s; theta_t)      with the teacher as it is
+    (2) meta update     theta_t  <- theta_t - mu * (theta_t - theta_s)                  towards where the student went
 """
 
 from __future__ import annotations
@@ -53,6 +59,8 @@ class ReptileDistiller:
             `max_grad_norm` over the matched parameters, is the gradient of `teacher_optimizer`, a persistent AdamW,
             so that every matched weight moves about mu a step, whatever the gap. "interpolate" is the printed
             equation: the difference goes through plain SGD, unclipped.
+        order: "teacher_first" as published, or "student_first" (see the module), which has no equation 1 and takes none
+            of its options.
         inner_optimizer: equation 1's step. "adamw": the first step of a fresh AdamW without weight decay (released
             code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation). "persistent_adamw": an
             AdamW without weight decay whose moments live on from step to step, `inner_learner.optimizer`.
@@ -107,6 +115,7 @@ class ReptileDistiller:
         teacher_optimizer: torch.optim.Optimizer,
         layer_map: str | Sequence[int | Sequence[int]] = "skip",
         update: Literal["adamw", "interpolate"] = "adamw",
+        order: Literal["teacher_first", "student_first"] = "teacher_first",
         inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw",
         inner_lr: float = 5e-5,
         inner_eps: float = 1e-8,
@@ -118,15 +127,19 @@ class ReptileDistiller:
         processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
+        _check_choice("order", order, ("teacher_first", "student_first"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
         ablation = ablation or Ablation()
-        if share_forward:
+        if order == "student_first":
+            _check_no_inner_step(ablation, inner_optimizer, share_forward=share_forward)
+        elif share_forward:
             _check_forward_can_be_shared(ablation, inner_optimizer)
         self.teacher, self.student = wrap_pair(teacher, student)
         self.loss = loss
         self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
         self.teacher_optimizer = teacher_optimizer
         self.update = update
+        self.order = order
         self.inner_optimizer = inner_optimizer
         self.inner_lr = inner_lr
         self.inner_eps = inner_eps
@@ -144,14 +157,16 @@ class ReptileDistiller:
         """Takes the three updates of one batch; returns detached scalars, tensors that nothing has waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
-        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1, and
-        `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
+        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1 if there is
+        one, and `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
 
         Equation 1 takes one inner step on each of `inner_batches`: by default on the batch itself; with `inner_steps`
         > 1 or `held_out` they must be given. Raises `ValueError` where they are missing, too many or not wanted.
         """
         self.student.train()
         inner_batches = self.ablation.inner_batches(batch, inner_batches)
+        if self.order == "student_first":
+            return self._take_student_first_step(batch)
         with self._graphs_kept():
             return self._take_step(batch, inner_batches)
 
@@ -167,6 +182,16 @@ class ReptileDistiller:
         regularization_logs = {} if self.regularization is None else self.regularization.after_update(batch)
         logs = self.distil(batch, student)
         return {**logs, "inner_loss": inner_loss, "gap": gap, **regularization_logs}
+
+    def _take_student_first_step(self, batch: Batch) -> Logs:
+        """Equation 3, then equation 2 with the student's own step for the inner step: theta_s' is theta_s."""
+        logs = self.distil(batch, self._ask_student)
+        self.student.zero_grad(set_to_none=True)
+        if not self._teacher_moves_now():
+            return {**logs, "gap": whole(nn.utils.get_total_norm(self._take_difference()))}
+        gap = self.update_teacher()
+        regularization_logs = {} if self.regularization is None else self.regularization.after_update(batch)
+        return {**logs, "gap": gap, **regularization_logs}
 
     def inner_update(self, batch: Batch, student: Forward) -> Tensor:
         """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
@@ -273,6 +298,9 @@ class ReptileDistiller:
 
     def _take_difference(self) -> list[Tensor]:
         """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
+        if all(pair.student.grad is None for pair in self.pairs):
+            with torch.no_grad():
+                return [pair.teacher - pair.student for pair in self.pairs]
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
         difference = self._take_inner_steps()
         with torch.no_grad():
@@ -307,6 +335,14 @@ class ReptileDistiller:
                     "update='interpolate' takes plain steps of mu times the difference: pass "
                     "teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
                 )
+
+
+def _check_no_inner_step(ablation: Ablation, inner_optimizer: str, *, share_forward: bool) -> None:
+    if ablation.uses_other_batches or inner_optimizer != "adamw" or not share_forward:
+        raise ValueError(
+            "order = 'student_first': there is no inner step; leave inner_optimizer, inner_steps, inner_batch and "
+            "share_forward as they are by default"
+        )
 
 
 def _check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> None:
