@@ -20,7 +20,7 @@ one forward pass of each model and one backward pass, as many as distillation fr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,7 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, Logs, check_trainable
+from reptile_distil.methods.step import GradientStep, Logs, check_trainable, divide_by_magnitude, in_chunks
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
@@ -39,9 +39,6 @@ from reptile_distil.runtime.randomness import random_numbers_repeated
 
 Forward = Callable[[Batch], Outputs]
 """From a micro-batch to the student's outputs."""
-
-MAX_SCRATCH_ELEMENTS = 2**22
-"""Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
 
 
 class ReptileDistiller:
@@ -157,8 +154,9 @@ class ReptileDistiller:
         """Takes the three updates of one batch; returns detached scalars, tensors that nothing has waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
-        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1 if there is
-        one, and `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
+        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1 if there
+        is one, and `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of
+        it.
 
         Equation 1 takes one inner step on each of `inner_batches`: by default on the batch itself; with `inner_steps`
         > 1 or `held_out` they must be given. Raises `ValueError` where they are missing, too many or not wanted.
@@ -202,9 +200,9 @@ class ReptileDistiller:
             )
         # theta_s - theta_s' = lambda * direction
         gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
-        for chunk in _in_chunks(gradients):
+        for chunk in in_chunks(gradients):
             if self.inner_optimizer == "adamw":
-                _divide_by_magnitude(chunk, self.inner_eps)
+                divide_by_magnitude(chunk, self.inner_eps)
             torch._foreach_mul_(chunk, self.inner_lr)
         return terms.total
 
@@ -340,8 +338,8 @@ class ReptileDistiller:
 def _check_no_inner_step(ablation: Ablation, inner_optimizer: str, *, share_forward: bool) -> None:
     if ablation.uses_other_batches or inner_optimizer != "adamw" or not share_forward:
         raise ValueError(
-            "order = 'student_first': there is no inner step; leave inner_optimizer, inner_steps, inner_batch and "
-            "share_forward as they are by default"
+            "order = 'student_first' has no inner step: leave inner_optimizer, inner_steps, inner_batch and "
+            "share_forward at their defaults"
         )
 
 
@@ -353,29 +351,6 @@ def _check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> No
             "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the same "
             "batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
         )
-
-
-def _divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
-    """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
-    magnitude = torch._foreach_abs(gradients)
-    torch._foreach_add_(magnitude, eps)
-    torch._foreach_div_(gradients, magnitude)
-
-
-def _in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors, large ones cut into views of some rows, in lists of at most `MAX_SCRATCH_ELEMENTS` elements."""
-    chunk: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        rows = MAX_SCRATCH_ELEMENTS // max(1, tensor[0].numel()) if tensor.numel() > MAX_SCRATCH_ELEMENTS else None
-        for piece in (tensor,) if rows is None else torch.split(tensor, max(1, rows)):
-            if chunk and size + piece.numel() > MAX_SCRATCH_ELEMENTS:
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(piece)
-            size += piece.numel()
-    if chunk:
-        yield chunk
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

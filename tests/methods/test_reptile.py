@@ -82,7 +82,7 @@ def test_the_default_eps_equals_the_literal_method_where_gradients_are_not_0(upd
 
 def test_scratch_memory_is_bounded_and_changes_nothing(monkeypatch):
     """With 100 elements at a time, every matrix of the model is cut into pieces of rows."""
-    monkeypatch.setattr(reptile, "MAX_SCRATCH_ELEMENTS", 100)
+    monkeypatch.setattr("reptile_distil.methods.step.MAX_SCRATCH_ELEMENTS", 100)
     for name, value, expected in five_steps(SETTINGS):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
 

@@ -14,7 +14,7 @@ from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile import literal_student_first_step
 
 SETTINGS = {"alpha": 0.3, "temperature": 4.0, "layer_map": "skip", "update": "adamw"}
-EPS = 1e-4  # the gradient of BERT's key biases is 0 but for rounding, which a smaller one would blow up
+EPS = 1e-2  # an AdamW with a smaller one blows the rounding of differences near 0 up, step by step
 
 
 def new_optimizers(teacher, student, update):
@@ -121,7 +121,7 @@ def test_with_every_the_teacher_rests_in_between(pair):
     ],
 )
 def test_options_of_the_inner_step_are_refused(pair, options):
-    with pytest.raises(ValueError, match="order = 'student_first': there is no inner step"):
+    with pytest.raises(ValueError, match="order = 'student_first' has no inner step"):
         distiller(*pair, **options)
 
 
