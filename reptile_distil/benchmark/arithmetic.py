@@ -69,6 +69,7 @@ PASSES = {
     "finetune": Passes(),
     "kd": Passes(teacher_forwards=1),
     "reptile": Passes(teacher_forwards=2, backwards=2),
+    "student-first": Passes(teacher_forwards=1),
     "metadistil": Passes(2, forwards=2, backwards=2, second_backwards=1, quizzes=1, teacher_backwards=1),
     "released": Passes(teacher_forwards=2, forwards=2, backwards=2),
 }
@@ -112,7 +113,7 @@ def step_bytes(method: str, shape: Shape) -> float:
     transfers = (passes.teacher_forwards + 2 * passes.teacher_backwards) * shape.teacher_parameters
     student = passes.forwards + 2 * passes.backwards + 2 * passes.second_backwards + ADAMW_TRANSFERS
     transfers += (student + 3 * passes.quizzes) * shape.student_parameters
-    if method in ("reptile", "released"):
+    if method in ("reptile", "student-first", "released"):
         transfers += (4 + ADAMW_TRANSFERS) * shape.student_parameters
     if passes.teacher_backwards:
         transfers += 3 * shape.student_parameters + ADAMW_TRANSFERS * shape.teacher_parameters

@@ -18,6 +18,7 @@ NAMES = {
     "finetune": "fine-tuning",
     "kd": "frozen-teacher KD",
     "reptile": "Reptile",
+    "student-first": "Reptile, student first",
     "metadistil": "MetaDistil",
     "released": "as released",
 }

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -241,7 +241,8 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
     if method == "metadistil":
         return MetaDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=1e-5)).step, shape
     teacher_optimizer = adamw(teacher, lr=5e-5)
-    reptile = ReptileDistiller(tutor, learner, **shared, teacher_optimizer=teacher_optimizer)
+    order: Literal["teacher_first", "student_first"] = "student_first" if method == "student-first" else "teacher_first"
+    reptile = ReptileDistiller(tutor, learner, **shared, teacher_optimizer=teacher_optimizer, order=order)
     return _step_of(reptile, [optimizer, teacher_optimizer], case, settings), shape
 
 

@@ -193,7 +193,11 @@ class Config(Section):
             values["teacher.pretrained"] = self.teacher.pretrained
         if role == "teacher":
             values = {key: value for key, value in values.items() if key not in _NOT_FOR_THE_TEACHER}
-        return {key: value for key, value in values.items() if key.rpartition(".")[2] not in _WITHOUT_EFFECT}
+        return {
+            key: value
+            for key, value in values.items()
+            if key.rpartition(".")[2] not in _WITHOUT_EFFECT and (key, value) not in _LATER_KEYS.items()
+        }
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
@@ -202,6 +206,8 @@ class Config(Section):
 
 # Keys that change how a run is computed or shown, not what it computes.
 _WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
+# Keys that came later, with the value that all runs before them were made with.
+_LATER_KEYS = {"reptile.order": "teacher_first"}
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 
 

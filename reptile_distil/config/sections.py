@@ -195,6 +195,9 @@ class LossConfig(Section):
 INNER_EPS = 3.1623e-7
 
 
+_OF_EQUATION_1 = ("inner_optimizer", "inner_lr", "inner_eps", "share_forward", "inner_steps", "inner_batch")
+
+
 class ReptileConfig(Section):
     """The teacher's update, equations 1 and 2."""
 
@@ -209,6 +212,9 @@ class ReptileConfig(Section):
     """Fraction of the steps after which mu has fallen to 0, and the teacher stays where it is."""
     layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
     """Which teacher layer(s) each student layer moves: first, last, skip, both, or a list by student layer."""
+    order: Literal["teacher_first", "student_first"] = "teacher_first"
+    """teacher_first: equations 1, 2, 3 as published. student_first: the student's own step is the inner step, and the
+    teacher moves after it, for about the price of kd; it has no equation 1, and takes none of its options."""
     inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw"
     """Equation 1: a fresh AdamW each step (released code), plain gradient descent (printed equation), or an AdamW
     whose moments live on (persistent_adamw)."""
@@ -254,6 +260,10 @@ class ReptileConfig(Section):
                 "share_forward: equation 1 can share equation 3's forward pass only as one fresh step on the same "
                 "batch; set it to false with inner_steps > 1, inner_batch: held_out or persistent_adamw"
             )
+        if self.order == "student_first":
+            for key in _OF_EQUATION_1:
+                if getattr(self, key) != ReptileConfig.model_fields[key].default:
+                    raise ValueError(f"{key} belongs to equation 1, which order: student_first does not have")
         if self.inner_batch == "same" and self.held_out_fraction != 0.1:
             raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
         if self.every > 1 and (self.task_lr or self.pull):

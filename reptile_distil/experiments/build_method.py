@@ -120,6 +120,7 @@ def _build_reptile(
         teacher_optimizer=teacher_optimizer,
         layer_map=reptile.layer_map,
         update=reptile.update,
+        order=reptile.order,
         inner_optimizer=reptile.inner_optimizer,
         inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
         inner_eps=reptile.inner_eps,

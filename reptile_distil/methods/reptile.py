@@ -9,12 +9,18 @@ COLING 2022. Each step makes three updates from one batch x:
 
 The copy in (1) is never made: its step theta_s - theta_s' has a closed form in the gradient, and (2) needs no more. (1)
 and (3) differ only in the teacher's soft labels, so one forward pass of the student can serve both.
+
+`order="student_first"` is not in the paper. It takes the student's own step for the inner step, so that a batch needs
+one forward pass of each model and one backward pass, as many as distillation from a frozen teacher:
+
+    (3) distillation    theta_s  <- theta_s - lambda * grad L(x; theta_s; theta_t)      with the teacher as it is
+    (2) meta update     theta_t  <- theta_t - mu * (theta_t - theta_s)                  towards where the student went
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,7 +31,7 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, Logs, check_trainable
+from reptile_distil.methods.step import GradientStep, Logs, check_trainable, divide_by_magnitude, in_chunks
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
@@ -33,9 +39,6 @@ from reptile_distil.runtime.randomness import random_numbers_repeated
 
 Forward = Callable[[Batch], Outputs]
 """From a micro-batch to the student's outputs."""
-
-MAX_SCRATCH_ELEMENTS = 2**22
-"""Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
 
 
 class ReptileDistiller:
@@ -53,6 +56,8 @@ class ReptileDistiller:
             `max_grad_norm` over the matched parameters, is the gradient of `teacher_optimizer`, a persistent AdamW,
             so that every matched weight moves about mu a step, whatever the gap. "interpolate" is the printed
             equation: the difference goes through plain SGD, unclipped.
+        order: "teacher_first" as published, or "student_first" (see the module), which has no equation 1 and takes none
+            of its options.
         inner_optimizer: equation 1's step. "adamw": the first step of a fresh AdamW without weight decay (released
             code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation). "persistent_adamw": an
             AdamW without weight decay whose moments live on from step to step, `inner_learner.optimizer`.
@@ -107,6 +112,7 @@ class ReptileDistiller:
         teacher_optimizer: torch.optim.Optimizer,
         layer_map: str | Sequence[int | Sequence[int]] = "skip",
         update: Literal["adamw", "interpolate"] = "adamw",
+        order: Literal["teacher_first", "student_first"] = "teacher_first",
         inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw",
         inner_lr: float = 5e-5,
         inner_eps: float = 1e-8,
@@ -118,15 +124,19 @@ class ReptileDistiller:
         processes: Processes = ALONE,
     ) -> None:
         _check_choice("update", update, ("adamw", "interpolate"))
+        _check_choice("order", order, ("teacher_first", "student_first"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
         ablation = ablation or Ablation()
-        if share_forward:
+        if order == "student_first":
+            _check_no_inner_step(ablation, inner_optimizer, share_forward=share_forward)
+        elif share_forward:
             _check_forward_can_be_shared(ablation, inner_optimizer)
         self.teacher, self.student = wrap_pair(teacher, student)
         self.loss = loss
         self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
         self.teacher_optimizer = teacher_optimizer
         self.update = update
+        self.order = order
         self.inner_optimizer = inner_optimizer
         self.inner_lr = inner_lr
         self.inner_eps = inner_eps
@@ -144,14 +154,17 @@ class ReptileDistiller:
         """Takes the three updates of one batch; returns detached scalars, tensors that nothing has waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
-        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1, and
-        `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
+        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1 if there
+        is one, and `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of
+        it.
 
         Equation 1 takes one inner step on each of `inner_batches`: by default on the batch itself; with `inner_steps`
         > 1 or `held_out` they must be given. Raises `ValueError` where they are missing, too many or not wanted.
         """
         self.student.train()
         inner_batches = self.ablation.inner_batches(batch, inner_batches)
+        if self.order == "student_first":
+            return self._take_student_first_step(batch)
         with self._graphs_kept():
             return self._take_step(batch, inner_batches)
 
@@ -168,6 +181,16 @@ class ReptileDistiller:
         logs = self.distil(batch, student)
         return {**logs, "inner_loss": inner_loss, "gap": gap, **regularization_logs}
 
+    def _take_student_first_step(self, batch: Batch) -> Logs:
+        """Equation 3, then equation 2 with the student's own step for the inner step: theta_s' is theta_s."""
+        logs = self.distil(batch, self._ask_student)
+        self.student.zero_grad(set_to_none=True)
+        if not self._teacher_moves_now():
+            return {**logs, "gap": whole(nn.utils.get_total_norm(self._take_difference()))}
+        gap = self.update_teacher()
+        regularization_logs = {} if self.regularization is None else self.regularization.after_update(batch)
+        return {**logs, "gap": gap, **regularization_logs}
+
     def inner_update(self, batch: Batch, student: Forward) -> Tensor:
         """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
         self.student.zero_grad(set_to_none=True)
@@ -177,9 +200,9 @@ class ReptileDistiller:
             )
         # theta_s - theta_s' = lambda * direction
         gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
-        for chunk in _in_chunks(gradients):
+        for chunk in in_chunks(gradients):
             if self.inner_optimizer == "adamw":
-                _divide_by_magnitude(chunk, self.inner_eps)
+                divide_by_magnitude(chunk, self.inner_eps)
             torch._foreach_mul_(chunk, self.inner_lr)
         return terms.total
 
@@ -273,6 +296,9 @@ class ReptileDistiller:
 
     def _take_difference(self) -> list[Tensor]:
         """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
+        if all(pair.student.grad is None for pair in self.pairs):
+            with torch.no_grad():
+                return [pair.teacher - pair.student for pair in self.pairs]
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
         difference = self._take_inner_steps()
         with torch.no_grad():
@@ -309,6 +335,14 @@ class ReptileDistiller:
                 )
 
 
+def _check_no_inner_step(ablation: Ablation, inner_optimizer: str, *, share_forward: bool) -> None:
+    if ablation.uses_other_batches or inner_optimizer != "adamw" or not share_forward:
+        raise ValueError(
+            "order = 'student_first' has no inner step: leave inner_optimizer, inner_steps, inner_batch and "
+            "share_forward at their defaults"
+        )
+
+
 def _check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> None:
     if not can_share_forward(
         inner_steps=ablation.inner_steps, inner_batch=ablation.inner_batch, inner_optimizer=inner_optimizer
@@ -317,29 +351,6 @@ def _check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> No
             "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the same "
             "batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
         )
-
-
-def _divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
-    """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
-    magnitude = torch._foreach_abs(gradients)
-    torch._foreach_add_(magnitude, eps)
-    torch._foreach_div_(gradients, magnitude)
-
-
-def _in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors, large ones cut into views of some rows, in lists of at most `MAX_SCRATCH_ELEMENTS` elements."""
-    chunk: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        rows = MAX_SCRATCH_ELEMENTS // max(1, tensor[0].numel()) if tensor.numel() > MAX_SCRATCH_ELEMENTS else None
-        for piece in (tensor,) if rows is None else torch.split(tensor, max(1, rows)):
-            if chunk and size + piece.numel() > MAX_SCRATCH_ELEMENTS:
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(piece)
-            size += piece.numel()
-    if chunk:
-        yield chunk
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -16,6 +16,9 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of
 from reptile_distil.runtime.processes import ALONE, Processes, whole
 
+MAX_SCRATCH_ELEMENTS = 2**22
+"""Gradients are turned into steps by this many elements at a time: its scratch memory stays at 16 MB."""
+
 Logs = dict[str, Tensor]
 """Scalars by name, tensors on the device: the CPU waits for the device only when one is read."""
 
@@ -180,3 +183,26 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
                 f"{owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
                 "from_pretrained(..., dtype=torch.float32)"
             )
+
+
+def divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
+    """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
+    magnitude = torch._foreach_abs(gradients)
+    torch._foreach_add_(magnitude, eps)
+    torch._foreach_div_(gradients, magnitude)
+
+
+def in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors, large ones cut into views of some rows, in lists of at most `MAX_SCRATCH_ELEMENTS` elements."""
+    chunk: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        rows = MAX_SCRATCH_ELEMENTS // max(1, tensor[0].numel()) if tensor.numel() > MAX_SCRATCH_ELEMENTS else None
+        for piece in (tensor,) if rows is None else torch.split(tensor, max(1, rows)):
+            if chunk and size + piece.numel() > MAX_SCRATCH_ELEMENTS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(piece)
+            size += piece.numel()
+    if chunk:
+        yield chunk

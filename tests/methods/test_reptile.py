@@ -10,7 +10,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptile_distil.errors import LayerMapError
-from reptile_distil.methods import reptile
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
@@ -82,7 +81,7 @@ def test_the_default_eps_equals_the_literal_method_where_gradients_are_not_0(upd
 
 def test_scratch_memory_is_bounded_and_changes_nothing(monkeypatch):
     """With 100 elements at a time, every matrix of the model is cut into pieces of rows."""
-    monkeypatch.setattr(reptile, "MAX_SCRATCH_ELEMENTS", 100)
+    monkeypatch.setattr("reptile_distil.methods.step.MAX_SCRATCH_ELEMENTS", 100)
     for name, value, expected in five_steps(SETTINGS):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
 
@@ -327,7 +326,7 @@ def test_the_step_never_waits_for_the_device(pair, update, inner_optimizer):
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
 def test_the_step_needs_one_gradient_of_the_student_and_no_copy(monkeypatch, share_forward, layer_map, inner_optimizer):
     """Weights outweigh activations here, so a copy or a second gradient would show; `both` needs one for its twins."""
-    monkeypatch.setattr(reptile, "MAX_SCRATCH_ELEMENTS", 2**12)
+    monkeypatch.setattr("reptile_distil.methods.step.MAX_SCRATCH_ELEMENTS", 2**12)
     teacher, student = bert(4, seed=1, width=128), bert(2, seed=2, width=128)
     options = {"share_forward": share_forward, "layer_map": layer_map, "inner_optimizer": inner_optimizer}
     fast = distiller(teacher, student, **options)

@@ -56,21 +56,7 @@ def literal_step(batch, teacher, student, settings, student_optimizer, teacher_o
     inner_class(fast_student.parameters(), lr=settings["inner_lr"], **inner_options).step()
 
     # Equation 2: the teacher's matched weights move towards the copy's.
-    fast_weights = dict(fast_student.named_parameters())
-    partner = {}
-    for name in fast_weights:
-        if ".layer." not in name:
-            partner[name] = name
-            continue
-        before, after = name.split(".layer.")
-        layer, rest = after.split(".", 1)
-        for teacher_layer in LAYER_MAPS[settings["layer_map"]][int(layer)]:
-            partner[f"{before}.layer.{teacher_layer}.{rest}"] = name
-    for name, theta_t in teacher.named_parameters():
-        theta_t.grad = theta_t.detach() - fast_weights[partner[name]].detach() if name in partner else None
-    if settings["update"] == "adamw":
-        clip([p.grad for p in teacher.parameters() if p.grad is not None], settings["max_grad_norm"])
-    teacher_optimizer.step()
+    literal_teacher_step(teacher, fast_student, settings, teacher_optimizer)
 
     # Equation 3: the student learns from the teacher as it is now.
     if settings.get("masks_of_equation_3") == "same":
@@ -79,3 +65,31 @@ def literal_step(batch, teacher, student, settings, student_optimizer, teacher_o
     literal_backward(student, teacher, batch, settings)
     clip([p.grad for p in student.parameters()], settings["max_grad_norm"])
     student_optimizer.step()
+
+
+def literal_teacher_step(teacher, student, settings, teacher_optimizer):
+    weights = dict(student.named_parameters())
+    partner = {}
+    for name in weights:
+        if ".layer." not in name:
+            partner[name] = name
+            continue
+        before, after = name.split(".layer.")
+        layer, rest = after.split(".", 1)
+        for teacher_layer in LAYER_MAPS[settings["layer_map"]][int(layer)]:
+            partner[f"{before}.layer.{teacher_layer}.{rest}"] = name
+    for name, theta_t in teacher.named_parameters():
+        theta_t.grad = theta_t.detach() - weights[partner[name]].detach() if name in partner else None
+    if settings["update"] == "adamw":
+        clip([p.grad for p in teacher.parameters() if p.grad is not None], settings["max_grad_norm"])
+    teacher_optimizer.step()
+
+
+def literal_student_first_step(batch, teacher, student, settings, student_optimizer, teacher_optimizer):
+    # theta_s <- theta_s - lambda * grad L(x; theta_s; theta_t)
+    student.zero_grad()
+    literal_backward(student, teacher, batch, settings)
+    clip([p.grad for p in student.parameters()], settings["max_grad_norm"])
+    student_optimizer.step()
+    # theta_t <- theta_t - mu * (theta_t - theta_s)
+    literal_teacher_step(teacher, student, settings, teacher_optimizer)
