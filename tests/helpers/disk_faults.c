@@ -5,11 +5,12 @@
        DISK_FAULTS_FOLDER     what lies below it is watched; everything else is left alone
        DISK_FAULTS_OPERATION  one of the names given to `strike` below, or `any`
        DISK_FAULTS_AT         1 for the first such operation; 0: none, all are only counted
-       DISK_FAULTS_ERRNO      the fault; 0: the process is killed instead, a write being half done by then
+       DISK_FAULTS_ERRNO      the fault; 0: the process is killed instead, a write being half done by then; negative:
+                              it gets the signal of that number, and the operation is done when it goes on
        DISK_FAULTS_STAYS      1: the later ones fail as well, as on a disk that stays full
        DISK_FAULTS_TRACE      file that gets a line `operation path` for each operation
 
-   Locks (flock and fcntl) are counted apart: only `lock` fails them, and always. */
+   `lock` (flock, fcntl), `read` (opening a file to read it) and `from` (what is renamed) are no part of `any`. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -78,16 +79,17 @@ static int strike(const char *name, int base, const char *path) {
     errno = before;
     if (strncmp(whole, folder, strlen(folder)) && strncmp(whole, folder, strlen(folder) - 1)) return PASS;
     if (strlen(whole) >= strlen(folder) && whole[strlen(folder) - 1] != '/') return PASS;
-    int is_lock = !strcmp(name, "lock");
     if (trace >= 0) {
         char line[PATH_MAX + 32];
         syscall(SYS_write, trace, line, snprintf(line, sizeof line, "%s %s\n", name, whole));
     }
-    if (strcmp(operation, name) && (is_lock || strcmp(operation, "any"))) return PASS;
+    int is_apart = !strcmp(name, "lock") || !strcmp(name, "read") || !strcmp(name, "from");
+    if (strcmp(operation, name) && (is_apart || strcmp(operation, "any"))) return PASS;
     long number = __sync_add_and_fetch(&seen, 1);
-    if (!is_lock && (!at || number < at || (number > at && !stays))) return PASS;
-    errno = fault;
-    return fault ? FAIL : KILL;
+    if (!at || number < at || (number > at && !stays)) return PASS;
+    errno = fault < 0 ? before : fault;
+    if (fault < 0) kill(getpid(), -fault);
+    return fault < 0 ? PASS : fault ? FAIL : KILL;
 }
 
 static int die(void) {
@@ -109,7 +111,7 @@ static int die(void) {
 #define HOOK_OPEN(name, parameters, arguments, base) \
     DECLARE(name); int name parameters { \
         va_list rest; va_start(rest, flags); int mode = va_arg(rest, int); va_end(rest); \
-        if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT)) GUARD("open", base, path); \
+        GUARD((flags & O_ACCMODE) == O_RDONLY && !(flags & O_CREAT) ? "read" : "open", base, path); \
         return REAL(name) arguments; }
 
 HOOK_OPEN(open, (const char *path, int flags, ...), (path, flags, mode), AT_FDCWD)
@@ -121,7 +123,7 @@ HOOK(int, creat64, (const char *path, mode_t mode), (path, mode), "open", AT_FDC
 
 #define HOOK_FOPEN(name) \
     DECLARE(name); FILE *name(const char *path, const char *mode) { \
-        int outcome = strpbrk(mode, "wa+") ? strike("open", AT_FDCWD, path) : PASS; \
+        int outcome = strike(strpbrk(mode, "wa+") ? "open" : "read", AT_FDCWD, path); \
         if (outcome == KILL) die(); \
         return outcome ? NULL : REAL(name)(path, mode); }
 HOOK_FOPEN(fopen)
@@ -148,10 +150,17 @@ HOOK(int, ftruncate, (int fd, off_t size), (fd, size), "truncate", fd, NULL)
 HOOK(int, ftruncate64, (int fd, off64_t size), (fd, size), "truncate", fd, NULL)
 HOOK(int, truncate, (const char *path, off_t size), (path, size), "truncate", AT_FDCWD, path)
 HOOK(int, truncate64, (const char *path, off64_t size), (path, size), "truncate", AT_FDCWD, path)
-HOOK(int, rename, (const char *path, const char *to), (path, to), "rename", AT_FDCWD, to)
-HOOK(int, renameat, (int base, const char *path, int other, const char *to), (base, path, other, to), "rename", other, to)
-HOOK(int, renameat2, (int base, const char *path, int other, const char *to, unsigned flags),
-     (base, path, other, to, flags), "rename", other, to)
+
+#define HOOK_RENAME(name, parameters, arguments, base, other) \
+    DECLARE(name); int name parameters { \
+        GUARD("from", base, path); \
+        GUARD("rename", other, to); \
+        return REAL(name) arguments; }
+HOOK_RENAME(rename, (const char *path, const char *to), (path, to), AT_FDCWD, AT_FDCWD)
+HOOK_RENAME(renameat, (int base, const char *path, int other, const char *to), (base, path, other, to), base, other)
+HOOK_RENAME(renameat2, (int base, const char *path, int other, const char *to, unsigned flags),
+            (base, path, other, to, flags), base, other)
+
 HOOK(int, mkdir, (const char *path, mode_t mode), (path, mode), "mkdir", AT_FDCWD, path)
 HOOK(int, mkdirat, (int base, const char *path, mode_t mode), (base, path, mode), "mkdir", base, path)
 HOOK(int, link, (const char *path, const char *to), (path, to), "link", AT_FDCWD, to)

@@ -2,10 +2,11 @@
 
     python -m tests.helpers.disk_faults < runs
 
-where each line is the JSON of a `Run`; each is answered with a line of JSON: its exit `code` (negative: the signal that
-ended it, None: it took too long and was killed) and its `seconds`. The library is imported once and the children are
-forked, so that a run costs a second and not ten. What makes the disk fail is disk_faults.c, preloaded: it sees what
-compiled libraries write too, but for the few that make system calls of their own (safetensors' last rename).
+where each line is the JSON of a script's name and arguments; it is answered with a line of JSON: the exit `code`
+(negative: the signal that ended it, null: it took too long and was killed), its `seconds` and CPU seconds. The library
+is imported once and the children are forked, so that a run costs a second and not ten. What makes the disk fail is
+disk_faults.c, preloaded: it sees what compiled libraries write too, but for the few that make system calls of their
+own (safetensors' last rename).
 """
 
 import contextlib
@@ -29,6 +30,8 @@ TINY = ROOT / "tests" / "tiny.yaml"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
 KILLED = 0
 """In place of an errno: the process dies by SIGKILL."""
+PAUSED = -signal.SIGSTOP
+"""In place of an errno: the process waits while the test does something, and then goes on."""
 FAULTS = {
     "write": errno.ENOSPC,
     "fsync": errno.EIO,
@@ -69,6 +72,21 @@ class Done(NamedTuple):
     out: str
     err: str
     seconds: float
+    cpu_seconds: float
+
+    def assert_refused(self, *names):
+        """The script ended with exit code 2 and one sentence, which has the names in it."""
+        assert self.code is not None, f"hangs: {self.err}"
+        assert "Traceback" not in self.err, self.err
+        assert self.code == 2, self
+        *_, last = self.err.splitlines()
+        assert [line for line in self.err.splitlines() if "error: " in line] == [last], self.err
+        assert all(str(name) in last for name in names), last
+
+    def assert_done_or_refused(self, *names):
+        """The script did its work, or refused it as `assert_refused` says."""
+        if self.code != 0:
+            self.assert_refused(*names)
 
 
 def compile_library(folder):
@@ -82,19 +100,23 @@ def compile_library(folder):
 def forked_scripts(folder):
     """A function that runs a script, `run("distil", "seed=1", fault=Fault(...))`; `folder` is for its own files."""
     preload = {"LD_PRELOAD": str(compile_library(folder))} if COMPILER else {}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **preload}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
+    environment |= preload
     command, errors = [sys.executable, "-m", "tests.helpers.disk_faults"], folder / "errors"
 
-    def run(name, *arguments, fault=None, cwd=folder, timeout=60, **variables):
+    def run(name, *arguments, fault=None, cwd=folder, timeout=60, while_paused=None, **variables):
         arguments = list(map(str, arguments))
         fault = None if fault is None else [str(v) if isinstance(v, Path) else v for v in dataclasses.astuple(fault)]
         request = {"name": name, "arguments": arguments, "fault": fault, "cwd": str(cwd), "output": str(folder)}
         server.stdin.write(json.dumps({**request, "timeout": timeout, "variables": variables}) + "\n")
         server.stdin.flush()
-        answer = server.stdout.readline()
+        while (answer := json.loads(server.stdout.readline() or "null")) == "paused":
+            while_paused()
+            server.stdin.write("on\n")
+            server.stdin.flush()
         assert answer, errors.read_text()
         texts = [(folder / stream).read_text(errors="replace") for stream in ("out", "err")]
-        return Done(json.loads(answer)["code"], *texts, json.loads(answer)["seconds"])
+        return Done(answer["code"], *texts, answer["seconds"], answer["cpu_seconds"])
 
     with (
         errors.open("w") as stderr,
@@ -111,19 +133,34 @@ def forked_scripts(folder):
         yield run
 
 
-def _serve(request):
+def _serve(request, requests, answers):
+    """Runs one script; answers with how it ended."""
     started = time.perf_counter()
     child = os.fork()
     if not child:
         _become(**request)
-    deadline = started + request["timeout"]
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.perf_counter() > deadline:
+    while True:
+        process, status, usage = os.wait4(child, os.WNOHANG | os.WUNTRACED)
+        if process and os.WIFSTOPPED(status):
+            _answer(answers, "paused")
+            requests.readline()
+            os.kill(child, signal.SIGCONT)
+        elif process:
+            break
+        elif time.perf_counter() - started > request["timeout"]:
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return {"code": None, "seconds": time.perf_counter() - started}
-        time.sleep(0.005)
-    return {"code": os.waitstatus_to_exitcode(ended[1]), "seconds": time.perf_counter() - started}
+            _, _, usage = os.wait4(child, 0)
+            break
+        else:
+            time.sleep(0.005)
+    code = os.waitstatus_to_exitcode(status) if process else None
+    seconds, cpu_seconds = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+    _answer(answers, {"code": code, "seconds": seconds, "cpu_seconds": cpu_seconds})
+
+
+def _answer(answers, values):
+    answers.write(json.dumps(values) + "\n")
+    answers.flush()
 
 
 def _become(*, name, arguments, fault, cwd, output, variables, timeout):
@@ -157,7 +194,5 @@ if __name__ == "__main__":
     Experiment.from_yaml(TINY)
     for part in ("train", "dev"):
         toy.load_split(toy.TASKS["toy-sentence"], part)
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        answers.write(json.dumps(_serve(json.loads(line))) + "\n")
-        answers.flush()
+    while line := sys.stdin.readline():
+        _serve(json.loads(line), sys.stdin, sys.stdout)
