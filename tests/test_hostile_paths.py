@@ -168,12 +168,15 @@ def test_where_a_file_cannot_be_written_the_old_one_stays_and_nothing_is_left(
 KINDS = {
     "fifo": lambda path: os.mkfifo(path),
     "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
-    "device": lambda path: path.symlink_to("/dev/zero"),
+    "device": lambda path: path.symlink_to("/dev/zero"),  # without an end
 }
 SECONDS = 10
+every_kind = pytest.mark.parametrize(
+    "kind", ["fifo", pytest.param("socket", marks=pytest.mark.slow), pytest.param("device", marks=pytest.mark.slow)]
+)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize(
     "name", ["results.json", "config.yaml", "environment.json", "metrics.jsonl", "predictions_dev.json"]
 )
@@ -184,7 +187,7 @@ def test_a_special_file_in_a_run_folder_is_waited_for_by_no_script(script, run, 
     script(*command, cwd=tmp_path, timeout=SECONDS).assert_done_or_refused()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("name", ["train.csv", "dev.csv", "tiny.yaml", "base.yaml"])
 def test_a_special_file_in_place_of_data_or_configuration_is_refused(script, own_task, tmp_path, kind, name):
     (tmp_path / "tiny.yaml").write_text(TINY.read_text().replace("../configs/base.yaml", "base.yaml"))
@@ -195,7 +198,7 @@ def test_a_special_file_in_place_of_data_or_configuration_is_refused(script, own
     script(*command, cwd=tmp_path, timeout=SECONDS).assert_refused(name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
     "command",
@@ -230,7 +233,7 @@ def test_a_special_file_in_a_model_folder_is_refused(script, run, tmp_path, kind
     script(*command, cwd=tmp_path, timeout=SECONDS).assert_done_or_refused()
 
 
-@pytest.mark.parametrize("kind", ["fifo", "socket"])
+@pytest.mark.parametrize("kind", ["fifo", pytest.param("socket", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "command",
     [
@@ -269,7 +272,7 @@ def test_a_file_that_cannot_be_opened_is_named_with_its_path(script, run, tmp_pa
         done.assert_done_or_refused(f"runs/{RUN}/")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("name", ["train.csv", "dev.csv"])
 def test_a_finished_run_whose_data_became_a_special_file_is_looked_at_without_waiting(
     script, own_task, tmp_path, kind, name
@@ -280,7 +283,7 @@ def test_a_finished_run_whose_data_became_a_special_file_is_looked_at_without_wa
     script(*DISTIL, *own_task, cwd=tmp_path, timeout=SECONDS).assert_done_or_refused()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("name", ["vocab.txt", "model.safetensors", "pytorch_model.bin"])
 def test_a_finished_run_whose_teacher_became_a_special_file_is_looked_at_without_waiting(
     script, run, tmp_path, kind, name

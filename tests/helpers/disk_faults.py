@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import runpy
 import shutil
 import signal
@@ -28,6 +29,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tiny.yaml"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
+MAX_BYTES = 3 * 2**30
+"""Memory of a script: what reads a file without end fails, and takes nothing from others."""
 KILLED = 0
 """In place of an errno: the process dies by SIGKILL."""
 PAUSED = -signal.SIGSTOP
@@ -78,6 +81,7 @@ class Done(NamedTuple):
         """The script ended with exit code 2 and one sentence, which has the names in it."""
         assert self.code is not None, f"hangs: {self.err}"
         assert "Traceback" not in self.err, self.err
+        assert "out of memory" not in self.err, self.err
         assert self.code == 2, self
         *_, last = self.err.splitlines()
         assert [line for line in self.err.splitlines() if "error: " in line] == [last], self.err
@@ -166,6 +170,7 @@ def _answer(answers, values):
 def _become(*, name, arguments, fault, cwd, output, variables, timeout):
     """Ends this process as the script would."""
     os.setpgid(0, 0)  # what it starts is not the server's
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
     for stream, path in enumerate((os.devnull, f"{output}/out", f"{output}/err")):
         os.dup2(os.open(path, os.O_RDONLY if stream == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
     os.chdir(cwd)
