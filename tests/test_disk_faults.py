@@ -72,15 +72,24 @@ def disturb(distil, undisturbed, folder, **fault):
     shutil.rmtree(folder, ignore_errors=True)
     hit = distil(folder, **fault)
     killed = fault["errno"] == KILLED
-    wrong = (None if hit.code == -9 else f"not killed: {hit}") if killed else faults_of_a_sentence(hit, folder)
+    wrong = [(None if hit.code == -9 else f"not killed: {hit}") if killed else faults_of_a_sentence(hit, folder)]
     again = distil(folder)
     if again.code != 0:
-        wrong = wrong or f"the same command fails: {again.err[-300:]}"
-    elif contents(folder) != undisturbed[0]:
-        left = contents(folder)
-        differing = sorted(name for name in {*left, *undisturbed[0]} if left.get(name) != undisturbed[0].get(name))
-        wrong = wrong or f"other files than of an undisturbed run: {differing[:5]}"
-    return wrong and f"{fault}: {wrong}"
+        wrong.append(f"the same command fails: {again.err[-300:]}")
+    else:
+        wrong += differences(contents(folder), undisturbed[0])
+    wrong = [fault for fault in wrong if fault]
+    return f"{fault}: {'; '.join(wrong)}" if wrong else None
+
+
+def differences(left, expected):
+    """What a run has left that an undisturbed one has not, what it has not, and what is not the same."""
+    names = {
+        "left behind": left.keys() - expected.keys(),
+        "missing": expected.keys() - left.keys(),
+        "not the same": {name for name in left.keys() & expected.keys() if left[name] != expected[name]},
+    }
+    return [f"{what}: {sorted(found)[:3]}" for what, found in names.items() if found]
 
 
 def test_the_undisturbed_run_takes_every_operation_and_leaves_what_is_compared(undisturbed):

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -116,7 +117,11 @@ THROUGH_LINKS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "name", "is_folder"), THROUGH_LINKS)
+@pytest.mark.parametrize(
+    ("command", "name", "is_folder"),
+    THROUGH_LINKS,
+    ids=lambda value: value[0] if isinstance(value, tuple) else Path(value).name if isinstance(value, str) else "",
+)
 def test_nothing_is_written_through_a_link(script, run, tmp_path, command, name, is_folder):
     outside, precious = outside_of(tmp_path, is_folder=is_folder)
     remove(tmp_path / name)
@@ -294,3 +299,28 @@ def test_a_finished_run_whose_teacher_became_a_special_file_is_looked_at_without
     (run / "model" / name).unlink(missing_ok=True)
     KINDS[kind](run / "model" / name)
     script(*command, cwd=tmp_path, timeout=SECONDS).assert_done_or_refused()
+
+
+@pytest.mark.parametrize("damage", [*KINDS, "deep"])
+@pytest.mark.parametrize("name", ["entry.json", "lengths.npy"])
+def test_a_spoilt_entry_of_the_cache_is_made_anew(script, own_task, tmp_path, damage, name):
+    command = ("distil", "--config", TINY, "method=finetune", "data.cache_dir=cache", *own_task)
+    assert script(*command, "runs_dir=first", cwd=tmp_path).code == 0
+    for file in (tmp_path / "cache").glob(f"*/{name}"):
+        file.unlink()
+        if damage == "deep":
+            file.write_text("[" * 50_000)
+        else:
+            KINDS[damage](file)
+    done = script(*command, "runs_dir=second", cwd=tmp_path, timeout=SECONDS)
+    assert done.code == 0, done.err
+    weights = [tmp_path / runs / "films/finetune-seed42/model/model.safetensors" for runs in ("first", "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_models_files_do_not_depend_on_whether_the_tokenised_data_were_kept(script, own_task, tmp_path):
+    command = ("distil", "--config", TINY, "method=finetune", "data.cache_dir=cache", *own_task)
+    for runs in ("made", "kept"):
+        assert script(*command, f"runs_dir={runs}", cwd=tmp_path).code == 0
+    for file in (tmp_path / "made/films/finetune-seed42/model").iterdir():
+        assert file.read_bytes() == (tmp_path / "kept/films/finetune-seed42/model" / file.name).read_bytes(), file

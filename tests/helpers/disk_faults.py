@@ -6,7 +6,7 @@ where each line is the JSON of a script's name and arguments; it is answered wit
 (negative: the signal that ended it, null: it took too long and was killed), its `seconds` and CPU seconds. The library
 is imported once and the children are forked, so that a run costs a second and not ten. What makes the disk fail is
 disk_faults.c, preloaded: it sees what compiled libraries write too, but for the few that make system calls of their
-own (safetensors' last rename).
+own (safetensors' last rename). A script started by hand takes the same faults from its environment (DISK_FAULTS_...).
 """
 
 import contextlib
@@ -60,12 +60,6 @@ class Fault:
     stays: bool = False
     trace: str | Path = ""
     """File that lists the operations."""
-
-    def environment(self, library):
-        """The variables that arm the library in a process of its own."""
-        values = {f.name.upper(): str(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        settings = {f"DISK_FAULTS_{name}": value for name, value in {**values, "STAYS": str(int(self.stays))}.items()}
-        return {"LD_PRELOAD": str(library), **settings}
 
 
 class Done(NamedTuple):
