@@ -9,16 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reptile_distil.callbacks import Callback, RunInfo, StopTraining
-    from reptile_distil.config import Config, load_config
+    from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
-    from reptile_distil.experiment import Experiment
-    from reptile_distil.losses import DistillationLoss
-    from reptile_distil.metadistil import MetaDistiller
-    from reptile_distil.methods import FineTuner, KnowledgeDistiller
-    from reptile_distil.metrics import GlueMetric
-    from reptile_distil.models import Student, Teacher
-    from reptile_distil.reptile import ReptileDistiller
+    from reptile_distil.experiments.experiment import Experiment
+    from reptile_distil.methods.finetune import FineTuner
+    from reptile_distil.methods.kd import KnowledgeDistiller
+    from reptile_distil.methods.losses import DistillationLoss
+    from reptile_distil.methods.metadistil import MetaDistiller
+    from reptile_distil.methods.reptile import ReptileDistiller
+    from reptile_distil.models.classifier import Student, Teacher
+    from reptile_distil.training.callbacks import Callback, RunInfo, StopTraining
+    from reptile_distil.training.metrics import GlueMetric
 
 __version__ = "0.1.0"
 
@@ -47,21 +48,21 @@ if "ipykernel.zmqshell" in sys.modules:
         import_module("tqdm.auto")
 
 _MODULES = {
-    "Callback": "callbacks",
-    "Config": "config",
-    "DistillationLoss": "losses",
-    "Experiment": "experiment",
-    "FineTuner": "methods",
-    "GlueMetric": "metrics",
-    "KnowledgeDistiller": "methods",
-    "MetaDistiller": "metadistil",
+    "Callback": "training.callbacks",
+    "Config": "config.config",
+    "DistillationLoss": "methods.losses",
+    "Experiment": "experiments.experiment",
+    "FineTuner": "methods.finetune",
+    "GlueMetric": "training.metrics",
+    "KnowledgeDistiller": "methods.kd",
+    "MetaDistiller": "methods.metadistil",
     "ReptileDistilError": "errors",
-    "ReptileDistiller": "reptile",
-    "RunInfo": "callbacks",
-    "StopTraining": "callbacks",
-    "Student": "models",
-    "Teacher": "models",
-    "load_config": "config",
+    "ReptileDistiller": "methods.reptile",
+    "RunInfo": "training.callbacks",
+    "StopTraining": "training.callbacks",
+    "Student": "models.classifier",
+    "Teacher": "models.classifier",
+    "load_config": "config.config",
 }
 
 

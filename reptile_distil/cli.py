@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from reptile_distil.config import Config, load_config
-from reptile_distil.config_messages import describe
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.messages import describe
 from reptile_distil.errors import ReptileDistilError
-from reptile_distil.interrupts import Interrupted
+from reptile_distil.runtime.interrupts import Interrupted
 
 DRY_RUN = "check everything, take a few steps on copies, print plan and estimate, and train nothing"
 EXIT_FAULT = 2  # a fault that the user can mend
@@ -101,8 +101,8 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
 
 def _explain(error: MemoryError | RuntimeError) -> str | None:
     """One sentence where memory or another process of the run is lacking; None for anything else."""
-    from reptile_distil.memory import is_out_of_memory  # not before it is needed: it takes PyTorch
-    from reptile_distil.processes import is_lost_process
+    from reptile_distil.runtime.measuring import is_out_of_memory  # not before it is needed: it takes PyTorch
+    from reptile_distil.runtime.processes import is_lost_process
 
     if isinstance(error, RuntimeError) and is_lost_process(error):
         reason = " ".join(str(error).split())[:200]
@@ -115,7 +115,7 @@ def _explain(error: MemoryError | RuntimeError) -> str | None:
 def _leave_the_others() -> None:
     """Ends the exchange with the other processes of a run that is one of several."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from reptile_distil.processes import stop_processes
+        from reptile_distil.runtime.processes import stop_processes
 
         stop_processes()
 

@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table for each case; every combination of lengths, batch sizes, depths and widths is one."""
     arguments = parse(argv)
 
-    from reptile_distil.arithmetic import measure_peaks
-    from reptile_distil.benchmark import describe_machine, make_cases, run_case
-    from reptile_distil.benchmark_report import check_can_plot, plot, to_json, to_markdown
+    from reptile_distil.benchmark.arithmetic import measure_peaks
+    from reptile_distil.benchmark.report import check_can_plot, plot, to_json, to_markdown
+    from reptile_distil.benchmark.steps import describe_machine, make_cases, run_case
 
     if arguments.plot:
         check_can_plot()
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    from reptile_distil.benchmark import METHODS
+    from reptile_distil.benchmark.steps import METHODS
 
     parser = argparse.ArgumentParser(description="Time and memory of a training step, methods taking turns.")
     parser.add_argument(
@@ -80,11 +80,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def settings_of(arguments: argparse.Namespace) -> Any:
     """How the options say to measure."""
-    from reptile_distil.benchmark import Settings
-    from reptile_distil.builders import choose_device
+    from reptile_distil.benchmark.steps import Settings
+    from reptile_distil.benchmark.token_lengths import QUANTILES, measure_quantiles
     from reptile_distil.errors import ConfigError
-    from reptile_distil.token_lengths import QUANTILES, measure_quantiles
-    from reptile_distil.tokenizing import load_tokenizer
+    from reptile_distil.models.tokenizer import load_tokenizer
+    from reptile_distil.runtime.compute import choose_device
 
     device = choose_device(arguments.device)
     if arguments.graphs and device != "cuda":

@@ -17,14 +17,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
     if arguments.dry_run:
-        from reptile_distil.plan import plan_distillation
-        from reptile_distil.plan_text import describe_plan, fit_for
+        from reptile_distil.experiments.dry_run import plan_distillation
+        from reptile_distil.experiments.dry_run_text import describe_plan, encodable_on
 
-        print(fit_for(sys.stdout, describe_plan(plan_distillation(config, overwrite=arguments.overwrite))))
+        print(encodable_on(sys.stdout, describe_plan(plan_distillation(config, overwrite=arguments.overwrite))))
         return
 
-    from reptile_distil.experiment import Experiment
-    from reptile_distil.tables import comparison_table
+    from reptile_distil.experiments.experiment import Experiment
+    from reptile_distil.runs.results import comparison_table
 
     methods = dict.fromkeys((config.method, *config.compare_with))
     experiments = [Experiment(config.with_values(method=method, compare_with=())) for method in methods]

@@ -30,17 +30,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
     config = config_of(arguments)
 
-    from reptile_distil.experiment import Experiment
+    from reptile_distil.experiments.experiment import Experiment
 
     experiment = Experiment(config)
     for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:
-        examination = experiment.examine(split, model=arguments.model)
-        for name, score in (examination.scores or {}).items():
+        split_predictions = experiment.predict_split(split, model=arguments.model)
+        for name, score in (split_predictions.scores or {}).items():
             print(f"{split}\t{name}\t{score:.6f}")
-        if examination.scores is None:
+        if split_predictions.scores is None:
             print(f"{split}\tno labels, so no scores")
         if predictions and launched_rank() == 0:
-            predictions.write_text(examination.to_tsv(), encoding="utf-8")
+            predictions.write_text(split_predictions.to_tsv(), encoding="utf-8")
             print(f"{split}\tpredictions written to {predictions}")
 
 

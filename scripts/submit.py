@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check and (arguments.fill_missing or arguments.overrides):
         parser.error("--check takes a zip and nothing else")
 
-    from reptile_distil.submission import check_submission, find_runs, predict_files, write_submission
+    from reptile_distil.export.submission import check_submission, find_runs, predict_files, write_submission
 
     if arguments.check:
         if problems := check_submission(arguments.check):

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     only.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
 
-    from reptile_distil.table_config import commands, describe_table, load_table_config
+    from reptile_distil.tables.config import commands, describe_table, load_table_config
 
     table = load_table_config(arguments.config, arguments.overrides)
     if arguments.print_config:
@@ -35,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     if arguments.dry_run:
-        from reptile_distil.plan_text import fit_for
-        from reptile_distil.table_plan import describe_table_plan, plan_table
+        from reptile_distil.experiments.dry_run_text import encodable_on
+        from reptile_distil.tables.dry_run import describe_table_plan, plan_table
 
         plan = plan_table(table)
-        print(fit_for(sys.stdout, describe_table_plan(plan)))
+        print(encodable_on(sys.stdout, describe_table_plan(plan)))
         plan.check()
         return
 
-    from reptile_distil.grid import Grid
-    from reptile_distil.table_data import collect
-    from reptile_distil.table_formats import write_table
-    from reptile_distil.table_pictures import can_draw, draw_pictures
+    from reptile_distil.tables.data import collect
+    from reptile_distil.tables.formats import write_table
+    from reptile_distil.tables.grid import Grid
+    from reptile_distil.tables.pictures import can_draw, draw_pictures
 
     grid = Grid([] if arguments.only_table else table.cells)
     grid.run()

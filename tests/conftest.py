@@ -15,13 +15,12 @@ import pytest
 import torch
 
 from reptile_distil import cli
-from tests.guard import sitecustomize as guard
 from tests.helpers.disk_faults import forked_scripts
+from tests.helpers.guard import sitecustomize as guard
+from tests.helpers.paths import ROOT, TINY
 
 guard.install()
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
 
 # A busy machine is no failure, and the same examples each time.
 hypothesis.settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
@@ -63,8 +62,8 @@ def _old_path():
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny run; the tests of pictures ask for it, also in a started process."""
-    monkeypatch.setattr("reptile_distil.fitting.draw_after_run", lambda folder: None)
-    monkeypatch.setattr("reptile_distil.table_pictures.can_draw", lambda: False)
+    monkeypatch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
+    monkeypatch.setattr("reptile_distil.tables.pictures.can_draw", lambda: False)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "tests" / "tiny.yaml"
+from tests.helpers.paths import ROOT, TINY
+
 COMPILER = shutil.which("gcc") or shutil.which("cc")
 MAX_BYTES = 3 * 2**30
 """Memory of a script: what reads a file without end fails, and takes nothing from others."""
@@ -128,6 +128,7 @@ def forked_scripts(folder):
             env=environment,
         ) as server,
     ):
+        server.stdout.readline()  # the library is imported: from now on a script takes a second
         yield run
 
 
@@ -188,10 +189,12 @@ def _become(*, name, arguments, fault, cwd, output, variables, timeout):
 
 
 if __name__ == "__main__":
-    from reptile_distil import Experiment, toy
+    from reptile_distil import Experiment
+    from reptile_distil.data import toy
 
     Experiment.from_yaml(TINY)
     for part in ("train", "dev"):
         toy.load_split(toy.TASKS["toy-sentence"], part)
+    _answer(sys.stdout, "ready")
     while line := sys.stdin.readline():
         _serve(json.loads(line), sys.stdin, sys.stdout)

@@ -1,0 +1,280 @@
+"""One YAML file, what it extends, and `key=value` overrides → one frozen, strict `Config`.
+
+Nothing is guessed: an unknown key, a wrong type or a value out of range raises `ConfigError`, which names the
+file, the dotted key, the value, and what is allowed. The modules that do maths never see these objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from reptile_distil.config.messages import explain
+from reptile_distil.config.sections import (
+    CheckpointConfig,
+    ComputeConfig,
+    DataConfig,
+    DistributedConfig,
+    LossConfig,
+    MetadistilConfig,
+    MethodName,
+    OwnTaskConfig,
+    ReptileConfig,
+    Section,
+    StudentConfig,
+    TeacherConfig,
+    TrackerName,
+    TrainConfig,
+)
+from reptile_distil.config.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
+from reptile_distil.errors import ConfigError
+
+COMMAND_LINE = "command line"
+"""Where an override comes from, in messages."""
+
+
+def _task_kind(value: Any) -> str:
+    return "own task" if isinstance(value, Mapping | OwnTaskConfig) else "task name"
+
+
+class Config(Section):
+    """Everything that decides the result of a run, and where it goes."""
+
+    task: Annotated[
+        Annotated[str, Tag("task name")] | Annotated[OwnTaskConfig, Tag("own task")],
+        Discriminator(_task_kind),
+    ]
+    """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
+    method: MethodName = "reptile"
+    """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
+    metadistil: from one that learns to teach by second-order gradients (a baseline)."""
+    compare_with: tuple[MethodName, ...] = ()
+    """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Decides the new classification heads, the data order and the dropout masks."""
+    runs_dir: str = "runs"
+    """Folder of all run folders."""
+    output_dir: str | None = None
+    """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto: cuda, else mps, else cpu."""
+    num_threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of the whole process; null: PyTorch's own choice. Small models gain nothing from more than one."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "fp32"
+    """bf16: forward passes under bfloat16 autocast, weights and updates in float32; tf32: float32 with matrix products
+    in TF32 (NVIDIA GPUs); auto: bf16 on a GPU that has it, else fp32."""
+    compute: ComputeConfig = ComputeConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    reptile: ReptileConfig = ReptileConfig()
+    metadistil: MetadistilConfig = MetadistilConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: tuple[TrackerName, ...] = ()
+    """Who is told what metrics.jsonl is told: tensorboard, wandb, trackio; each needs its package installed."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_tracker_once(cls, trackers: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"{', '.join(trackers)}: one is given twice")
+        return trackers
+
+    @model_validator(mode="after")
+    def _metadistil_can_learn(self) -> Config:
+        if "metadistil" not in (self.method, *self.compare_with):
+            return self
+        if self.train.micro_batch_size is not None:
+            raise ValueError(
+                "train.micro_batch_size: metadistil differentiates through the whole batch at once; "
+                "set it to null, and a smaller train.batch_size where memory runs out"
+            )
+        if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+            raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so metadistil could teach it nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _one_folder_per_method(self) -> Config:
+        if self.compare_with and self.output_dir is not None:
+            raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
+        return self
+
+    @model_validator(mode="after")
+    def _ways_to_compute_fit(self) -> Config:
+        if self.data.packing and self.compute.attention != "auto":
+            raise ValueError("data.packing brings an attention of its own: leave compute.attention at auto")
+        if self.data.packing and self.compute.compile:
+            raise ValueError("data.packing cannot be compiled: choose it or compute.compile")
+        if self.distributed.shard and self.compute.compile:
+            raise ValueError("distributed.shard cannot be compiled: choose it or compute.compile")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_graphed(self) -> Config:
+        if not self.compute.cuda_graphs:
+            return self
+        methods = (self.method, *self.compare_with)
+        if "metadistil" in methods:
+            raise ValueError("metadistil cannot be computed with compute.cuda_graphs: set it to false")
+        for name, is_on in {
+            "data.packing": self.data.packing,
+            "compute.compile": self.compute.compile,
+            "distributed.shard": self.distributed.shard,
+            "train.micro_batch_size": self.train.micro_batch_size,
+            "teacher.train.micro_batch_size": self.teacher.train.micro_batch_size,
+        }.items():
+            if is_on:
+                raise ValueError(f"{name} cannot be used with compute.cuda_graphs: choose one of the two")
+        reptile = self.reptile
+        is_plain = reptile.inner_steps == reptile.every == 1 and reptile.inner_batch == "same"
+        if "reptile" in methods and not (is_plain and reptile.inner_optimizer != "persistent_adamw"):
+            raise ValueError(
+                "compute.cuda_graphs takes one fresh inner step on the batch of each step: set it to false with "
+                "reptile.inner_steps > 1, every > 1, inner_batch: held_out or persistent_adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_can_be_computed_so(self) -> Config:
+        methods = (self.method, *self.compare_with)
+        if self.data.packing and (self.loss.patient or self.loss.hidden) and set(methods) != {"finetune"}:
+            raise ValueError(
+                "data.packing gives no hidden states: set it to false, or loss.patient and loss.hidden to 0"
+            )
+        if "metadistil" in methods:
+            for name, is_on in {
+                "data.packing": self.data.packing,
+                "compute.compile": self.compute.compile,
+                "distributed.shard": self.distributed.shard,
+            }.items():
+                if is_on:
+                    raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
+        remembers = self.reptile.inner_steps > 1 or self.reptile.inner_optimizer == "persistent_adamw"
+        if self.distributed.shard and remembers and "reptile" in methods:
+            raise ValueError(
+                "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
+                "student: set it to false"
+            )
+        return self
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task, GLUE's or the user's own."""
+        return self.task if isinstance(self.task, str) else self.task.name
+
+    @property
+    def teacher_run(self) -> Path:
+        """Folder of the run that fine-tunes the teacher of this task and seed."""
+        return Path(self.runs_dir, self.task_name, f"teacher-seed{self.seed}")
+
+    def needs_teacher(self, method: MethodName) -> bool:
+        """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""
+        return method != "finetune" or self.student.init == "finetuned_layers"
+
+    def with_values(self, **changes: Any) -> Config:
+        """A copy with some top-level values replaced, checked again."""
+        return Config.model_validate({**self.model_dump(), **changes})
+
+    def defining_settings(self, role: MethodName | Literal["teacher"]) -> dict[str, Any]:
+        """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
+        sections = {
+            "teacher": ("data", "teacher"),
+            "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
+            "kd": ("data", "teacher", "student", "train", "loss"),
+            "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
+            "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),
+        }[role]
+        values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
+        if role == "finetune" and self.student.init != "pretrained":
+            values["teacher.pretrained"] = self.teacher.pretrained
+        if role == "teacher":
+            values = {key: value for key, value in values.items() if key not in _NOT_FOR_THE_TEACHER}
+        return {key: value for key, value in values.items() if key.rpartition(".")[2] not in _WITHOUT_EFFECT}
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+
+# Keys that change how a run is computed or shown, not what it computes.
+_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
+_NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_flat(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides, or one.
+
+    Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
+
+    >>> config = load_config("configs/quickstart.yaml", ["train.lr=1e-3", "seed=7"])
+    >>> config.train.lr, config.with_values(seed=8).seed
+    (0.001, 8)
+    """
+    values, origins = read_layers(Path(path))
+    merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
+    config = check_config(values, origins, str(path))
+    _refuse_options_of_other_methods(config, overrides)
+    return config
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of `key=value` overrides as one tree, the last one of a key. Raises `ConfigError`."""
+    values: dict[str, Any] = {}
+    for override in _listed(overrides):
+        key, sign, text = override.partition("=") if isinstance(override, str) else ("", "", "")
+        if not sign or not key:
+            raise ConfigError(f"override {override!r}: expected key=value, for example train.epochs=3")
+        tree: Any = parse_yaml(text, f"override {override!r}")
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        merge_layer(values, tree, {}, COMMAND_LINE)
+    return values
+
+
+def _listed(overrides: Sequence[str]) -> Sequence[str]:
+    return (overrides,) if isinstance(overrides, str) else overrides
+
+
+def check_config(
+    values: Mapping[str, Any], origins: Mapping[str, str], path: str, also_known: Sequence[str] = ()
+) -> Config:
+    """The configuration with these values; raises `ConfigError` for those that are not allowed.
+
+    `origins` and `path` say where values, by dotted key, come from; `also_known` are keys that stand beside those of a
+    run in the same file, for the hint at what an unknown key may mean.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, values, origins, path, root=Config, also_known=also_known)) from None
+    return config
+
+
+def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -> None:
+    """A file may hold the options of every method, but who gives one on the command line expects it to do something."""
+    methods = (config.method, *config.compare_with)
+    for override in _listed(overrides):
+        key = override.partition("=")[0]
+        section = key.partition(".")[0]
+        if section in ("reptile", "metadistil") and section not in methods:
+            raise ConfigError(
+                f"command line: {key} has no effect on method {config.method}; leave it out, or give "
+                f"method={section} or compare_with=[{section}]"
+            )

@@ -1,0 +1,119 @@
+"""A configuration in words: as commented YAML, and what is wrong with values that are none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.yaml_files import dump_yaml
+
+
+def describe(config: BaseModel, without: Collection[str] = ()) -> str:
+    """The configuration as YAML with each field's description as a comment above it, `without` some top-level keys."""
+    return "\n".join(_described_lines(config, without)) + "\n"
+
+
+def _described_lines(section: BaseModel, without: Collection[str] = (), indent: int = 0) -> Iterator[str]:
+    pad = " " * indent
+    for name, field in type(section).model_fields.items():
+        if name in without:
+            continue
+        value = getattr(section, name)
+        if field.description:
+            yield f"{pad}# {' '.join(field.description.split())}"
+        if isinstance(value, BaseModel):
+            yield f"{pad}{name}:"
+            yield from _described_lines(value, indent=indent + 2)
+        else:
+            plain = section.model_dump(mode="json", include={name})
+            # One line per key: a mapping in flow style, without its braces.
+            yield pad + dump_yaml(plain, default_flow_style=True).strip()[1:-1]
+
+
+def explain(
+    error: ValidationError,
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    path: str,
+    *,
+    root: type[BaseModel],
+    also_known: Sequence[str] = (),
+) -> str:
+    """One sentence for the first fault in values for a `root`: file, dotted key, value, and what is allowed.
+
+    `origins` and `path` say where values come from; `also_known` are keys that may stand beside those of the root.
+    """
+    faults = error.errors()
+    fault = faults[0]
+    location = _key_parts(fault, values)
+    key = ".".join(location)
+    known = key
+    while known not in origins and "." in known:
+        known = known.rpartition(".")[0]
+    where = origins.get(known, path)
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}{_did_you_mean(location, root, also_known)}"
+    if fault["type"] == "missing":
+        return f"{path}: the key {key!r} is missing"
+    if fault["type"] == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}"
+    # Where a value may be of several types, each type has a fault of its own under the same key.
+    reasons = dict.fromkeys(
+        _reason(other) for other in faults if _key_parts(other, values)[: len(location)] == location
+    )
+    return f"{where}: {key} = {_thawed(fault['input'])!r}: {', or '.join(reasons)}"
+
+
+def _key_parts(fault: Any, values: Any) -> list[str]:
+    """The parts of the dotted key; the names of types that pydantic puts between or behind them are left out."""
+    parts = []
+    for part in fault["loc"]:
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
+            values = values[part]
+        else:
+            continue
+        parts.append(str(part))
+    return [*parts, str(fault["loc"][-1])] if fault["type"] == "missing" else parts
+
+
+def _reason(fault: Any) -> str:
+    if fault["type"] == "model_type":
+        return "expected a section of `key: value` lines"
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+        return f"expected a text: in quotes, as '{fault['input']}'"
+    message = str(fault["msg"]).replace("Input should be", "expected").replace("a valid tuple", "a list")
+    return message[0].lower() + message[1:]
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _did_you_mean(location: Sequence[str], root: type[BaseModel], also_known: Sequence[str]) -> str:
+    section: Any = root
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        section = OwnTaskConfig if part == "task" else annotation
+    if "." in location[-1]:
+        first, _, rest = location[-1].partition(".")
+        return f"; in a file the keys of a section stand below it: {first}: {{{rest}: ...}}"
+    names = [*section.model_fields, *(also_known if section is root else ())]
+    close = difflib.get_close_matches(location[-1], names, n=1)
+    prefix = "".join(f"{part}." for part in location[:-1])
+    if close:
+        return f"; did you mean {prefix + close[0]!r}?"
+    below = [prefix + key for key in _keys_below(section) if key.endswith(f".{location[-1]}")]
+    return f"; did you mean {' or '.join(map(repr, below))}?" if below else f"; known here: {', '.join(names)}"
+
+
+def _keys_below(section: type[BaseModel]) -> Iterator[str]:
+    """Dotted keys of a section, and of the sections in it."""
+    for name, field in section.model_fields.items():
+        yield name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from (f"{name}.{key}" for key in _keys_below(kind))

@@ -1,0 +1,299 @@
+"""The parts of a run's configuration: every key, its default, and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LayerMapName = Literal["first", "last", "skip", "both"]
+MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
+
+
+Role = MethodName | Literal["teacher"]
+"""What a run does: one of the methods, or the teacher's fine-tuning."""
+
+
+TEACHER_MOVES = ("reptile", "metadistil")
+"""The methods that change their teacher."""
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples: YAML knows lists alone, a frozen configuration tuples alone."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+class Section(BaseModel):
+    """A part of a configuration: frozen, strict, and without unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _freeze_lists(cls, values: Any) -> Any:
+        return {key: _frozen(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+class OwnTaskConfig(Section):
+    """A task of the user's own: files, columns, labels and metrics, no code."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
+    """Used in the names of run folders: letters, digits, `_`, `.` and `-`; the first is no `.` or `-`."""
+    text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    """Column(s) that hold the sentence, or the two sentences of a pair."""
+    label: str = "label"
+    """Column that holds the label."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in order; empty for a regression task."""
+    metrics: tuple[MetricName, ...] = Field(min_length=1)
+    """Scores to report; the mean of them chooses the best epoch."""
+    files: dict[str, str] = Field(min_length=1)
+    """File of each split (train, dev, test), relative to `data.path`: .csv, .tsv or .jsonl."""
+
+    @field_validator("files")
+    @classmethod
+    def _splits_are_known(cls, files: dict[str, str]) -> dict[str, str]:
+        for split in files:
+            if split not in ("train", "dev", "test"):
+                raise ValueError(f"{split!r} is no split: expected train, dev or test")
+        return files
+
+
+class DataConfig(Section):
+    """Where the examples come from and how long they may be."""
+
+    path: str | None = None
+    """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
+    max_length: int = Field(128, ge=4, le=2**20)
+    """Longest sequence, in tokens, special tokens included; longer ones are cut."""
+    max_train_rows: int | None = Field(None, ge=1)
+    """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
+    validation_fraction: float | None = Field(None, gt=0, lt=1)
+    """Hold out this fraction of those rows (drawn once with seed 0) and choose the best epoch by it, so that the dev
+    splits are looked at once, when the run is over; null: the dev split chooses."""
+    check_rows: bool = True
+    """Refuse official splits whose number of rows is not the published one."""
+    packing: bool = False
+    """Compute on real tokens alone, no padding (BERT, RoBERTa, ELECTRA); pays where batches hold much padding."""
+    cache_dir: str | Literal[False] | None = None
+    """Folder that keeps tokenised data for the next run; null: reptile_distil in HF_HOME or ~/.cache; false: none."""
+
+
+class TrainConfig(Section):
+    """How long and how fast to train. One step is one update of the model."""
+
+    epochs: int = Field(5, ge=1)
+    """Passes over the training set."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop (and end the learning rate schedule) after this many steps, even in mid-epoch; null: `epochs` decides."""
+    batch_size: int = Field(32, ge=1)
+    """Examples per step; several processes share them."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Examples per forward pass; lower it when memory runs out: the gradient stays the batch's. null: batch_size."""
+    eval_batch_size: int = Field(128, ge=1)
+    """Examples per forward pass in evaluation."""
+    lr: float = Field(5e-5, ge=0)
+    """Peak learning rate of AdamW; falls linearly to 0."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of weight matrices, per step and unit of learning rate; biases and layer norms never decay."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this global L2 norm."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many epochs in a row without a better dev score; null: never."""
+    log_every: int = Field(50, ge=1)
+    """Steps between two lines in metrics.jsonl."""
+
+
+class TeacherConfig(Section):
+    """The large model."""
+
+    pretrained: str = "google-bert/bert-base-uncased"
+    """Hub name or folder of the pretrained model to fine-tune; its head, if any, is dropped."""
+    finetuned: str | None = None
+    """Hub name or folder of a model fine-tuned on this task, used as it is; null: fine-tune `pretrained`."""
+    label_names: tuple[str, ...] = ()
+    """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
+    train: TrainConfig = TrainConfig()
+    """How `pretrained` is fine-tuned."""
+
+
+class StudentConfig(Section):
+    """The small model."""
+
+    init: Literal["pretrained", "teacher_layers", "finetuned_layers", "random"] = "pretrained"
+    """Start from a checkpoint, from layers of `teacher.pretrained`, from layers and head of the fine-tuned teacher, or
+    from random weights in the teacher's shape."""
+    pretrained: str | None = None
+    """Hub name or folder of the student's checkpoint (init: pretrained)."""
+    num_layers: int | None = Field(None, ge=1, le=1000)
+    """Depth of the student (every init but pretrained)."""
+    teacher_layers: tuple[int, ...] = ()
+    """Which layers to copy, counted from 0 (init: teacher_layers or finetuned_layers); empty: evenly spaced, as the
+    `skip` layer map."""
+
+    @model_validator(mode="after")
+    def _start_is_complete(self) -> StudentConfig:
+        if self.init == "pretrained" and (self.num_layers is not None or self.teacher_layers):
+            raise ValueError(
+                "num_layers and teacher_layers belong to init: teacher_layers, finetuned_layers or random, but init is "
+                "pretrained"
+            )
+        if self.init == "pretrained" and self.pretrained is None:
+            raise ValueError("init: pretrained needs student.pretrained, a hub name or a folder")
+        if self.init == "random" and self.teacher_layers:
+            raise ValueError("teacher_layers belongs to init: teacher_layers or finetuned_layers, but init is random")
+        if self.init != "pretrained" and self.num_layers is None and not self.teacher_layers:
+            raise ValueError(f"init: {self.init} needs student.num_layers")
+        if self.teacher_layers and self.num_layers not in (None, len(self.teacher_layers)):
+            raise ValueError(
+                f"num_layers is {self.num_layers} but teacher_layers names {len(self.teacher_layers)} layers"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student) + patient * ... + hidden * ..."""
+
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the distillation term."""
+    temperature: float = Field(5.0, gt=0)
+    """T, divides both models' logits."""
+    regression: Literal["mse", "none"] = "mse"
+    """Distillation term for one logit: mse of the logits, or none as in the authors' code (KL over one logit is 0)."""
+    soft: Literal["kl", "mse"] = "kl"
+    """Distillation term for classes: kl, or mse: T² * mean squared difference of the probabilities (MetaDistil)."""
+    patient: float = Field(0.0, ge=0)
+    """Weight of the squared distance of normalised first-token states, last layer left out (PKD); 0: none.
+
+    PKD's weight of 100 is 100 / width here, because its code also takes the mean over the width.
+    """
+    hidden: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference of the hidden states of all real tokens; 0: none."""
+    layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
+    """Which teacher layer(s) each student layer is compared with in `patient` and `hidden`; as `reptile.layer_map`."""
+
+    @model_validator(mode="after")
+    def _map_has_a_use(self) -> LossConfig:
+        if self.layer_map != "skip" and not (self.patient or self.hidden):
+            raise ValueError(
+                "layer_map is only for patient and hidden, which are both 0; for Reptile: reptile.layer_map"
+            )
+        return self
+
+
+# The recipe's, so that a file which extends base.yaml can choose sgd without a word about it.
+INNER_EPS = 3.1623e-7
+
+
+class ReptileConfig(Section):
+    """The teacher's update, equations 1 and 2."""
+
+    update: Literal["adamw", "interpolate"] = "adamw"
+    """adamw: the clipped difference is a persistent AdamW's gradient (released code); interpolate: as printed."""
+    mu: float = Field(5e-5, ge=0)
+    """Teacher's learning rate; falls linearly to 0 like the student's.
+
+    adamw: about the change of each matched weight per step; interpolate: the fraction of the gap closed per step.
+    """
+    mu_until: float = Field(1.0, gt=0, le=1)
+    """Fraction of the steps after which mu has fallen to 0, and the teacher stays where it is."""
+    layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
+    """Which teacher layer(s) each student layer moves: first, last, skip, both, or a list by student layer."""
+    inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw"
+    """Equation 1: a fresh AdamW each step (released code), plain gradient descent (printed equation), or an AdamW
+    whose moments live on (persistent_adamw)."""
+    inner_lr: float | None = Field(None, ge=0)
+    """lambda of equation 1, constant; null: `train.lr`."""
+    inner_eps: float = Field(INNER_EPS, gt=0)
+    """epsilon of equation 1's AdamW; by default with the step of the authors' (see base.yaml)."""
+    share_forward: bool = True
+    """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
+    inner_steps: int = Field(1, ge=1)
+    """Inner steps of equation 1 per training step, on successive batches; more than 1 takes a copy of the student."""
+    inner_batch: Literal["same", "held_out"] = "same"
+    """Equation 1 begins with the batch of equation 3, or takes training rows that equation 3 never sees (held_out)."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows that is held out for it, drawn once with seed 0 (the same for all seeds)."""
+    every: int = Field(1, ge=1)
+    """The teacher moves (equations 1 and 2) in the first step and every so many steps after it."""
+    move_head: bool = True
+    """Whether equation 2 moves what lies behind the encoder: pooler and classifier."""
+    move_embeddings: bool = True
+    """Whether equation 2 moves the embeddings."""
+    task_lr: float = Field(0.0, ge=0)
+    """Upkeep: peak learning rate of an AdamW step of the teacher's own on the task, after equation 2; 0: none."""
+    pull: float = Field(0.0, ge=0, le=1)
+    """Upkeep: the fraction of its way back to its start that each teacher weight goes after that; 0: none."""
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ReptileConfig:
+        plain = self.inner_steps == 1 and self.inner_batch == "same" and self.inner_optimizer != "persistent_adamw"
+        if self.share_forward and not plain:
+            raise ValueError(
+                "share_forward: equation 1 can share equation 3's forward pass only as one fresh step on the same "
+                "batch; set it to false with inner_steps > 1, inner_batch: held_out or persistent_adamw"
+            )
+        if self.inner_batch == "same" and self.held_out_fraction != 0.1:
+            raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
+        if self.every > 1 and (self.task_lr or self.pull):
+            raise ValueError("task_lr and pull follow every equation 2: set every to 1 with them")
+        if self.update == "interpolate" and self.mu > 1:
+            raise ValueError(f"mu = {self.mu}: update interpolate closes a fraction of the gap, at most 1")
+        if self.inner_optimizer == "sgd" and self.inner_eps != INNER_EPS:
+            raise ValueError("inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd")
+        return self
+
+
+class MetadistilConfig(Section):
+    """The teacher's update by MetaDistil: second-order, from a quiz of training rows the student never trains on."""
+
+    teacher_lr: float = Field(1e-5, ge=0)
+    """Peak learning rate of the teacher's AdamW; falls linearly to 0."""
+    quiz_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows held out for the quiz, drawn once with seed 0 (the same for all seeds)."""
+    quiz_batch_size: int | None = Field(None, ge=1)
+    """Examples of the quiz per step; null: `train.batch_size`."""
+    assumed_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The student's assumed step: plain gradient descent (released code), or the first step of a fresh AdamW."""
+    assumed_lr: float | None = Field(None, ge=0)
+    """Learning rate of the assumed step, constant; null: `train.lr`."""
+
+
+class DistributedConfig(Section):
+    """Several processes, started by torchrun or accelerate launch. How many they are is the launcher's to say."""
+
+    shard: bool = False
+    """Cut every weight of teacher and student over the processes (FSDP2), for models too large for one device."""
+
+
+class CheckpointConfig(Section):
+    """When an unfinished run saves where it stands; at the end of each epoch it does in any case."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between two checkpoints; null: only the clock decides."""
+    every_minutes: float | None = Field(10.0, gt=0)
+    """Minutes between two checkpoints; null: only the steps decide."""
+    keep: int = Field(2, ge=1)
+    """How many checkpoints to keep: the newest ones."""
+    keep_when_finished: bool = False
+    """Keep them when the run is finished, and needs them no more."""
+
+
+class ComputeConfig(Section):
+    """How forward passes are computed; none of it changes a result by more than rounding."""
+
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """sdpa: PyTorch's fused attention; eager: written out; auto: sdpa where the architecture has it."""
+    compile: bool = False
+    """Compile the models with torch.compile: faster steps after a minute or more; needs a C++ compiler, or Triton."""
+    cuda_graphs: bool = False
+    """Replay training steps from CUDA graphs, one for each length, which saves launching their kernels one by one (one
+    GPU; finetune, kd, and reptile with one inner step). Not tried on a GPU yet."""

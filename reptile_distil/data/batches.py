@@ -1,0 +1,185 @@
+"""Rows → token ids, once → batches, padded to their longest row and grouped by length.
+
+The order of an epoch's batches is a function of (seed, epoch) alone, so that every method sees the same batches and
+a run that is taken up again sees those it would have seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from reptile_distil.data.features import Features, Indices, Padding, pad_rows
+from reptile_distil.errors import DataError
+
+Rows = TypeVar("Rows", datasets.Dataset, Features)
+
+
+Batch = Mapping[str, Tensor]
+"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
+
+
+def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> datasets.Dataset:
+    """Token ids of each row's text or pair of texts, cut to `max_length` tokens, beside its `label` if it has one."""
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        encoded: dict[str, Any] = tokenizer(
+            batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length
+        ).data
+        return encoded
+
+    texts = [name for name in ("text", "text_pair") if name in rows.column_names]
+    with quiet_datasets():
+        return rows.map(encode, batched=True, remove_columns=texts)
+
+
+def draw_rows(rows: Rows, num_rows: int | None) -> Rows:
+    """`num_rows` rows drawn without replacement, always the same ones, in their old order; all rows for None.
+
+    Raises `DataError` where there are fewer.
+    """
+    return rows if num_rows is None else rows.select(draw_row_ids(len(rows), num_rows))
+
+
+def draw_row_ids(total: int, num_rows: int | None) -> Indices:
+    """Which of `total` rows `draw_rows` draws, in ascending order."""
+    if num_rows is None:
+        return np.arange(total)
+    if num_rows > total:
+        raise DataError(f"data.max_train_rows is {num_rows}, but the training set has only {total} rows")
+    return np.sort(np.random.default_rng(0).choice(total, size=num_rows, replace=False))
+
+
+def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+    """Row indices of each batch of one epoch; every row once, rows of a batch of similar length.
+
+    Rows are shuffled, sorted by length within windows of up to 50 batches (at least four windows, so that batches
+    differ from epoch to epoch), cut into batches, and the batches shuffled. The last batch may be smaller.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    window = batch_size * int(np.clip(len(lengths) // (4 * batch_size), 1, 50))
+    grouped = []
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        grouped.append(rows[np.argsort(lengths[rows], kind="stable")])
+    rows = np.concatenate(grouped)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+class ExtraBatchSource(Protocol):
+    """Further rows for each training batch (see `extra_batches`)."""
+
+    @property
+    def features(self) -> Features:
+        """The rows they are taken from."""
+        ...
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """What the batch of this step of the run, counted from 0, has beside its own entries."""
+        ...
+
+
+class Batches:
+    """Batches of a tokenised data set, on a device.
+
+    Args:
+        features: the tokenised rows; a `label` column becomes the batch's `labels`. What `tokenize` returns is
+            taken out of its lists once.
+        tokenizer: says how to pad.
+        batch_size: rows per batch; the last batch of an epoch may be smaller.
+        seed: decides, with the epoch, the order in training.
+        device: where the batches' tensors lie.
+        length_step: batches are padded to a multiple of this many tokens, but never beyond the data set's longest row.
+    """
+
+    def __init__(
+        self,
+        features: Features | datasets.Dataset,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        device: str = "cpu",
+        length_step: int = 1,
+    ) -> None:
+        self.features = features if isinstance(features, Features) else Features.from_dataset(features)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+        self.length_step = length_step
+        self._longest = int(self.lengths.max(initial=0))
+        self.extra_batches: ExtraBatchSource | None = None
+        """What each training batch has beside its own rows; None: nothing."""
+        self._padding = Padding.of(tokenizer)
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) tokens of each row."""
+        return self.features.lengths
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the data set."""
+        return len(self.lengths)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in one epoch, the last, smaller one included."""
+        return -(-self.num_rows // self.batch_size)
+
+    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels.
+
+        ExtraBatches, if any, are those of the step's number in the run, whatever is left out.
+        """
+        for step, rows in enumerate(self._order(epoch)[skip:], start=(epoch - 1) * self.num_batches + skip):
+            yield self.batch(rows) | (self.extra_batches(step) if self.extra_batches else {})
+
+    def row_ids(self, epoch: int, batch: int) -> list[int]:
+        """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""
+        ids: list[int] = self.features.row_ids[self._order(epoch)[batch]].tolist()
+        return ids
+
+    def _order(self, epoch: int) -> list[Indices]:
+        return length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+
+    def in_length_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
+        """Row indices and batch, longest rows first (what does not fit in memory fails at once); every row once.
+
+        Only each `step`-th batch from number `first` on, one for each of several processes: every process gets equally
+        many, one of them perhaps the last batch a second time, under no indices.
+        """
+        order = np.argsort(-self.lengths, kind="stable")
+        for turn in range(0, self.num_batches, step):
+            start = min(turn + first, self.num_batches - 1) * self.batch_size
+            rows = order[start : start + self.batch_size]
+            yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
+
+    def batch(self, rows: Indices) -> dict[str, Tensor]:
+        """The given rows as one batch, padded to the longest of them, up to the next multiple of `length_step`."""
+        width = -(-int(self.lengths[rows].max()) // self.length_step) * self.length_step
+        batch = pad_rows(self.features, rows, self._padding, width=min(width, self._longest))
+        if torch.device(self.device).type == "cuda":
+            # From pinned memory the copy runs beside the computation, and nothing waits for it here.
+            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """No progress bars from `datasets` inside."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

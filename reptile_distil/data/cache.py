@@ -1,0 +1,178 @@
+"""Tokenised splits kept on disk, memory-mapped, and found again by what they were made of.
+
+An entry is a folder whose name is the hash of its key: the bytes of the source, the task's columns and classes, the
+tokenizer, the length. It holds plain arrays (`.npy`, no pickle) and entry.json with the key and each array's hash; an
+entry that differs from its hashes in one byte counts as missing and is written anew. It comes into being by a rename,
+so any number of processes may read and write the same cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from numpy.typing import NDArray
+
+from reptile_distil.data.batches import draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.features import TOKEN_COLUMNS, Features
+from reptile_distil.data.sources import Source
+from reptile_distil.errors import DataError
+from reptile_distil.runtime.files import hash_file
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Goes up whenever the same source would give other arrays: another reader, another layout."""
+
+
+def default_folder() -> Path | None:
+    """`reptile_distil` in `HF_HOME`, else in `XDG_CACHE_HOME`, else in ~/.cache; None where there is no home."""
+    cache = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(cache).expanduser() / "reptile_distil"
+    except RuntimeError:
+        return None
+
+
+def load_features(
+    source: Source,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    max_rows: int | None = None,
+    check_rows: bool = True,
+    cache: Path | None = None,
+) -> Features:
+    """The tokenised rows of a split, or `max_rows` drawn from them, from the cache where they are in it.
+
+    The cache holds whole splits. Without one, only the drawn rows are tokenised. A cache that cannot be written is
+    done without, with a warning. Raises `DataError` as `load_split` does, and for a split without rows.
+    """
+    key = None if cache is None else _key(source, tokenizer, max_length)
+    if cache is None or key is None:
+        return _tokenize(source, tokenizer, max_length, max_rows=max_rows, check_rows=check_rows)
+    entry = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+    features = _read_entry(entry, key)
+    if features is None:
+        features = _tokenize(source, tokenizer, max_length, check_rows=check_rows)
+        # The source may have changed while it was read: what came out is then nobody's.
+        if _key(source, tokenizer, max_length) == key and _write_entry(entry, key, features):
+            features = _read_entry(entry, key) or features
+    elif check_rows:
+        source.check_num_rows(len(features))
+    return draw_rows(features, max_rows)
+
+
+def _tokenize(
+    source: Source, tokenizer: Any, max_length: int, *, max_rows: int | None = None, check_rows: bool
+) -> Features:
+    rows = source.load(check_rows=check_rows)
+    if not len(rows):
+        raise DataError(f"task {source.task.name}: split {source.split} has no rows")
+    drawn = draw_row_ids(len(rows), max_rows)
+    return Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, max_length), drawn)
+
+
+def _key(source: Source, tokenizer: Any, max_length: int) -> str | None:
+    """Everything that the arrays depend on, as JSON; None where that cannot be said."""
+    task, made_by = source.task, _describe_tokenizer(tokenizer)
+    if made_by is None:
+        return None
+    try:
+        digest = source.digest()
+    except OSError:  # reading says it better
+        return None
+    parts = {
+        "format": FORMAT,
+        "source": digest,
+        "split": source.split,
+        "task": [task.name, task.text_columns, task.label_column, task.label_names, task.score_range],
+        "max_length": max_length,
+        "tokenizer": made_by,
+        "versions": [transformers.__version__, tokenizers.__version__],
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _describe_tokenizer(tokenizer: Any) -> list[Any] | None:
+    """What a tokenizer's ids depend on; None for one whose Python code has a say in them."""
+    kind = type(tokenizer)
+    if not kind.__module__.startswith("transformers.") or not getattr(tokenizer, "is_fast", False):
+        return None
+    try:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # tokenizers raises nothing narrower for parts written in Python
+        return None
+    for name in ("truncation", "padding"):  # left behind by the last call
+        state.pop(name, None)
+    state_hash = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    options = [tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.split_special_tokens]
+    return [f"{kind.__module__}.{kind.__qualname__}", state_hash, *options]
+
+
+def _read_entry(entry: Path, key: str) -> Features | None:
+    """The features of an entry, memory-mapped; None where it is missing or in any way not what was written."""
+    try:
+        listed = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
+        hashes = listed["hashes"]
+        if listed["key"] != key or any(hash_file(entry / f"{name}.npy") != hashes[name] for name in hashes):
+            return None
+        columns = {name: _open_array(entry, name) for name in TOKEN_COLUMNS if name in hashes}
+        labels = np.array(_open_array(entry, "labels")) if "labels" in hashes else None
+        return Features.end_to_end(columns, _open_array(entry, "lengths"), labels)
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None
+
+
+def _open_array(entry: Path, name: str) -> NDArray[Any]:
+    return np.asarray(np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+
+
+def _write_entry(entry: Path, key: str, features: Features) -> bool:
+    """Whether the entry could be written; a warning says why not."""
+    arrays = {**features.columns, "lengths": features.lengths.astype(np.int32)}
+    if features.labels is not None:
+        arrays["labels"] = features.labels
+    temporary = entry.parent / f".new-{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        hashes = {name: hash_file(temporary / f"{name}.npy") for name in arrays}
+        listed = json.dumps({"key": key, "hashes": hashes})
+        (temporary / "entry.json").write_text(listed, encoding="utf-8")
+        _put_in_place(temporary, entry, key)
+    except OSError as error:
+        _warn_once(f"{entry.parent}: tokenised data cannot be kept there ({error.strerror or error}): going on without")
+        return False
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _put_in_place(temporary: Path, entry: Path, key: str) -> None:
+    """Makes the finished folder the entry, unless another process was faster. Raises `OSError`."""
+    if _read_entry(entry, key) is not None:
+        return
+    shutil.rmtree(entry, ignore_errors=True)  # damaged; who has it mapped keeps what is mapped
+    try:
+        temporary.rename(entry)
+    except OSError:
+        if _read_entry(entry, key) is None:
+            raise
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """One line for all splits of a run."""
+    logger.warning("%s", message)

@@ -1,0 +1,186 @@
+"""From a configuration to a loss, a method and its optimizers and schedules."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from reptile_distil.config.config import Config
+from reptile_distil.config.sections import MethodName, TrainConfig
+from reptile_distil.data.batches import Batches
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
+from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
+from reptile_distil.methods.step import adamw
+from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.runtime.processes import ALONE, Processes
+from reptile_distil.training.cuda_graphs import GraphedSteps
+from reptile_distil.training.loop import Method, count_steps
+
+
+class BuiltMethod(NamedTuple):
+    """A method and the optimizers it steps, under the names that their learning rates are logged by."""
+
+    method: Method
+    optimizers: dict[str, Optimizer]
+
+
+def build_loss(config: Config, teacher: nn.Module, student: nn.Module) -> DistillationLoss:
+    """The loss, its terms on hidden states matched for these two models. Raises `ModelError` where they do not fit."""
+    loss = config.loss
+    hidden_terms: list[HiddenStateTerm] = []
+    if loss.patient or loss.hidden:
+        layer_map = match_states(teacher, student, loss.layer_map)
+        hidden_terms += [PatientLoss(loss.patient, layer_map)] if loss.patient else []
+        hidden_terms += [HiddenLoss(loss.hidden, layer_map)] if loss.hidden else []
+    return DistillationLoss(
+        alpha=loss.alpha,
+        temperature=loss.temperature,
+        regression=loss.regression,
+        soft=loss.soft,
+        hidden_terms=hidden_terms,
+    )
+
+
+def build_method(
+    config: Config,
+    student: Student,
+    teacher: Teacher | None,
+    settings: TrainConfig,
+    *,
+    role: MethodName | Literal["teacher"],
+    processes: Processes = ALONE,
+) -> BuiltMethod:
+    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
+    built = _build_method(config, student, teacher, settings, role=role, processes=processes)
+    if not config.compute.cuda_graphs:
+        return built
+    optimizers = tuple(built.optimizers.values())
+    return built._replace(method=GraphedSteps(built.method, optimizers, batch_size=settings.batch_size))
+
+
+def _build_method(
+    config: Config,
+    student: Student,
+    teacher: Teacher | None,
+    settings: TrainConfig,
+    *,
+    role: MethodName | Literal["teacher"],
+    processes: Processes,
+) -> BuiltMethod:
+    optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
+    shared: dict[str, Any] = {
+        "student_optimizer": optimizer,
+        "max_grad_norm": settings.max_grad_norm,
+        "micro_batch_size": settings.micro_batch_size,
+        "processes": processes,
+    }
+    if teacher is None:
+        return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
+    loss = build_loss(config, teacher.model, student.model)
+    if role == "kd":
+        return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
+    if role == "metadistil":
+        return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
+    return _build_reptile(config, student, teacher, settings, loss=loss, shared=shared)
+
+
+def _build_reptile(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    loss: DistillationLoss,
+    shared: dict[str, Any],
+) -> BuiltMethod:
+    """`shared` are the arguments of every method, `student_optimizer` among them."""
+    reptile = config.reptile
+    teacher_optimizer: Optimizer = (
+        adamw(teacher, lr=reptile.mu, eps=settings.adam_eps)
+        if reptile.update == "adamw"
+        else torch.optim.SGD(teacher.parameters(), lr=reptile.mu, fused=config.compute.cuda_graphs or None)
+    )
+    optimizers = {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer}
+    regularization = None
+    if reptile.task_lr or reptile.pull:
+        task_optimizer = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps) if reptile.task_lr else None
+        optimizers |= {"teacher_task_lr": task_optimizer} if task_optimizer is not None else {}
+        options = {name: value for name, value in shared.items() if name != "student_optimizer"}
+        regularization = TeacherRegularization(teacher, task_optimizer=task_optimizer, pull=reptile.pull, **options)
+    distiller = ReptileDistiller(
+        teacher,
+        student,
+        loss=loss,
+        teacher_optimizer=teacher_optimizer,
+        layer_map=reptile.layer_map,
+        update=reptile.update,
+        inner_optimizer=reptile.inner_optimizer,
+        inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
+        inner_eps=reptile.inner_eps,
+        share_forward=reptile.share_forward,
+        ablation=Ablation(
+            inner_steps=reptile.inner_steps,
+            inner_batch=reptile.inner_batch,
+            every=reptile.every,
+            move_head=reptile.move_head,
+            move_embeddings=reptile.move_embeddings,
+        ),
+        regularization=regularization,
+        **shared,
+    )
+    if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
+        optimizers["inner_lr"] = distiller.inner_learner.optimizer
+    return BuiltMethod(distiller, optimizers)
+
+
+def _build_metadistil(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    loss: DistillationLoss,
+    student_optimizer: Optimizer,
+) -> BuiltMethod:
+    metadistil = config.metadistil
+    teacher_optimizer = adamw(teacher, lr=metadistil.teacher_lr, eps=settings.adam_eps)
+    distiller = MetaDistiller(
+        teacher,
+        student,
+        loss=loss,
+        student_optimizer=student_optimizer,
+        teacher_optimizer=teacher_optimizer,
+        assumed_optimizer=metadistil.assumed_optimizer,
+        assumed_lr=settings.lr if metadistil.assumed_lr is None else metadistil.assumed_lr,
+        assumed_eps=settings.adam_eps,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
+
+
+def build_schedules(
+    optimizers: dict[str, Optimizer], batches: Batches, settings: TrainConfig, *, mu_until: float = 1.0
+) -> dict[str, LRScheduler]:
+    """For each optimizer, a linear rise over the warm-up and a linear fall to 0 at the last step.
+
+    `teacher_lr` is at 0 after the fraction `mu_until` of the steps; `inner_lr`, that of equation 1, is constant.
+    """
+    num_steps = count_steps(batches, settings.epochs, settings.max_steps)
+    num_warmup_steps = round(settings.warmup_ratio * num_steps)
+    last_steps = {"teacher_lr": max(num_warmup_steps + 1, round(mu_until * num_steps))}
+    return {
+        name: transformers.get_constant_schedule(optimizer)
+        if name == "inner_lr"
+        else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, last_steps.get(name, num_steps))
+        for name, optimizer in optimizers.items()
+    }

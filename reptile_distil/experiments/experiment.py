@@ -1,0 +1,300 @@
+"""One configuration, run: teacher, student, training, results; then scores and predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.sections import Role
+from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
+from reptile_distil.experiments.input_digests import check_inputs
+from reptile_distil.experiments.run import Run
+from reptile_distil.experiments.setup import Setup, build_batches, build_task, check_pair, check_processes
+from reptile_distil.models.classifier import Classifier
+from reptile_distil.runs.folder import Results, RunFolder
+from reptile_distil.runs.history import read_epochs, read_steps
+from reptile_distil.runs.results import (
+    Prediction,
+    RunResults,
+    SplitPredictions,
+    describe_scores,
+    name_label,
+    name_predictions,
+    to_html,
+)
+from reptile_distil.runs.resume import Recovery
+from reptile_distil.runtime.compute import choose_device, choose_precision, computing
+from reptile_distil.runtime.interrupts import Interrupts
+from reptile_distil.runtime.processes import start_processes
+from reptile_distil.runtime.randomness import random_numbers_repeated
+from reptile_distil.training.callbacks import check_callbacks
+from reptile_distil.training.cuda_graphs import check_graphs
+from reptile_distil.training.evaluation import predict_logits, score_logits
+from reptile_distil.training.metrics import Scores
+from reptile_distil.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+class Experiment:
+    """One configuration, run.
+
+    Several may live in one process, and one may run inside a callback of another: number format, threads and random
+    numbers are set while an experiment computes, and put back. Two at the same time, in two threads, would share them.
+
+    Args:
+        config: the configuration.
+        callbacks: objects that are told what happens (see `Callback`).
+
+    >>> experiment = Experiment.from_yaml("configs/quickstart.yaml", "method=finetune", "train.max_steps=3")
+    >>> experiment
+    Experiment(finetune on toy-sentence, seed 42: not run yet)
+    >>> results = experiment.fit()  # writes runs/toy-sentence/finetune-seed42
+    >>> results["num_steps"]
+    3
+    >>> experiment.history.columns[:3].tolist()
+    ['step', 'train_loss', 'train_task_loss']
+    >>> experiment.evaluate() == results["scores"]
+    True
+    >>> experiment.predict(["a good film"])[0].probabilities.keys()
+    dict_keys(['negative', 'positive'])
+    """
+
+    def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+        if not isinstance(config, Config):
+            raise TypeError(f"Experiment takes a Config, not {config!r}: for a file Experiment.from_yaml(path)")
+        self.callbacks = check_callbacks(callbacks)
+        self.device = choose_device(config.device)
+        self.processes = start_processes(self.device)
+        if config.distributed.shard and self.processes.count == 1:
+            raise ConfigError(
+                "distributed.shard = True: takes several processes to cut the models over; "
+                "start them with torchrun or accelerate launch"
+            )
+        check_processes(config, self.processes)
+        if config.compute.cuda_graphs:
+            check_graphs(self.device, self.processes.count)
+        self._precision = precision = choose_precision(config.precision, self.device)
+        # A run's files say what `auto` came to.
+        self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
+        self.task = build_task(config)
+        self.setup = Setup(config, self.task, self.device, self.processes)
+        runs = Path(config.runs_dir, config.task_name)
+        self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
+        self.teacher_folder = RunFolder(
+            config.teacher_run,
+            remedy="give another runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite",
+        )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, *overrides: str, callbacks: Sequence[object] = ()) -> Experiment:
+        """The experiment of a YAML file with `key=value` overrides."""
+        return cls(load_config(path, overrides), callbacks=callbacks)
+
+    def fit(self, *, overwrite: bool = False) -> Results:
+        """Trains the student with the configured method; returns the results of its run folder.
+
+        A finished run is not run again unless `overwrite`; an unfinished one goes on from its newest valid checkpoint.
+        A signal (SIGTERM, Ctrl-C, SIGUSR1) writes a checkpoint and raises `Interrupted`. Where a teacher is needed and
+        missing, it is fine-tuned first, into a run folder of its own that all methods share; where another process is
+        at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
+        folder.
+        """
+        return RunResults(self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite))
+
+    def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
+        """Fine-tunes `teacher.pretrained`; returns the results of its run folder, as `fit` does.
+
+        Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
+        """
+        folder, run = self.teacher_folder, self._fit_teacher
+        return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait))
+
+    def check_pair(self) -> None:
+        """Before a teacher is fine-tuned for hours: that teacher and student can be had and fit each other.
+
+        Does nothing where the teacher is there, or none is needed. Raises `ModelError`, `LayerMapError` and whatever
+        else `fit` would raise for such a pair once the teacher is trained.
+        """
+        is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
+        if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
+            check_pair(self.config, self.task)
+
+    def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
+        """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
+
+        Raises `DataError` for a split without labels.
+        """
+        scores = {}
+        for name in self.task.dev_splits if split is None else (split,):
+            split_predictions = self.predict_split(name, model=model)
+            if split_predictions.scores is None:
+                raise DataError(f"task {self.task.name}: split {name} has no labels to score against")
+            scores[name] = split_predictions.scores
+        return scores
+
+    def predict_split(self, split: str, *, model: str | Path | None = None) -> SplitPredictions:
+        """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
+        classifier, tokenizer = self._load_trained(model)
+        batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
+        logits = self._logits(classifier, batches)
+        labels = scores = None
+        if "label" in batches.features.column_names:
+            labels = [name_label(label, self.task) for label in batches.features["label"]]
+            scores = score_logits(logits, batches, self.task.metrics)
+        return SplitPredictions(name_predictions(logits, self.task), labels, scores)
+
+    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
+        """What the trained student says of texts, or of pairs of texts for a pair task, in order."""
+        if isinstance(texts, str):
+            raise DataError(f"predict takes a list of texts, not one text: predict([{texts!r}])")
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        if any(len(row) != len(self.task.text_columns) for row in rows):
+            wanted = "pairs of texts" if self.task.is_pair else "single texts"
+            raise DataError(f"task {self.task.name}: expected {wanted}")
+        if not rows:
+            return []
+        classifier, tokenizer = self._load_trained(None)
+        columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
+        features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
+        batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
+        return name_predictions(self._logits(classifier, batches), self.task)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each epoch of the run so far, by number: `dev_accuracy`, `train_loss` and so on.
+
+        With a teacher also `teacher_dev_accuracy` and `agreement`. See `history.read_epochs`, which reads any run's.
+        Raises `RunError` where there is no run yet, or one of another configuration.
+        """
+        return self._of_own_run(read_epochs)
+
+    @property
+    def step_history(self) -> pd.DataFrame:
+        """One row for each logged step (`train.log_every`): its losses and learning rates. Raises as `history`."""
+        return self._of_own_run(read_steps)
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.config.method} on {self.task.name}, seed {self.config.seed}: {self._state()})"
+
+    def _repr_html_(self) -> str:
+        names = ("method", "task", "seed", "folder", "device", "precision", "state")
+        own = (self.config.method, self.task.name, self.config.seed, self.folder.path, self.device, self._precision)
+        return to_html([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
+
+    def _state(self) -> str:
+        """How far the run is, in words."""
+        try:
+            results = self.folder.read_results(self.config.defining_settings(self.config.method))
+        except RunError as error:
+            return str(error)
+        if results is None:
+            return "unfinished" if self.folder.metrics.exists() else "not run yet"
+        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results["scores"].items())
+
+    def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        self.folder.read_results(
+            self.config.defining_settings(self.config.method)
+        )  # another configuration's is refused
+        return read(self.folder.path)
+
+    def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
+        with self.own_settings():
+            return predict_logits(classifier, batches, self.processes)
+
+    def _run_once(
+        self,
+        folder: RunFolder,
+        role: Role,
+        run: Callable[[Recovery, Interrupts], Results],
+        *,
+        overwrite: bool,
+        wait: bool = False,
+        quiet: bool = False,
+    ) -> Results:
+        """The results of a finished run, or else those of `run`, with the folder kept from other processes.
+
+        A finished run is worth a line in the log, unless `quiet`.
+        """
+        decisive = self.config.defining_settings(role)
+        finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
+        results = finished()
+        if not results:
+            check_trackers(self.config.trackers)
+            claimed = self._claimed(folder, wait=wait)
+            with self.own_settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
+                # Another run may have finished it since.
+                results = finished()
+                if not results:
+                    return run(self.recovery(folder, role, afresh=overwrite), interrupts)
+        folder.check_complete(results)
+        self.processes.on_main(lambda: check_inputs(folder, results, self.config, self.task, role))
+        if not quiet:
+            logger.info("%s is finished: nothing to run", folder.path)
+        return results
+
+    def recovery(self, folder: RunFolder, role: Role, *, afresh: bool) -> Recovery:
+        """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""
+        options = self.config.checkpoint.model_dump() | {"device": self.device, "processes": self.processes}
+        return Recovery(folder, self.config.defining_settings(role), afresh=afresh, **options)
+
+    @contextlib.contextmanager
+    def own_settings(self) -> Iterator[None]:
+        """What this experiment sets for the whole process, and afterwards the process's own: other experiments' too."""
+        random = random_numbers_repeated(torch.device(self.device))
+        with computing(self._precision, self.config.num_threads), random:
+            yield
+
+    @contextlib.contextmanager
+    def _claimed(self, folder: RunFolder, *, wait: bool) -> Iterator[None]:
+        """`folder.claimed` by the main process for all of this run's."""
+        with contextlib.ExitStack() as held:
+            if self.processes.count == 1:
+                held.enter_context(folder.claimed(wait=wait))
+            while self.processes.count > 1:
+                try:
+                    self.processes.on_main(lambda: held.enter_context(folder.claimed()))
+                    break
+                except RunInUseError:
+                    if not wait:
+                        raise
+                    time.sleep(1.0)  # the others ask again with it: none may wait longer than processes.TIMEOUT
+            yield
+
+    def _fit_student(self, recovery: Recovery, interrupts: Interrupts) -> Results:
+        method, config = self.config.method, self.config
+        teacher_name = None
+        if config.needs_teacher(method):
+            if config.teacher.finetuned is None:
+                self.check_pair()
+                folder, run = self.teacher_folder, self._fit_teacher
+                self._run_once(folder, "teacher", run, overwrite=False, wait=True, quiet=True)
+            teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
+        recovery.start_clock()
+        components = self.setup.prepare_student(teacher_name)
+        return Run(self.setup, method, components, recovery).run(interrupts, self.callbacks)
+
+    def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
+        recovery.start_clock()
+        components = self.setup.prepare_teacher()
+        return Run(self.setup, "teacher", components, recovery).run(interrupts, self.callbacks)
+
+    def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
+        if model is None and not self.folder.model.is_dir():
+            raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
+        return self.setup.load_trained(str(model or self.folder.model))

@@ -1,0 +1,336 @@
+"""From a configuration to all that a run needs, loaded and checked: task, models, tokenizer, batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from reptile_distil.config.config import Config
+from reptile_distil.config.sections import Role, TrainConfig
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches, draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.cache import default_folder, load_features
+from reptile_distil.data.extra_batches import BatchStream, ExtraBatches, hold_out
+from reptile_distil.data.features import Features
+from reptile_distil.data.sources import open_split
+from reptile_distil.data.tasks import Task, get_task
+from reptile_distil.errors import ConfigError, DataError, LayerMapError
+from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
+from reptile_distil.models.classifier import Classifier, Student, Teacher
+from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
+from reptile_distil.models.packing import check_packable
+from reptile_distil.models.pretrained import (
+    check_length,
+    load_finetuned,
+    load_pretrained,
+    start_from_teacher_layers,
+    start_random,
+)
+from reptile_distil.models.tokenizer import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.resume import Fingerprints
+from reptile_distil.runs.state import weights_fingerprint
+from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
+from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
+from reptile_distil.training.cuda_graphs import LENGTH_STEP
+
+VALIDATION = "validation"
+"""Name of the split that `data.validation_fraction` makes of training rows."""
+
+
+class Components(NamedTuple):
+    """What a run trains with."""
+
+    settings: TrainConfig
+    model: Any
+    """The one that learns, at its start."""
+    tokenizer: Any
+    data: dict[str, Batches]
+    """The training split and each dev split."""
+    teacher: Teacher | None
+
+    def fingerprints(self) -> Fingerprints:
+        """What identifies each input: when one has changed, an unfinished run cannot go on."""
+        fingerprints = {f"{split} split": batches.features.fingerprint() for split, batches in self.data.items()}
+        if (extra_batches := self.data["train"].extra_batches) is not None:
+            fingerprints["rows beside the train split"] = extra_batches.features.fingerprint()
+        fingerprints["model that it starts with"] = weights_fingerprint(self.model)
+        if self.teacher is not None:
+            fingerprints["teacher"] = weights_fingerprint(self.teacher)
+        return fingerprints
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where components are got ready: a configuration, and what it is run on."""
+
+    config: Config
+    task: Task
+    device: str
+    processes: Processes
+
+    def prepare_student(self, teacher_name: str | None, *, stand_in: bool = False) -> Components:
+        """What the configured method trains with, checked: student and teacher at their start, and data for both.
+
+        `teacher_name` is the folder or hub name of the fine-tuned teacher, None where neither the method nor the
+        student's start needs one. As a `stand_in`, it is that of a model which is not fine-tuned yet, and gets a new
+        head.
+        """
+        config = self.config
+        model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
+        teacher, batch_tokenizer = None, tokenizer
+        if teacher_name is not None and config.method != "finetune":
+            teacher_tokenizer = load_tokenizer(teacher_name)
+            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
+            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
+            teacher = self._load_teacher(teacher_name, stand_in=stand_in)
+            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
+        data = self.load_data(batch_tokenizer, config.train, for_student=True)
+        return Components(config.train, model, tokenizer, data, teacher)
+
+    def prepare_teacher(self) -> Components:
+        """What the teacher is fine-tuned with, checked."""
+        name, settings = self.config.teacher.pretrained, self.config.teacher.train
+        model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        check_vocabulary(name, model, tokenizer)
+        return Components(settings, model, tokenizer, self.load_data(tokenizer, settings, for_student=False), None)
+
+    def assemble(self, role: Role, components: Components) -> tuple[Student, BuiltMethod]:
+        """The model that learns, on the device, and the method that teaches it."""
+        settings, model, _, _, teacher = components
+        check_length(role, model, self.config.data.max_length)
+        student = Student(self._placed(model), **forward_options(self.config))
+        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
+
+    def load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
+        """Batches of the training split and of each dev split."""
+        if "train" not in self.task.splits:
+            raise DataError(f"task {self.task.name} has no train split to train on")
+        if for_student:
+            train = build_training_batches(self.config, self.task, tokenizer)
+        else:
+            train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
+        splits = (self.task.selection_split, *self.task.dev_splits[1:])
+        if self.config.data.validation_fraction is not None:
+            splits = (VALIDATION, *splits)
+        dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
+        return {"train": train, **dev}
+
+    def _placed(self, model: Any) -> Any:
+        """The model on the device, the same on every process, or this process's part of it."""
+        self.processes.share_weights(model, self.device)
+        prepare_model(model, self.config, self.device)
+        return model
+
+    def save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
+        """Replaces the folder's model by this one, by the main process."""
+        whole = whole_copy(model) if self.config.distributed.shard else model
+        self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
+
+    def _load_teacher(self, name: str, *, stand_in: bool) -> Teacher:
+        if stand_in:
+            model = load_pretrained(name, self.task, seed=self.config.seed)
+        else:
+            model = load_finetuned(name, self.task, self.config.teacher.label_names)
+        check_length(name, model, self.config.data.max_length)
+        return Teacher(self._placed(model), **forward_options(self.config))
+
+    def load_trained(self, name: str) -> tuple[Classifier, Any]:
+        """A fine-tuned model, a folder or hub name, ready to be asked, and its tokenizer."""
+        classifier = load_finetuned(name, self.task, self.config.teacher.label_names)
+        prepare_model(classifier, self.config, self.device, may_compile=False)
+        tokenizer = load_tokenizer(name)
+        check_vocabulary(name, classifier, tokenizer)
+        return Classifier(classifier, **forward_options(self.config)), tokenizer
+
+
+def build_task(config: Config) -> Task:
+    """The task that the configuration names, or describes."""
+    if isinstance(config.task, str):
+        return toy.TASKS.get(config.task) or get_task(config.task)
+    own = config.task
+    return Task(
+        name=own.name,
+        text_columns=own.text,
+        label_column=own.label,
+        label_names=own.labels,
+        metrics=own.metrics,
+        splits=dict.fromkeys(own.files, ()),
+        files=own.files,
+    )
+
+
+def build_student(config: Config, task: Task, finetuned_teacher: str | None = None) -> tuple[nn.Module, Any]:
+    """The student at its start, the same for every method with the same seed, and its tokenizer.
+
+    `finetuned_teacher` is the folder that `student.init: finetuned_layers` starts from; before there is one, the
+    pretrained teacher stands in for it.
+    """
+    start, source = config.student, student_source(config)
+    if start.init == "finetuned_layers" and finetuned_teacher is not None:
+        source = finetuned_teacher
+        model = load_finetuned(source, task, config.teacher.label_names)
+    else:
+        model = load_pretrained(source, task, seed=config.seed)
+    if start.init in ("teacher_layers", "finetuned_layers"):
+        model = start_from_teacher_layers(model, _layers_to_copy(config, model))
+    elif start.init == "random" and start.num_layers is not None:
+        model = start_random(model, start.num_layers, seed=config.seed)
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(source, model, tokenizer)
+    return model, tokenizer
+
+
+def student_source(config: Config) -> str:
+    """Hub name or folder of the model that the student's start, and its tokenizer, come from."""
+    if config.student.init == "pretrained" and config.student.pretrained is not None:
+        return config.student.pretrained
+    return config.teacher.pretrained
+
+
+def check_pair(config: Config, task: Task) -> None:
+    """Raises now what the student's run would raise only after the teacher has been fine-tuned."""
+    name, limit = config.teacher.pretrained, config.data.max_length
+    student, tokenizer = build_student(config, task)
+    check_same_tokenizer(name, load_tokenizer(name), student_source(config), tokenizer)
+    check_length(student_source(config), student, limit)
+    teacher = load_pretrained(name, task, seed=config.seed)
+    check_length(name, teacher, limit)
+    for model in (teacher, student) if config.data.packing else ():
+        check_packable(model)
+    build_loss(config, teacher, student)
+    if config.method == "reptile":
+        match_models(teacher, student, config.reptile.layer_map)
+
+
+def check_processes(config: Config, processes: Processes) -> None:
+    """Raises `ConfigError` for a method that several processes cannot share."""
+    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
+        raise ConfigError(
+            f"method metadistil takes one process, but {processes.count} were started: start it with python"
+        )
+
+
+def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
+    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
+    set_attention(model, config.compute.attention)
+    if config.distributed.shard:
+        shard_model(model, device, layers_to_shard(model))
+    else:
+        model.to(device)
+    if config.compute.compile and may_compile:
+        compile_forward(model, device)
+
+
+def layers_to_shard(model: nn.Module) -> list[nn.Module]:
+    """The encoder layers, whose weights are gathered one after another; none where layers share them, as in ALBERT."""
+    try:
+        return list(encoder_layers(model)[1])
+    except LayerMapError:
+        return []
+
+
+def autocast_dtype(config: Config) -> torch.dtype | None:
+    """The dtype of forward passes where it is not that of the weights."""
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
+def forward_options(config: Config) -> dict[str, Any]:
+    """How `Classifier` computes."""
+    return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
+
+
+def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:
+    start = config.student
+    if start.teacher_layers or start.num_layers is None:
+        return start.teacher_layers
+    evenly_spaced = resolve_layer_map(
+        "skip",
+        num_teacher_layers=len(encoder_layers(teacher)[1]),
+        num_student_layers=start.num_layers,
+    )
+    return tuple(layers[0] for layers in evenly_spaced)
+
+
+def build_batches(
+    config: Config, task: Task, split: str, tokenizer: Any, settings: TrainConfig, *, for_training: bool = False
+) -> Batches:
+    """The tokenised rows of a split: all of them for evaluation, or those that the configuration trains on.
+
+    The split `VALIDATION` is what `data.validation_fraction` holds out of the latter.
+    """
+    features = _load_features(config, task, split, tokenizer, for_training=for_training)
+    batch_size = settings.batch_size if for_training else settings.eval_batch_size
+    return _batches_of(features, config, tokenizer, batch_size, for_training=for_training)
+
+
+def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batches:
+    """The training batches of the configured method, each with the extra_batches that the method's step asks for."""
+    features = _load_features(config, task, "train", tokenizer, for_training=True)
+
+    def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
+        return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size, for_training=True)
+
+    reptile = config.reptile
+    if config.method == "metadistil":
+        features, held_out = hold_out(features, config.metadistil.quiz_fraction)
+        batches, quiz = batches_of(features), batches_of(held_out, config.metadistil.quiz_batch_size)
+        batches.extra_batches = ExtraBatches("quiz", BatchStream(quiz))
+    elif config.method == "reptile" and reptile.inner_batch == "held_out":
+        features, held_out = hold_out(features, reptile.held_out_fraction)
+        batches, stream = batches_of(features), BatchStream(batches_of(held_out))
+        batches.extra_batches = ExtraBatches("inner", stream, num_batches=reptile.inner_steps)
+    else:
+        batches = batches_of(features)
+        if config.method == "reptile" and reptile.inner_steps > 1:
+            following = BatchStream(batches_of(features))
+            batches.extra_batches = ExtraBatches("inner", following, num_batches=reptile.inner_steps, overlapping=True)
+    return batches
+
+
+def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
+    fraction = config.data.validation_fraction
+    if fraction is not None and (split == VALIDATION or for_training):
+        to_train_on, validation = hold_out(_load_split(config, task, "train", tokenizer, for_training=True), fraction)
+        return validation if split == VALIDATION else to_train_on
+    return _load_split(config, task, split, tokenizer, for_training=for_training)
+
+
+def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
+    data = config.data
+    max_rows = data.max_train_rows if for_training else None
+    if isinstance(config.task, str) and task.name in toy.TASKS:  # an own task may have a toy's name
+        rows = toy.load_split(task, split)
+        drawn = draw_row_ids(len(rows), max_rows)
+        features = Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, data.max_length), drawn)
+    else:
+        features = load_features(
+            open_split(task, split, None if data.path is None else Path(data.path)),
+            tokenizer,
+            max_length=data.max_length,
+            max_rows=max_rows,
+            check_rows=data.check_rows,
+            cache=_cache_folder(data.cache_dir),
+        )
+    return features
+
+
+def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int, *, for_training: bool) -> Batches:
+    return Batches(
+        features,
+        tokenizer,
+        batch_size=batch_size,
+        seed=config.seed,
+        device=choose_device(config.device),
+        length_step=LENGTH_STEP if config.compute.cuda_graphs and for_training else 1,
+    )
+
+
+def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
+    if cache_dir is False:
+        return None
+    return default_folder() if cache_dir is None else Path(cache_dir).expanduser()

@@ -1,0 +1,291 @@
+"""A report as a model card: README.md with the front matter that the hub reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import GLUE
+from reptile_distil.export.report import Report
+from reptile_distil.models.toy import is_toy_model
+from reptile_distil.runtime.measuring import Timing
+from reptile_distil.training.metrics import Scores
+
+PAPER = "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression"
+CITATION = f"""@inproceedings{{ma-etal-2022-knowledge,
+  title = {{{PAPER}}},
+  author = {{Ma and Wang and Yu and Zhang}},
+  booktitle = {{Proceedings of the 29th International Conference on Computational Linguistics (COLING)}},
+  year = {{2022}},
+}}"""
+
+_METHODS = {
+    "reptile": "distilled from a teacher that learns to teach by first-order Reptile updates",
+    "metadistil": "distilled from a teacher that learns to teach by second-order gradients (MetaDistil)",
+    "kd": "distilled from a frozen teacher",
+    "finetune": "fine-tuned without a teacher",
+    "teacher": "fine-tuned as a teacher",
+}
+_HUB_METRICS = {"pearson": "pearsonr", "spearmanr": "spearmanr"}  # the rest have the same names on the hub
+_CONTENDERS = {"student": "student", "teacher": "teacher", "onnx": "student, ONNX", "int8": "student, ONNX int8"}
+_PATHS = ("data.path", "teacher.pretrained", "teacher.finetuned", "student.pretrained", "task.files")
+
+
+def write_card(report: Report, *, license: str = "other") -> Path:
+    """Writes README.md beside the student's weights; returns its path."""
+    path = report.folder / "README.md"
+    path.write_text(render_card(report, license=license), encoding="utf-8")
+    return path
+
+
+def render_card(report: Report, *, license: str = "other") -> str:
+    """The card's text: front matter, what the model is, how to use it, scores, speed, recipe, limits, citation."""
+    parts = [f"---\n{_front_matter(report, license).to_yaml()}\n---", *_sections(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def performance_tables(report: Report) -> str:
+    """Size, score and speed as Markdown tables."""
+    return "\n\n".join([_size_table(report), _score_table(report), *_speed_tables(report)])
+
+
+def _front_matter(report: Report, license: str) -> ModelCardData:
+    task, results = report.task, report.results
+    on_hub = task.name in GLUE
+    base = report.config.student.pretrained if report.config.student.init == "pretrained" else None
+    base = base or report.config.teacher.pretrained
+    return ModelCardData(
+        language="en" if on_hub or task.name in toy.TASKS else None,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=base if _is_hub_name(base) else None,
+        datasets=["nyu-mll/glue"] if on_hub else None,
+        metrics=[_HUB_METRICS.get(metric, metric) for metric in task.metrics],
+        tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results["method"] == "reptile" else [])],
+        model_name=_name(report),
+        eval_results=list(_eval_results(report)) or None,
+    )
+
+
+def _eval_results(report: Report) -> Iterator[EvalResult]:
+    """Defined dev scores only: the hub takes no others."""
+    task = report.task
+    for split, scores in report.results["scores"].items():
+        for metric, score in scores.items():
+            if score is not None and math.isfinite(score):
+                yield EvalResult(
+                    task_type="text-classification",
+                    task_name="Text classification",
+                    dataset_type="nyu-mll/glue" if task.name in GLUE else task.name,
+                    dataset_name=f"GLUE {task.folder}" if task.folder else task.name,
+                    dataset_config=task.name if task.name in GLUE else None,
+                    dataset_split=split.replace("dev", "validation") if task.name in GLUE else split,
+                    metric_type=_HUB_METRICS.get(metric, metric),
+                    metric_name=f"{split} {metric}",
+                    metric_value=round(score, 6),
+                )
+
+
+def _sections(report: Report) -> Iterator[str]:
+    method, task = report.results["method"], report.task
+    yield f"# {_name(report)}"
+    labels = ", ".join(task.label_names) if task.label_names else "one number"
+    yield (
+        f"A text classifier of {report.weights['student'].num_parameters:,} parameters for the task {task.name} "
+        f"({'pairs of texts' if task.is_pair else 'single texts'}; output: {labels}), "
+        f"{_METHODS.get(method, f'trained with the method {method}')}."
+    )
+    what = "The method is that of" if method == "reptile" else "It is something to compare with the method of"
+    yield f"{what} Ma, Wang, Yu, Zhang: {PAPER}. COLING 2022. Trained with `reptile_distil`."
+    yield "## Use"
+    yield f"```python\n{_usage(report)}\n```"
+    yield "## Score, size and speed"
+    yield performance_tables(report)
+    yield _conditions(report)
+    yield "## Recipe"
+    yield _data_sentence(report)
+    yield _recipe_table(report)
+    yield "## Limits"
+    yield "\n".join(f"- {limit}" for limit in _limits(report))
+    yield "## Cite"
+    yield f"```bibtex\n{CITATION}\n```"
+
+
+def _usage(report: Report) -> str:
+    text = '{"text": "first text", "text_pair": "second text"}' if report.task.is_pair else '"a text"'
+    return (
+        "from transformers import pipeline\n\n"
+        'classify = pipeline("text-classification", model="PATH_OR_REPO")  # this folder, or its name on the hub\n'
+        f"print(classify({text}))"
+    )
+
+
+def _size_table(report: Report) -> str:
+    lengths = list(report.weights["student"].flops)
+    rows = [["model", "parameters", "size on disk", *(f"GFLOPs at {length} tokens" for length in lengths)]]
+    for role, weight in report.weights.items():
+        flops = [_giga(weight.flops[length]) for length in lengths]
+        rows.append([role, f"{weight.num_parameters:,}", _megabytes(weight.num_bytes), *flops])
+    for name, size in report.onnx_bytes.items():
+        rows.append([_CONTENDERS[name], "as the student", _megabytes(size), *("" for _ in lengths)])
+    return _markdown(rows)
+
+
+def _score_table(report: Report) -> str:
+    scores = {"student": report.results["scores"]}
+    if report.teacher_scores is not None:
+        scores["teacher"] = report.teacher_scores
+    if report.int8_scores is not None:
+        scores["int8"] = report.int8_scores
+    names = [(split, metric) for split, values in scores["student"].items() for metric in values]
+    rows = [["model", *(f"{split} {metric}" for split, metric in names)]]
+    for name, by_split in scores.items():
+        rows.append([_CONTENDERS[name], *(_percent(_find(by_split, split, metric)) for split, metric in names)])
+    if "teacher" in scores:
+        kept = [_kept(scores["student"], scores["teacher"], split, metric) for split, metric in names]
+        rows.append(["kept of the teacher's", *kept])
+    return _markdown(rows)
+
+
+def _speed_tables(report: Report) -> Iterator[str]:
+    """A table for each device; `speed-up` is the teacher's time over the model's own."""
+    for device in dict.fromkeys(speed.device for speed in report.speeds):
+        speeds = [speed for speed in report.speeds if speed.device == device]
+        has_teacher = "teacher" in speeds[0].timings
+        rows = [[f"{device}: batch x length", "model", "ms a batch", "(middle half)", "sequences/s"]]
+        rows[0] += ["speed-up"] * has_teacher
+        for speed in speeds:
+            for name, timing in speed.timings.items():
+                row = [f"{speed.batch_size} x {speed.length}", _CONTENDERS[name], *_times(timing, speed.batch_size)]
+                row += [f"{speed.timings['teacher'].median / timing.median:.2f}"] if has_teacher else []
+                rows.append(row)
+        yield _markdown(rows)
+
+
+def _conditions(report: Report) -> str:
+    sentences = [
+        f"Scores are in percent, on the dev split, of the best epoch on that split, with one seed "
+        f"({report.results['seed']}): n = 1, so nothing is known of their spread."
+    ]
+    if report.speeds:
+        rounds = min(timing.num_rounds for speed in report.speeds for timing in speed.timings.values())
+        sentences.append(
+            "Times are medians (with the middle half) of "
+            f"{rounds} rounds or more on random tokens without padding, all models measured in turn in float32 with "
+            f"{_threads()}, tokenizing not counted."
+        )
+    if any(flops is not None for flops in report.weights["student"].flops.values()):
+        sentences.append(
+            "FLOPs are those of the matrix products of one sequence (N (8 L d² + 4 L² d + 4 L d f) and the head), a "
+            "multiplication and its addition counted as two."
+        )
+    if report.onnx_difference is not None:
+        sentences.append(
+            f"The ONNX file's logits differ from PyTorch's by {report.onnx_difference:.1e} at most, over random full "
+            "and padded batches."
+        )
+    if report.int8_scores is not None:
+        sentences.append("The int8 file (dynamic quantisation by onnxruntime) was scored on the same dev split.")
+    return " ".join(sentences)
+
+
+def _data_sentence(report: Report) -> str:
+    source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
+    return (
+        f"Trained on {report.results['num_train_rows']:,} rows of {source} in {report.results['num_steps']:,} steps, "
+        f"{report.results['train_seconds']:,.0f} seconds on {report.results['device']} "
+        f"(torch {report.environment['torch']}, transformers {report.environment['transformers']}). "
+        "The values that decide the result:"
+    )
+
+
+def _recipe_table(report: Report) -> str:
+    decisive: dict[str, Any] = {**report.results["decisive"]}
+    if report.config.student.init != "pretrained":
+        decisive.pop("student.pretrained", None)  # a default that nothing reads
+    rows = [["key", "value"]]
+    rows += [[f"`{key}`", f"`{_public(key, value)}`"] for key, value in decisive.items() if value not in (None, [], "")]
+    return _markdown(rows, numbers=False)
+
+
+def _limits(report: Report) -> Iterator[str]:
+    task = report.task
+    yield "One seed and one data set: a difference of a point or two to another model may be chance."
+    yield "The dev split chose the best epoch and is also what is reported, so the score is a little too high."
+    yield f"Texts longer than {report.config.data.max_length} tokens were cut in training."
+    if task.name in GLUE:
+        yield "English only, and only text like the benchmark's; it has its data's biases, and its teacher's."
+    elif task.name in toy.TASKS:
+        yield "A toy: its language has a few dozen generated words. It is of no use but to try things out."
+    else:
+        yield "It knows only text like its training data, and has its biases."
+    yield "The licences of the data and of the pretrained models apply."
+
+
+def _markdown(rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
+    """A table aligned for the terminal; the first column to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if index and numbers else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|".join("-" * (width + 1) + (":" if index and numbers else "-") for index, width in enumerate(widths))
+    return "\n".join([line(rows[0]), f"|{rule}|", *map(line, rows[1:])])
+
+
+def _name(report: Report) -> str:
+    return f"{report.task.name}-{report.results['method']}"
+
+
+def _is_hub_name(name: str | None) -> bool:
+    """Whether a model came from the hub rather than from a folder or the toy world."""
+    if name is None or is_toy_model(name) or name.startswith((".", "/", "~")) or Path(name).exists():
+        return False
+    return name.count("/") <= 1
+
+
+def _public(key: str, value: Any) -> Any:
+    """A folder's last part: where it lies on one's own disk is nobody's business."""
+    return Path(value).name if key.startswith(_PATHS) and not _is_hub_name(value) else value
+
+
+def _find(scores: Mapping[str, Scores], split: str, metric: str) -> float | None:
+    return scores.get(split, {}).get(metric)
+
+
+def _kept(student: Mapping[str, Scores], teacher: Mapping[str, Scores], split: str, metric: str) -> str:
+    own, its = _find(student, split, metric), _find(teacher, split, metric)
+    return "-" if own is None or not its or its < 0 else f"{100 * own / its:.1f} %"
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None or not math.isfinite(score) else f"{100 * score:.1f}"
+
+
+def _times(timing: Timing, batch_size: int) -> list[str]:
+    spread = f"{1000 * timing.low:.2f} to {1000 * timing.high:.2f}"
+    return [f"{1000 * timing.median:.2f}", spread, f"{batch_size / timing.median:,.0f}"]
+
+
+def _giga(flops: int | None) -> str:
+    return "-" if flops is None else f"{flops / 1e9:.3g}"
+
+
+def _megabytes(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} CPU thread{'s' * (number > 1)}"

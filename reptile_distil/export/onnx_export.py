@@ -1,0 +1,148 @@
+"""A student as an ONNX file, checked against PyTorch, and its int8 version. Needs the extra `onnx`."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from reptile_distil.errors import MissingExtraError, ModelError
+from reptile_distil.runtime.measuring import pad_at_random, random_batch
+
+PARITY = 1e-4
+"""Largest difference of a logit between PyTorch and onnxruntime that an export may have."""
+
+_SHAPES = ((1, 1), (1, 7), (3, 16), (8, 5), (2, 128))
+_OPSET = 17
+
+
+class OnnxModel(nn.Module):
+    """A saved ONNX classifier with the inputs and outputs of the PyTorch one, on the CPU: `Classifier` wraps both."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        require_onnx()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = [item.name for item in self.session.get_inputs()]
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """Logits (B, C) from ids, mask and segments (B, L)."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        feed = {name: value.numpy() for name, value in given.items() if name in self._inputs and value is not None}
+        (logits,) = self.session.run(None, feed)
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+
+def require_onnx() -> None:
+    """Raises `MissingExtraError` unless onnx and onnxruntime are installed."""
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"ONNX needs {' and '.join(missing)}: pip install 'reptile-distil[onnx]'")
+
+
+def export_onnx(model: Any, tokenizer: Any, path: str | Path) -> float:
+    """Writes the classifier (on the CPU) as ONNX, batch size and length free; returns `parity` with PyTorch.
+
+    Inputs are those that the tokenizer gives and the model takes, int64 (B, L); the output is `logits` (B, C). Raises
+    `MissingExtraError`, or `ModelError` where a logit differs by more than `PARITY`.
+    """
+    require_onnx()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    taken = inspect.signature(model.forward).parameters
+    names = [name for name in tokenizer.model_input_names if name in taken]
+    model.eval()
+    example = _examples(model, shapes=[(2, 8)])[1]
+    with _quiet():
+        # The exporter that traces: the one on torch.export takes half a minute for a model of two layers.
+        torch.onnx.export(
+            _LogitsOf(model, names).eval(),
+            tuple(example[name] for name in names),
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes={**{name: {0: "batch", 1: "sequence"} for name in names}, "logits": {0: "batch"}},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+    difference = parity(model, OnnxModel(path))
+    if not difference <= PARITY:
+        path.unlink()
+        raise ModelError(
+            f"{path}: the ONNX export of {type(model).__name__} differs from PyTorch by {difference:.1e} in a logit, "
+            f"more than {PARITY:.0e}; it is not kept"
+        )
+    return difference
+
+
+@torch.no_grad()
+def parity(model: Any, exported: OnnxModel) -> float:
+    """The largest absolute difference of a logit, over full and padded batches of shapes that were not traced."""
+    taken = inspect.signature(model.forward).parameters
+    limit = getattr(model.config, "max_position_embeddings", 512) - 2  # RoBERTa's positions start at 2
+    differences = []
+    for batch in _examples(model, shapes=[(rows, min(length, limit)) for rows, length in _SHAPES]):
+        inputs = {name: value for name, value in batch.items() if name in taken}
+        differences.append((model(**inputs).logits - exported(**batch).logits).abs().max())
+    return float(torch.stack(differences).max())
+
+
+def quantize_int8(path: str | Path, target: str | Path) -> None:
+    """Writes the ONNX model with int8 weights; activations are quantised as they come (dynamic quantisation)."""
+    require_onnx()
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(str(path), str(target), weight_type=QuantType.QInt8)
+
+
+class _LogitsOf(nn.Module):
+    """The model as a function of its inputs in order: what an exporter can trace."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        return logits
+
+
+def _examples(model: Any, *, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """For each (rows, length), a batch of random tokens and the same batch with padding."""
+    vocab_size, pad = model.config.vocab_size, model.config.pad_token_id or 0
+    batches = []
+    for seed, (rows, length) in enumerate(shapes):
+        full = random_batch(rows, length, vocab_size=vocab_size, pad_token_id=pad, seed=seed)
+        batches += [full, pad_at_random(full, pad_token_id=pad, seed=seed)]
+    return batches
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of the tracer and of the quantiser: what they fear is what `parity` and the dev score measure."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

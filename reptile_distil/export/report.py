@@ -1,0 +1,267 @@
+"""A finished student, weighed: size, operations, speed beside its teacher, ONNX and int8; written as its model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.data.tasks import Task
+from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.experiments.setup import build_batches, build_task
+from reptile_distil.export.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
+from reptile_distil.models.classifier import Classifier, count_parameters
+from reptile_distil.models.cost import flops_per_sequence
+from reptile_distil.models.loading import find_folder
+from reptile_distil.models.pretrained import load_finetuned
+from reptile_distil.models.tokenizer import load_tokenizer
+from reptile_distil.runtime.measuring import Timing, random_batch, time_in_turn
+from reptile_distil.training.evaluation import predict_logits, score_logits
+from reptile_distil.training.metrics import Scores
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What one model weighs."""
+
+    num_parameters: int
+    num_bytes: int | None
+    """Size of the weights' files; None for a model that is no folder."""
+    flops: dict[int, int | None]
+    """Operations for one sequence, by its length in tokens."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Times of one batch on one device, by contender (student, teacher, onnx, int8)."""
+
+    device: str
+    batch_size: int
+    length: int
+    timings: dict[str, Timing]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the model card says of a student."""
+
+    folder: Path
+    """The student's model folder."""
+    config: Config
+    task: Task
+    results: dict[str, Any]
+    """results.json of the student's run."""
+    environment: dict[str, Any]
+    weights: dict[str, Weight]
+    """By role: student, and teacher where there is one."""
+    teacher_scores: dict[str, Scores] | None
+    """The teacher's own dev scores before distillation, by split."""
+    speeds: list[Speed]
+    onnx_difference: float | None = None
+    """Largest difference of a logit between onnxruntime and PyTorch."""
+    onnx_bytes: dict[str, int] = field(default_factory=dict)
+    """Size of each ONNX file, by contender."""
+    int8_scores: dict[str, Scores] | None = None
+    """Dev scores of the int8 model, measured, by split."""
+
+
+def make_report(
+    model: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    lengths: Sequence[int] = (),
+    batch_sizes: Sequence[int] = (1, 32),
+    devices: Sequence[str] = (),
+    seconds: float = 2.0,
+    onnx: bool = False,
+    int8: bool = False,
+) -> Report:
+    """Measures the student in `model`, the folder of a finished run or its model/ folder.
+
+    Args:
+        model: the student.
+        teacher: folder or hub name of the teacher to measure beside it; None takes the one of the run.
+        overrides: `key=value`, as for every script: `data.path=DIR` where the dev split is needed (`int8`).
+        lengths: tokens per sequence; () takes 16, 64 and 128, up to the run's `data.max_length`.
+        batch_sizes: sequences per batch.
+        devices: () takes the CPU, and CUDA where there is one.
+        seconds: how long to measure each combination.
+        onnx: also export to `model/onnx/model.onnx` and compare with PyTorch.
+        int8: also quantise that, to `model/onnx/model_int8.onnx`, and score it on the dev splits.
+
+    Raises `RunError` for a folder without a finished run, `ConfigError` for lengths beyond the model's,
+    `MissingExtraError` where ONNX is asked for and not installed, and `ModelError` where its logits differ.
+    """
+    if onnx or int8:
+        require_onnx()
+    run = find_run(model)
+    config = load_config(run / "config.yaml", overrides)
+    lengths = tuple(lengths) or _usual_lengths(config)
+    _check_sizes(config, lengths, batch_sizes)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    task, folder = build_task(config), run / "model"
+    student, tokenizer = load_finetuned(str(folder), task), load_tokenizer(str(folder))
+    results, environment = _read_json(run / "results.json"), _read_json(run / "environment.json")
+    teacher_name = str(teacher) if teacher is not None else _teacher_of(run, config)
+    pytorch = {"student": student.eval()}
+    if teacher_name is not None:
+        teacher_name = str(find_folder(teacher_name) or teacher_name)
+        pytorch["teacher"] = load_finetuned(teacher_name, task, config.teacher.label_names).eval()
+    folders = {"student": str(folder), "teacher": teacher_name}
+    difference, exported = None, {}
+    if onnx or int8:
+        path = folder / "onnx" / "model.onnx"
+        difference = export_onnx(student, tokenizer, path)
+        exported["onnx"] = path
+        if int8:
+            quantize_int8(path, path.with_name("model_int8.onnx"))
+            exported["int8"] = path.with_name("model_int8.onnx")
+    sessions = {name: OnnxModel(path) for name, path in exported.items()}
+    int8_scores = _score(sessions["int8"], config, task, tokenizer) if int8 else None
+    return Report(
+        folder=folder,
+        config=config,
+        task=task,
+        results=results,
+        environment=environment,
+        weights={role: weigh(model, folders[role], lengths) for role, model in pytorch.items()},
+        teacher_scores=_scores_of_teacher(teacher, teacher_name, results),
+        speeds=_measure(pytorch, sessions, devices or _devices(), batch_sizes, lengths, seconds),
+        onnx_difference=difference,
+        onnx_bytes={name: path.stat().st_size for name, path in exported.items()},
+        int8_scores=int8_scores,
+    )
+
+
+def find_run(model: str | Path) -> Path:
+    """The run folder of `model`, which is it or its model/ folder. Raises `RunError`."""
+    given = Path(model)
+    for folder in (given, given.absolute().parent):
+        if all((folder / name).exists() for name in ("config.yaml", "results.json", "model")):
+            return folder
+    raise RunError(f"--model {model}: is neither the folder of a finished run nor the model/ folder in one")
+
+
+def weigh(model: Any, folder: str | None, lengths: Sequence[int]) -> Weight:
+    """Parameters, bytes on disk and operations of a model."""
+    files = [] if folder is None else [*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin")]
+    return Weight(
+        num_parameters=count_parameters(model),
+        num_bytes=sum(file.stat().st_size for file in files) or None,
+        flops={length: flops_per_sequence(model, length) for length in lengths},
+    )
+
+
+def _measure(
+    pytorch: Mapping[str, Any],
+    sessions: Mapping[str, OnnxModel],
+    devices: Sequence[str],
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int],
+    seconds: float,
+) -> list[Speed]:
+    speeds = []
+    config = pytorch["student"].config
+    for device in devices:
+        models = {role: Classifier(model.to(device)) for role, model in pytorch.items()}
+        if device == "cpu":
+            models |= {name: Classifier(session) for name, session in sessions.items()}
+        for length in lengths:
+            for batch_size in batch_sizes:
+                batch = random_batch(
+                    batch_size, length, vocab_size=config.vocab_size, pad_token_id=config.pad_token_id or 0
+                )
+                on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+                calls = {name: _caller(model, on_device, device) for name, model in models.items()}
+                timings = time_in_turn(calls, seconds=seconds)
+                speeds.append(Speed(device, batch_size, length, timings))
+                logger.info("%s, batch %d, length %d: %s", device, batch_size, length, _milliseconds(timings))
+    for model in pytorch.values():
+        model.to("cpu")
+    return speeds
+
+
+def _caller(model: Classifier, batch: Batch, device: str) -> Callable[[], None]:
+    model.eval()
+
+    def call() -> None:
+        with torch.inference_mode():
+            model(batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def _milliseconds(timings: Mapping[str, Timing]) -> str:
+    return ", ".join(f"{name} {1000 * timing.median:.2f} ms" for name, timing in timings.items())
+
+
+def _score(session: OnnxModel, config: Config, task: Task, tokenizer: Any) -> dict[str, Scores]:
+    """Dev scores of an ONNX model, by split."""
+    scores = {}
+    on_cpu = config.with_values(device="cpu")
+    for split in task.dev_splits:
+        batches = build_batches(on_cpu, task, split, tokenizer, config.train)
+        scores[split] = score_logits(predict_logits(Classifier(session), batches), batches, task.metrics)
+    return scores
+
+
+def _teacher_of(run: Path, config: Config) -> str | None:
+    """The teacher that the run learned from, or, for one without, the teacher fine-tuned for its neighbours."""
+    if config.teacher.finetuned is not None and config.method != "finetune":
+        return config.teacher.finetuned
+    beside = run.absolute().parent / f"teacher-seed{config.seed}" / "model"
+    return str(beside) if beside.is_dir() and run.absolute() != beside.parent else None
+
+
+def _scores_of_teacher(asked: object, name: str | None, results: Mapping[str, Any]) -> dict[str, Scores] | None:
+    """As in its own results.json; else, for the run's own teacher, as examined before the first step."""
+    beside = Path(name).absolute().parent / "results.json" if name is not None else None
+    if beside is not None and beside.exists():
+        scores: dict[str, Scores] = _read_json(beside)["scores"]
+        return scores
+    if asked is None and "teacher" in results:
+        start: dict[str, Scores] = results["teacher"]["scores_at_start"]
+        return start
+    return None
+
+
+def _usual_lengths(config: Config) -> tuple[int, ...]:
+    longest = config.data.max_length
+    return tuple(sorted({length for length in (16, 64, 128) if length <= longest} | {min(longest, 128)}))
+
+
+def _check_sizes(config: Config, lengths: Sequence[int], batch_sizes: Sequence[int]) -> None:
+    for length in lengths:
+        if not 1 <= length <= config.data.max_length:
+            raise ConfigError(
+                f"--lengths {length}: the student was trained on 1 to {config.data.max_length} tokens (data.max_length)"
+            )
+    for batch_size in batch_sizes:
+        if batch_size < 1:
+            raise ConfigError(f"--batch-sizes {batch_size}: expected 1 or more")
+
+
+def _devices() -> tuple[str, ...]:
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+    return values

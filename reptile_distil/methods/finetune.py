@@ -1,0 +1,49 @@
+"""Training on the labels alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from reptile_distil.data.batches import Batch
+from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
+from reptile_distil.methods.step import Logs, check_trainable, student_step
+from reptile_distil.models.classifier import Student
+from reptile_distil.runtime.processes import ALONE, Processes
+
+
+class FineTuner:
+    """Trains a model on the labels alone. Arguments and errors as for `ReptileDistiller`."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        student_optimizer: torch.optim.Optimizer,
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.student = Student.wrap(student)
+        check_trainable(student_optimizer, self.student.trainable, "student")
+        self.student_optimizer = student_optimizer
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
+        self.processes = processes
+
+    def step(self, batch: Batch) -> Logs:
+        """One step on the task loss; returns detached scalars."""
+        self.student.train()
+        return student_step(
+            self._compute_loss,
+            batch,
+            parameters=self.student.parameters(),
+            optimizer=self.student_optimizer,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
+        )
+
+    def _compute_loss(self, batch: Batch) -> LossTerms:
+        loss = task_loss(self.student(batch), labels_of(batch))
+        return LossTerms(loss, loss, torch.zeros_like(loss))

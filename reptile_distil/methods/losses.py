@@ -1,0 +1,197 @@
+"""The loss of knowledge distillation (Hinton, Vinyals, Dean 2015), for classification and for regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from torch import Tensor, nn
+
+from reptile_distil.models.classifier import Outputs
+
+
+class LossTerms(NamedTuple):
+    """A loss and its terms before weighting, each a scalar, the mean over the batch."""
+
+    total: Tensor
+    task: Tensor
+    distillation: Tensor
+    extra: Mapping[str, Tensor] = MappingProxyType({})
+    """Further terms by name."""
+
+    def logs(self) -> dict[str, Tensor]:
+        """The terms under the names they are logged by."""
+        named = {"loss": self.total, "task_loss": self.task, "distillation_loss": self.distillation}
+        return named | {f"{name}_loss": term for name, term in self.extra.items()}
+
+    def detached(self, share: float = 1.0) -> LossTerms:
+        """Each term times `share`, without a graph."""
+        extra = {name: term.detach() * share for name, term in self.extra.items()}
+        total, task, distillation = (term.detach() * share for term in self[:3])
+        return LossTerms(total, task, distillation, extra)
+
+    def plus(self, other: LossTerms) -> LossTerms:
+        """The sums, term by term, of two losses with the same terms."""
+        extra = {name: term + other.extra[name] for name, term in self.extra.items()}
+        total, task, distillation = (a + b for a, b in zip(self[:3], other[:3], strict=True))
+        return LossTerms(total, task, distillation, extra)
+
+
+class HiddenStateTerm(Protocol):
+    """A further term of the loss, on the models' hidden states (see `hidden_losses`)."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the logs, without `_loss`."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """What it is multiplied by in the total."""
+        ...
+
+    def __call__(self, student_states: Sequence[Tensor], teacher_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """The term, a scalar, from the hidden states of `Outputs` and the attention mask (B, L)."""
+        ...
+
+
+class DistillationLoss(nn.Module):
+    """L = (1 - alpha) * task loss + alpha * T² * KL(softmax(z_T / T) ‖ softmax(z_S / T)) + weighted hidden terms.
+
+    The task loss is cross-entropy for C > 1 classes. One logit (C = 1) is regression: the task loss is the mean
+    squared error, and since a softmax over one logit is constant and its KL always 0, the distillation term is the
+    mean squared difference of the two logits, without T. `regression="none"` keeps the zero, as the authors' code does.
+
+    Args:
+        alpha: weight of the distillation term, in [0, 1].
+        temperature: T > 0. T² keeps the gradient's size comparable between temperatures.
+        regression: distillation term for one logit, "mse" or "none".
+        soft: distillation term for classes, "kl", or "mse": T² times the mean squared difference of the tempered
+            probabilities, as in the released code of MetaDistil (Zhou, Xu, McAuley 2022).
+        hidden_terms: terms on the models' hidden states, added with their own weights.
+
+    >>> loss = DistillationLoss(alpha=0.5, temperature=2.0)
+    >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0 * math.log(3.0), 0.0]])
+    >>> terms = loss(student, teacher, torch.tensor([0]))
+    >>> round(float(terms.task), 4), round(float(terms.distillation), 4)  # ln 2 and 2² * KL((3/4, 1/4) ‖ (1/2, 1/2))
+    (0.6931, 0.5232)
+    >>> round(float(terms.total), 4)
+    0.6082
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.5,
+        temperature: float = 5.0,
+        regression: Literal["mse", "none"] = "mse",
+        soft: Literal["kl", "mse"] = "kl",
+        hidden_terms: Sequence[HiddenStateTerm] = (),
+    ) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha = {alpha}: expected a weight from 0 to 1")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature = {temperature}: expected a number above 0")
+        if regression not in ("mse", "none"):
+            raise ValueError(f"regression = {regression!r}: expected 'mse' or 'none'")
+        if soft not in ("kl", "mse"):
+            raise ValueError(f"soft = {soft!r}: expected 'kl' or 'mse'")
+        self.alpha = alpha
+        self.temperature = temperature
+        self.regression = regression
+        self.soft = soft
+        self.hidden_terms = tuple(hidden_terms)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses a subclass whose `forward` no method would call."""
+        super().__init_subclass__(**options)
+        if cls.forward is not DistillationLoss.forward and cls.compare is DistillationLoss.compare:
+            raise TypeError(f"{cls.__name__} overrides forward(), but methods call compare(): override that one")
+
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether `compare` reads hidden states, so that both models have to give them."""
+        return bool(self.hidden_terms)
+
+    def compare(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> LossTerms:
+        """The whole loss of a batch, from what both models say of it.
+
+        The gradient goes to the student, and to the teacher where its outputs have a graph.
+        """
+        terms = self._logit_terms(student.logits, teacher.logits, labels_of(batch))
+        if not self.needs_hidden_states:
+            return terms
+        states = student.hidden_states, teacher.hidden_states
+        extra = {term.name: term(*states, batch["attention_mask"]) for term in self.hidden_terms}
+        weighted = [term.weight * extra[term.name] for term in self.hidden_terms]
+        return terms._replace(total=sum(weighted, start=terms.total), extra=extra)
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> LossTerms:
+        """The loss of student's and teacher's logits (B, C) and labels (B,). The teacher's get no gradient."""
+        if self.needs_hidden_states:
+            raise ValueError("a loss with terms on hidden states needs more than logits: call its compare()")
+        return self._logit_terms(student_logits, teacher_logits.detach(), labels)
+
+    def _logit_terms(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> LossTerms:
+        if student_logits.shape != teacher_logits.shape:
+            raise ValueError(
+                f"student logits have shape {tuple(student_logits.shape)}, "
+                f"teacher logits {tuple(teacher_logits.shape)}: expected the same rows and classes"
+            )
+        task = task_loss(student_logits, labels)
+        distillation = self._distillation(_in_float(student_logits), _in_float(teacher_logits))
+        return LossTerms((1 - self.alpha) * task + self.alpha * distillation, task, distillation)
+
+    def _distillation(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        if student_logits.shape[1] > 1:
+            compare = tempered_kl if self.soft == "kl" else tempered_mse
+            return compare(student_logits, teacher_logits, self.temperature)
+        if self.regression == "mse":
+            return F.mse_loss(student_logits, teacher_logits)
+        return student_logits.new_zeros(())
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        basic = f"alpha={self.alpha}, temperature={self.temperature}, regression={self.regression!r}"
+        soft = "" if self.soft == "kl" else f", soft={self.soft!r}"
+        return basic + soft + "".join(f", {term.name}={term.weight}" for term in self.hidden_terms)
+
+
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """The labels (B,) of a batch. Raises `ValueError` where it has none."""
+    if "labels" not in batch:
+        raise ValueError(f"the batch has no labels, only {', '.join(batch) or 'nothing'}: a step needs 'labels'")
+    return batch["labels"]
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy for logits (B, C > 1), mean squared error for (B, 1); the mean over labels (B,)."""
+    logits = _in_float(logits)
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels)
+
+
+def tempered_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T² * KL(softmax(z_T / T) ‖ softmax(z_S / T)), the mean over the rows of (B, C)."""
+    student_log_probs = F.log_softmax(student_logits / temperature, dim=1)
+    teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=1)
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    return temperature**2 * kl
+
+
+def tempered_mse(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T² * (softmax(z_T / T) - softmax(z_S / T))², the mean over the rows and classes of (B, C)."""
+    student_probs = F.softmax(student_logits / temperature, dim=1)
+    teacher_probs = F.softmax(teacher_logits / temperature, dim=1)
+    return temperature**2 * F.mse_loss(student_probs, teacher_probs)
+
+
+def _in_float(logits: Tensor) -> Tensor:
+    """At least float32: half precision loses small probabilities, and autocast may have produced it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

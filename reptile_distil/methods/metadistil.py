@@ -1,0 +1,154 @@
+"""Distillation with a teacher that learns from a quiz, by second-order gradients: what Reptile is to be compared with.
+
+Zhou, Xu, McAuley: "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (MetaDistil), ACL 2022. Each step
+takes a training batch x and a quiz batch q of training rows that no student step ever uses:
+
+    (1) assumed step    theta_s'(theta_t) = theta_s - lambda * grad L(x; theta_s; theta_t)
+    (2) teacher step    theta_t  <- theta_t - mu * d/d theta_t task loss(q; theta_s'(theta_t))
+    (3) distillation    theta_s  <- theta_s - lambda * grad L(x; theta_s; theta_t)      with the updated teacher
+
+(2) differentiates the gradient of (1), so (1) keeps the graph of its own backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from reptile_distil.data.batches import Batch
+from reptile_distil.data.extra_batches import alone, companion
+from reptile_distil.methods.losses import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.methods.step import Logs, check_trainable, student_step
+from reptile_distil.models.classifier import wrap_pair
+
+
+class MetaDistiller:
+    """Distils a student from a teacher that learns to teach by what its lesson does to the student's quiz.
+
+    Teacher and student may have different widths and architectures. As in the authors' released code, the student has
+    dropout in (1) and (3) but not in the quiz, the teacher never has, and the teacher's gradient is clipped.
+
+    Args:
+        teacher: sequence classifier, changed in place.
+        student: sequence classifier, changed in place.
+        loss: L of (1) and (3). Through its distillation term, and its hidden-state terms, the teacher learns.
+        student_optimizer: takes (3)'s step over the student's parameters.
+        teacher_optimizer: takes (2)'s step over the teacher's parameters; as published an AdamW, learning rate 1e-5.
+        assumed_optimizer: (1)'s step. "sgd": lambda * g, as published. "adamw": the first step of a fresh AdamW,
+            lambda * g / (|g| + assumed_eps); it hardly depends on the size of g, so the teacher hardly learns where
+            |g| is large against `assumed_eps`.
+        assumed_lr: lambda of (1), constant.
+        assumed_eps: epsilon of the fresh AdamW.
+        max_grad_norm: the teacher's gradient in (2) and the student's in (3) are clipped to this norm.
+
+    Raises:
+        ValueError: an unknown `assumed_optimizer`, a loss that does not depend on the teacher, an optimizer that does
+            not hold the right parameters, or weights in half precision.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        loss: DistillationLoss,
+        student_optimizer: torch.optim.Optimizer,
+        teacher_optimizer: torch.optim.Optimizer,
+        assumed_optimizer: Literal["sgd", "adamw"] = "sgd",
+        assumed_lr: float = 5e-5,
+        assumed_eps: float = 1e-8,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        if assumed_optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
+        if loss.alpha == 0 and not loss.needs_hidden_states:
+            raise ValueError("alpha = 0 leaves the teacher out of the loss, so that a quiz teaches it nothing")
+        self.teacher, self.student = wrap_pair(teacher, student)
+        check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
+        check_trainable(student_optimizer, self.student.trainable, "student")
+        self.loss = loss
+        self.student_optimizer = student_optimizer
+        self.teacher_optimizer = teacher_optimizer
+        self.assumed_optimizer = assumed_optimizer
+        self.assumed_lr = assumed_lr
+        self.assumed_eps = assumed_eps
+        self.max_grad_norm = max_grad_norm
+
+    def step(self, batch: Batch, quiz_batch: Batch | None = None) -> Logs:
+        """One step of (1) to (3); returns detached scalars, none of which has been waited for.
+
+        Without `quiz_batch`, the quiz is in `batch`, under `quiz/input_ids`, `quiz/labels` and so on. The logs are
+        those of (3) (`loss`, `task_loss`, `distillation_loss`, `grad_norm`), `assumed_loss` of (1), and `quiz_loss` and
+        `teacher_grad_norm`, before clipping, of (2).
+        """
+        quiz_batch = companion(batch, "quiz") if quiz_batch is None else quiz_batch
+        batch = alone(batch)
+        self.student.train()
+        theta_s_prime, assumed_loss = self.assume_step(batch)
+        quiz_loss = self.take_quiz(theta_s_prime, quiz_batch)
+        teacher_grad_norm = self.update_teacher(quiz_loss)
+        logs = self.distil(batch)
+        return {
+            **logs,
+            "assumed_loss": assumed_loss,
+            "quiz_loss": quiz_loss.detach(),
+            "teacher_grad_norm": teacher_grad_norm,
+        }
+
+    def assume_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """(1): theta_s' by parameter name, differentiable in theta_t, and the loss at theta_s, which stays as it is."""
+        with_states = self.loss.needs_hidden_states
+        # The fused attention kernels have no second derivative; the plain one is made of operations that have.
+        with sdpa_kernel(SDPBackend.MATH):
+            student = self.student.outputs(batch, hidden_states=with_states)
+        loss = self.loss.compare(student, self.teacher.outputs(batch, hidden_states=with_states), batch).total
+        theta_s = {name: theta for name, theta in self.student.named_parameters() if theta.requires_grad}
+        gradients = torch.autograd.grad(loss, list(theta_s.values()), create_graph=True, allow_unused=True)
+        # theta_s' = theta_s - lambda * direction
+        theta_s_prime = {
+            name: theta if gradient is None else theta - self.assumed_lr * self._direction(gradient)
+            for (name, theta), gradient in zip(theta_s.items(), gradients, strict=True)
+        }
+        return theta_s_prime, loss.detach()
+
+    def take_quiz(self, theta_s_prime: dict[str, Tensor], quiz_batch: Batch) -> Tensor:
+        """The task loss of theta_s' on the quiz batch, without dropout; differentiable in theta_t."""
+        self.student.eval()
+        logits = torch.func.functional_call(self.student, theta_s_prime, (quiz_batch,))
+        self.student.train()
+        return task_loss(logits, labels_of(quiz_batch))
+
+    def update_teacher(self, quiz_loss: Tensor) -> Tensor:
+        """(2): one step of the teacher down the quiz loss; returns the norm of its gradient before clipping."""
+        theta_t = [theta for theta in self.teacher.parameters() if theta.requires_grad]
+        gradients = torch.autograd.grad(quiz_loss, theta_t, allow_unused=True)
+        for theta, gradient in zip(theta_t, gradients, strict=True):
+            theta.grad = gradient
+        grad_norm = nn.utils.clip_grad_norm_(theta_t, self.max_grad_norm)
+        self.teacher_optimizer.step()
+        self.teacher.zero_grad(set_to_none=True)
+        return grad_norm
+
+    def distil(self, batch: Batch) -> Logs:
+        """(3): one step of the student towards the teacher as it is now."""
+        return student_step(
+            self._compute_loss,
+            batch,
+            parameters=self.student.parameters(),
+            optimizer=self.student_optimizer,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=None,
+        )
+
+    def _compute_loss(self, batch: Batch) -> LossTerms:
+        with_states = self.loss.needs_hidden_states
+        targets = self.teacher.targets(batch, hidden_states=with_states)
+        return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        if self.assumed_optimizer == "sgd":
+            return gradient
+        return gradient / (gradient.abs() + self.assumed_eps)

@@ -1,0 +1,363 @@
+"""Distillation with a teacher that learns to teach, by first-order Reptile updates.
+
+Ma, Wang, Yu, Zhang: "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression",
+COLING 2022. Each step makes three updates from one batch x:
+
+    (1) inner update    theta_s' <- theta_s - lambda * grad L(x; theta_s; theta_t)      on a copy of the student
+    (2) meta update     theta_t  <- theta_t - mu * (theta_t - theta_s')                 no second derivative
+    (3) distillation    theta_s  <- theta_s - lambda * grad L(x; theta_s; theta_t)      with the updated teacher
+
+The copy in (1) is never made: its step theta_s - theta_s' has a closed form in the gradient, and (2) needs no more. (1)
+and (3) differ only in the teacher's soft labels, so one forward pass of the student can serve both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch._functorch.config as compiled_autograd_config
+from torch import Tensor, nn
+
+from reptile_distil.data.batches import Batch
+from reptile_distil.data.extra_batches import alone
+from reptile_distil.methods.losses import DistillationLoss, LossTerms
+from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
+from reptile_distil.methods.step import Logs, accumulate_gradient, check_trainable, is_split, split_batch, student_step
+from reptile_distil.models.classifier import Outputs, Student, wrap_pair
+from reptile_distil.models.layer_map import match_models
+from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
+from reptile_distil.runtime.randomness import random_numbers_repeated
+
+Forward = Callable[[Batch], Outputs]
+"""From a micro-batch to what the student says of it."""
+
+MAX_SCRATCH_ELEMENTS = 2**22
+"""Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
+
+
+class ReptileDistiller:
+    """Distils a student from a teacher that moves towards the student's next step.
+
+    Args:
+        teacher: sequence classifier, changed in place. Only its matched parameters move.
+        student: sequence classifier of the teacher's architecture and width, changed in place.
+        loss: L of equations 1 and 3.
+        student_optimizer: takes equation 3's step over the student's parameters.
+        teacher_optimizer: takes equation 2's step over (at least) the teacher's matched parameters. For
+            `update="interpolate"`, `torch.optim.SGD(teacher.parameters(), lr=mu)`.
+        layer_map: "first", "last", "skip", "both", or a list with one entry per student layer (see `layer_map`).
+        update: "adamw" as the authors' released code: the difference theta_t - theta_s', clipped to
+            `max_grad_norm` over the matched parameters, is the gradient of `teacher_optimizer`, a persistent AdamW,
+            so that every matched weight moves about mu a step, whatever the gap. "interpolate" is the printed
+            equation: the difference goes through plain SGD, unclipped.
+        inner_optimizer: equation 1's step. "adamw": the first step of a fresh AdamW without weight decay (released
+            code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation). "persistent_adamw": an
+            AdamW without weight decay whose moments live on from step to step, `inner_learner.optimizer`.
+        inner_lr: lambda of equation 1. The released code keeps it constant.
+        inner_eps: epsilon of the fresh AdamW. The AdamW of transformers 4, with eps, equals this one with
+            eps / sqrt(1 - beta2).
+        max_grad_norm: the student's gradient is clipped to this norm in equations 1 and 3.
+        micro_batch_size: rows per forward pass; None takes the whole batch at once.
+        share_forward: equations 1 and 3 see the student with the same dropout masks. A batch that is taken at once then
+            goes through the student once, and backwards through that graph twice. A batch cut into micro-batches goes
+            through it twice all the same, with repeated masks: keeping every micro-batch's graph would undo what
+            they save. False draws new masks for equation 3, as the released code does. It must be False where
+            equation 1 is more than one fresh step on the batch of equation 3.
+        ablation: departures from the published step, for ablations (see `Ablation`).
+        regularization: what follows equation 2 to keep the teacher good at the task; as published nothing.
+        processes: those that share each batch (`start_processes`). All of them get the same batches; equation 1's
+            gradient is summed over them like equation 3's, so that every process's teacher moves alike.
+
+    Raises:
+        LayerMapError: the two models cannot be matched.
+        ValueError: an option that is none of the above, an optimizer that does not hold the right parameters, or
+            weights in half precision, in which a step of 5e-5 is lost.
+
+    >>> import transformers
+    >>> def bert(num_layers):
+    ...     size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 30}
+    ...     config = transformers.BertConfig(num_hidden_layers=num_layers, **size)
+    ...     return transformers.BertForSequenceClassification(config)
+    >>> teacher, student = bert(4), bert(2)
+    >>> distiller = ReptileDistiller(
+    ...     teacher,
+    ...     student,
+    ...     loss=DistillationLoss(alpha=0.5, temperature=5.0),
+    ...     layer_map="skip",
+    ...     student_optimizer=torch.optim.AdamW(student.parameters(), lr=5e-5),
+    ...     teacher_optimizer=torch.optim.AdamW(teacher.parameters(), lr=5e-5, weight_decay=0.0),
+    ... )
+    >>> ids = torch.tensor([[2, 7, 3], [2, 9, 3]])
+    >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1])}
+    >>> logs = distiller.step(batch)
+    >>> bool(logs["gap"] > 0), logs["loss"].shape
+    (True, torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        *,
+        loss: DistillationLoss,
+        student_optimizer: torch.optim.Optimizer,
+        teacher_optimizer: torch.optim.Optimizer,
+        layer_map: str | Sequence[int | Sequence[int]] = "skip",
+        update: Literal["adamw", "interpolate"] = "adamw",
+        inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw",
+        inner_lr: float = 5e-5,
+        inner_eps: float = 1e-8,
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int | None = None,
+        share_forward: bool = True,
+        ablation: Ablation | None = None,
+        regularization: TeacherRegularization | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        _check_choice("update", update, ("adamw", "interpolate"))
+        _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
+        ablation = ablation or Ablation()
+        if share_forward and (ablation.uses_other_batches or inner_optimizer == "persistent_adamw"):
+            raise ValueError(
+                "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the "
+                "same batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
+            )
+        self.teacher, self.student = wrap_pair(teacher, student)
+        self.loss = loss
+        self.student_optimizer = student_optimizer
+        self.teacher_optimizer = teacher_optimizer
+        self.update = update
+        self.inner_optimizer = inner_optimizer
+        self.inner_lr = inner_lr
+        self.inner_eps = inner_eps
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
+        self.processes = processes
+        self.share_forward = share_forward
+        self.ablation = ablation
+        self.regularization = regularization
+        matched = match_models(self.teacher.model, self.student.model, layer_map)
+        self.pairs = ablation.moving_pairs(matched, self.student.model)
+        self.inner_learner = self._new_inner_learner()
+        self._check_optimizers()
+        if ablation.every > 1:
+            teacher_optimizer.param_groups[0]["num_student_steps"] = 0
+
+    def step(self, batch: Batch, inner_batches: Sequence[Batch] | None = None) -> Logs:
+        """One step of equations 1 to 3; returns detached scalars, none of which has been waited for.
+
+        The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
+        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1, and
+        `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
+
+        Equation 1 takes one inner step on each of `inner_batches`. By default they are the batch itself; with
+        `inner_steps` > 1 or `held_out` they are in it, under `inner/input_ids` or `inner0/input_ids` and so on.
+        """
+        self.student.train()
+        inner_batches = self.ablation.inner_batches(batch, inner_batches)
+        with self._graphs_kept():
+            return self._take_step(alone(batch), inner_batches)
+
+    def _take_step(self, batch: Batch, inner_batches: Sequence[Batch]) -> Logs:
+        if not self._teacher_moves_now():
+            return self._distil_alone(batch)
+        student = self._student_forward(batch)
+        if self.inner_learner is None:
+            inner_loss = self.inner_update(inner_batches[0], student)
+        else:
+            inner_loss = self.inner_learner.learn(inner_batches)
+        gap = self.update_teacher()
+        regularization_logs = {} if self.regularization is None else self.regularization.after_update(batch)
+        logs = self.distil(batch, student)
+        return {**logs, "inner_loss": inner_loss, "gap": gap, **regularization_logs}
+
+    def inner_update(self, batch: Batch, student: Forward) -> Tensor:
+        """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
+        self.student.zero_grad(set_to_none=True)
+        with self._masks_for_both_equations(batch):
+            terms = accumulate_gradient(
+                self._loss_with(student),
+                batch,
+                self.micro_batch_size,
+                retain_graph=self._shares_forward(batch),
+                parameters=self.student.parameters(),
+                processes=self.processes,
+            )
+        nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
+        # theta_s - theta_s' = lambda * direction
+        gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
+        for chunk in _in_chunks(gradients):
+            if self.inner_optimizer == "adamw":
+                _divide_by_magnitude(chunk, self.inner_eps)
+            torch._foreach_mul_(chunk, self.inner_lr)
+        return terms.total
+
+    def update_teacher(self) -> Tensor:
+        """Equation 2: moves the teacher's matched parameters; returns the norm of theta_t - theta_s' before.
+
+        Takes theta_s - theta_s' from the student's `.grad`, and leaves no gradient on either model.
+        """
+        theta_t: list[Tensor] = [pair.teacher for pair in self.pairs]
+        difference = self._take_difference()
+        self.teacher.zero_grad(set_to_none=True)
+        for theta, gradient in zip(theta_t, difference, strict=True):
+            theta.grad = gradient
+        gap = nn.utils.get_total_norm(difference)
+        if self.update == "adamw":
+            nn.utils.clip_grads_with_norm_(theta_t, self.max_grad_norm, gap)
+        self.teacher_optimizer.step()
+        self.teacher.zero_grad(set_to_none=True)
+        return whole(gap)
+
+    def distil(self, batch: Batch, student: Forward) -> Logs:
+        """Equation 3: one step of the student towards the teacher as it is now."""
+        return student_step(
+            self._loss_with(student),
+            batch,
+            parameters=self.student.parameters(),
+            optimizer=self.student_optimizer,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
+        )
+
+    def _distil_alone(self, batch: Batch) -> Logs:
+        """Equation 3 in a step where the teacher rests: there is no inner step, so theta_s' is theta_s."""
+        self.student.zero_grad(set_to_none=True)
+        gap = whole(nn.utils.get_total_norm(self._take_difference()))
+        logs = self.distil(batch, self._ask_student)
+        return {**logs, "inner_loss": logs["loss"], "gap": gap}
+
+    def _teacher_moves_now(self) -> bool:
+        if self.ablation.every == 1:
+            return True
+        # Counted where the optimizer keeps its own state, so that a run that is taken up again goes on counting.
+        group = self.teacher_optimizer.param_groups[0]
+        group["num_student_steps"] += 1
+        return bool((group["num_student_steps"] - 1) % self.ablation.every == 0)
+
+    def _student_forward(self, batch: Batch) -> Forward:
+        """The student, or what it says of this process's rows, computed once for equations 1 and 3."""
+        if not self._shares_forward(batch):
+            return self._ask_student
+        ((own_rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
+        outputs = self._ask_student(own_rows)
+        return lambda _: outputs
+
+    def _graphs_kept(self) -> contextlib.AbstractContextManager[Any]:
+        """A compiled model's graph may be used twice only if it does not lend its memory to the first backward pass.
+
+        Any batch's: a graph that was compiled for one that is split may be used for one that is not.
+        """
+        return compiled_autograd_config.patch(donated_buffer=False) if self.share_forward else contextlib.nullcontext()
+
+    def _shares_forward(self, batch: Batch) -> bool:
+        return self.share_forward and not self._is_split(batch)
+
+    def _ask_student(self, batch: Batch) -> Outputs:
+        return self.student.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+
+    def _is_split(self, batch: Batch) -> bool:
+        return is_split(batch, self.micro_batch_size, self.processes)
+
+    def _masks_for_both_equations(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        if self.share_forward and self._is_split(batch):
+            return random_numbers_repeated(batch["input_ids"].device)
+        return contextlib.nullcontext()
+
+    def _new_inner_learner(self) -> InnerLearner | None:
+        """What takes equation 1's steps where they have no closed form."""
+        if self.ablation.inner_steps == 1 and self.inner_optimizer != "persistent_adamw":
+            return None
+        return InnerLearner(
+            self.student,
+            self._loss_of,
+            optimizer=self.inner_optimizer,
+            lr=self.inner_lr,
+            eps=self.inner_eps,
+            max_grad_norm=self.max_grad_norm,
+            micro_batch_size=self.micro_batch_size,
+            processes=self.processes,
+        )
+
+    def _loss_with(self, student: Forward) -> Callable[[Batch], LossTerms]:
+        """L(x; theta_s; theta_t) as a function of x."""
+
+        def compute_loss(batch: Batch) -> LossTerms:
+            targets = self.teacher.targets(batch, hidden_states=self.loss.needs_hidden_states)
+            return self.loss.compare(student(batch), targets, batch)
+
+        return compute_loss
+
+    def _loss_of(self, learner: Student, batch: Batch) -> LossTerms:
+        """L(x; theta; theta_t) for another student than the one that is distilled."""
+        outputs = learner.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+        return self._loss_with(lambda _: outputs)(batch)
+
+    def _take_difference(self) -> list[Tensor]:
+        """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
+        # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
+        difference = self._take_inner_steps()
+        with torch.no_grad():
+            # Paired weights are sharded alike, if at all: each process subtracts its parts.
+            parts = [local_part(step) for step in difference]
+            torch._foreach_add_(parts, [local_part(pair.teacher) for pair in self.pairs])
+            torch._foreach_sub_(parts, [local_part(pair.student) for pair in self.pairs])
+        return difference
+
+    def _take_inner_steps(self) -> list[Tensor]:
+        """theta_s - theta_s' of each pair, taken from the student's `.grad`: the memory becomes the caller's.
+
+        Where several teacher weights move towards one student weight, all but the last get a copy.
+        """
+        last = {pair.student_name: pair.teacher_name for pair in self.pairs}
+        steps = []
+        for pair in self.pairs:
+            step = pair.student.grad
+            if step is None:  # the loss does not depend on it
+                steps.append(torch.zeros_like(pair.student))
+            else:
+                steps.append(step if last[pair.student_name] == pair.teacher_name else step.clone())
+        self.student.zero_grad(set_to_none=True)
+        return steps
+
+    def _check_optimizers(self) -> None:
+        check_trainable(self.teacher_optimizer, [pair.teacher for pair in self.pairs], "teacher")
+        check_trainable(self.student_optimizer, self.student.trainable, "student")
+        for group in self.teacher_optimizer.param_groups if self.update == "interpolate" else ():
+            if "betas" in group or group.get("momentum") or group.get("weight_decay"):
+                raise ValueError(
+                    "update='interpolate' takes plain steps of mu times the difference: pass "
+                    "teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
+                )
+
+
+def _divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
+    """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
+    magnitude = torch._foreach_abs(gradients)
+    torch._foreach_add_(magnitude, eps)
+    torch._foreach_div_(gradients, magnitude)
+
+
+def _in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors, large ones cut into views of some rows, in lists of at most `MAX_SCRATCH_ELEMENTS` elements."""
+    chunk: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        rows = MAX_SCRATCH_ELEMENTS // max(1, tensor[0].numel()) if tensor.numel() > MAX_SCRATCH_ELEMENTS else None
+        for piece in (tensor,) if rows is None else torch.split(tensor, max(1, rows)):
+            if chunk and size + piece.numel() > MAX_SCRATCH_ELEMENTS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(piece)
+            size += piece.numel()
+    if chunk:
+        yield chunk
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")

@@ -1,0 +1,146 @@
+"""What every method does with a batch: forward, backward, clip, step. A batch may be cut into micro-batches.
+
+And what the steps are taken with: AdamW with the usual decay groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reptile_distil.data.batches import Batch
+from reptile_distil.methods.losses import LossTerms, labels_of
+from reptile_distil.runtime.processes import ALONE, Processes, whole
+
+Logs = dict[str, Tensor]
+"""Scalars by name, on the device: nothing waits for the device until one is read."""
+
+
+def is_split(batch: Batch, micro_batch_size: int | None, processes: Processes = ALONE) -> bool:
+    """Whether a process's rows of the batch are more than one micro-batch takes."""
+    return micro_batch_size is not None and micro_batch_size < _most_rows(batch, processes)
+
+
+def split_batch(
+    batch: Batch, micro_batch_size: int | None, processes: Processes = ALONE
+) -> Iterator[tuple[Batch, float]]:
+    """Micro-batches of this process's rows, at most `micro_batch_size` each, with their share of the whole batch.
+
+    The shares weight the micro-batches' mean losses, so that their sum over all processes is the batch's mean loss,
+    also when rows and processes do not divide evenly. Every process gets equally many micro-batches; one without a
+    row left gets the batch's first row with the share 0, because it must take part in every exchange.
+    """
+    num_rows = len(labels_of(batch))
+    most_rows = _most_rows(batch, processes)
+    size = min(micro_batch_size or most_rows, most_rows)
+    if processes.count == 1 and size == num_rows:
+        yield batch, 1.0
+        return
+    # Every count-th row: batches are sorted by length, and each process should get long and short rows.
+    own = {name: tensor[processes.rank :: processes.count] for name, tensor in batch.items()}
+    for start in range(0, most_rows, size):
+        part = {name: tensor[start : start + size] for name, tensor in own.items()}
+        if share := len(part["labels"]) / num_rows:
+            yield part, share
+        else:
+            yield {name: tensor[:1] for name, tensor in batch.items()}, 0.0
+
+
+def accumulate_gradient(
+    compute_loss: Callable[[Batch], LossTerms],
+    batch: Batch,
+    micro_batch_size: int | None = None,
+    *,
+    retain_graph: bool = False,
+    parameters: Iterable[nn.Parameter] = (),
+    processes: Processes = ALONE,
+) -> LossTerms:
+    """Adds the gradient of the batch's mean loss to the parameters' `.grad`; returns the detached loss terms.
+
+    `retain_graph` keeps what `compute_loss` was computed from, for another backward pass through it. Each of several
+    processes computes its rows' part; the terms, and the gradients of `parameters`, which must have none before, are
+    then summed over all of them.
+    """
+    sums: LossTerms | None = None
+    for part, share in split_batch(batch, micro_batch_size, processes):
+        terms = compute_loss(part)
+        (terms.total * share).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        weighted = terms.detached(share)
+        sums = weighted if sums is None else sums.plus(weighted)
+    if sums is None:
+        raise ValueError("the batch has no rows")
+    processes.sum_gradients(parameters)
+    processes.sum_([*sums[:3], *sums.extra.values()])
+    return sums
+
+
+def _most_rows(batch: Batch, processes: Processes) -> int:
+    """Rows of the main process; the others have as many, or one fewer."""
+    return -(-len(labels_of(batch)) // processes.count)
+
+
+def student_step(
+    compute_loss: Callable[[Batch], LossTerms],
+    batch: Batch,
+    *,
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+    micro_batch_size: int | None,
+    processes: Processes = ALONE,
+) -> Logs:
+    """One clipped gradient step; returns the loss terms and the gradient's norm before clipping."""
+    parameters = list(parameters)
+    optimizer.zero_grad(set_to_none=True)
+    terms = accumulate_gradient(compute_loss, batch, micro_batch_size, parameters=parameters, processes=processes)
+    # After the exchange: the norm that clips is the whole batch's.
+    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    return {**terms.logs(), "grad_norm": whole(grad_norm)}
+
+
+FUSED_DEVICES = ("cpu", "cuda")
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices decay; vectors (biases, layer norms) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def adamw(model: nn.Module, *, lr: float, weight_decay: float = 0.0, eps: float = 1e-8) -> torch.optim.AdamW:
+    """AdamW over the model's trainable parameters, betas 0.9 and 0.999.
+
+    One kernel reads and writes each weight once (`fused`), where the device has it: on a CPU a quarter of the time of
+    the loop over parameters, and no scratch memory. Elsewhere PyTorch chooses. Move the model to its device before.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    can_fuse = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, eps=eps, fused=can_fuse or None)
+
+
+def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str) -> None:
+    """Raises `ValueError` where the optimizer would not move these parameters of `owner`, teacher or student.
+
+    It must hold all of them, and they must be float32 or float64: in half precision a step of 5e-5 is rounded away, and
+    in float16 AdamW's epsilon is 0.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = sum(id(parameter) not in held for parameter in parameters)
+    if missing:
+        raise ValueError(
+            f"{owner}_optimizer does not hold {missing} of the {len(parameters)} {owner} parameters it must update: "
+            f"build it from {owner}.parameters()"
+        )
+    for parameter in parameters:
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
+                "from_pretrained(..., dtype=torch.float32)"
+            )

@@ -1,0 +1,1 @@
+"""Teacher and student: loaded, wrapped, matched layer by layer, packed, timed."""

@@ -1,0 +1,153 @@
+"""A model's files: read from a folder, the local cache or the hub, checked, and never run as code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from reptile_distil.errors import ModelError
+from reptile_distil.runtime.hub import hub_is_reachable
+from reptile_distil.runtime.randomness import seeded
+
+
+def load_config_file(name: str) -> Any:
+    """The configuration of the model `name`, fit to be used here."""
+    config = load_files(transformers.AutoConfig, name)
+    # A name with a slash is that of code on the hub, which transformers would download and run.
+    if "/" in str(config._attn_implementation):
+        raise ModelError(
+            f"{name}: config.json asks for the attention code {config._attn_implementation!r} from the hub; "
+            "remove that line"
+        )
+    config.return_dict = True
+    config.chunk_size_feed_forward = 0  # saves memory, and fails for lengths that are no multiple of it
+    return config
+
+
+# What is larger is a slip or a trap: transformers would fill the memory before it found out.
+_LARGEST = {
+    "num_labels": 10_000,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1000,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**20,
+    "type_vocab_size": 1000,
+}
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raises `ModelError` for absurd sizes in config.json; whatever else is wrong with it is left to transformers."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return
+    for key, limit in _LARGEST.items():
+        value = config.get(key) if isinstance(config, dict) else None
+        if isinstance(value, int | float) and value > limit:
+            raise ModelError(f"{path}: {key} = {value}: expected {limit} or less")
+
+
+def find_folder(name: str) -> Path | None:
+    """The local folder (or file) that a model's name stands for, None where there is none; a finished run's is model/.
+
+    Raises `ModelError` for a run that has a model already, but is not finished.
+    """
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # ~ and no such user
+        path = path.expanduser()
+    try:
+        if not path.exists():
+            return None
+        model = path / "model"
+        is_run = (path / "config.yaml").is_file() and (model / "config.json").is_file()
+        if (path / "config.json").exists() or not is_run:
+            return path
+        if (path / "results.json").exists():
+            return model
+    except OSError:  # a name too long for a path
+        return None
+    raise ModelError(f"{name}: this run is not finished; its best model so far is {model}")
+
+
+def load_files(loader: Any, name: str, **options: Any) -> Any:
+    """`loader.from_pretrained(name)`: from a folder or the local cache, and only then over the network.
+
+    Code that comes with a model is never run: not said, transformers would ask, and take a `y` on stdin for consent.
+    """
+    folder = find_folder(name)
+    is_folder = folder is not None
+    if folder is not None:
+        _check_sizes(folder)
+        name = str(folder)
+    options["trust_remote_code"] = False
+    with quiet_transformers():
+        # Damaged files fail in many ways, each with an exception of its own.
+        try:
+            return loader.from_pretrained(name, local_files_only=True, **options)
+        except Exception as error:
+            local_fault = error
+        if is_folder:
+            raise ModelError(
+                f"{name}: no model or tokenizer can be loaded from this folder: {first_sentence(local_fault)}"
+            ) from None
+        if name.startswith((".", "/", "~")):
+            raise ModelError(f"{name}: no such folder")
+        if not hub_is_reachable():
+            # OSError says that it is not in the cache; anything else is a fault of what is.
+            reason = "" if isinstance(local_fault, OSError) else f" ({first_sentence(local_fault)})"
+            raise ModelError(
+                f"{name}: neither a folder here nor usable in the local cache{reason}, and the hub cannot be reached; "
+                "give the folder of a downloaded model instead"
+            )
+        try:
+            return loader.from_pretrained(name, **options)
+        except Exception as error:
+            raise ModelError(f"{name}: cannot be loaded from the hub: {first_sentence(error)}") from None
+
+
+def check_it_runs(name: str, model: Any) -> None:
+    """Raises `ModelError` for weights that are no finite numbers, and for a model that fails on a single token."""
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{name}: the weights {key!r} hold infinite or undefined numbers; the file is damaged")
+    was_training = model.training
+    try:
+        with seeded(0), torch.no_grad():  # in training mode, where dropout has its say
+            logits = model.train()(
+                input_ids=torch.zeros(1, 1, dtype=torch.long), attention_mask=torch.ones(1, 1)
+            ).logits
+    except Exception as error:
+        raise ModelError(f"{name}: the model fails on its first token: {first_sentence(error)}") from None
+    finally:
+        model.train(was_training)
+    if logits.shape != (1, model.config.num_labels):
+        raise ModelError(f"{name}: gives {tuple(logits.shape)} numbers for one text, not {model.config.num_labels}")
+
+
+def first_sentence(error: Exception) -> str:
+    """What kind of error it is and what it says, on one line and not at length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports inside; what matters in a report is checked, and raised."""
+    logging = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

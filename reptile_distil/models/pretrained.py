@@ -1,0 +1,166 @@
+"""Transformers' sequence classifiers: loaded, given a new head, or made of another one's layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from reptile_distil.data.tasks import Task
+from reptile_distil.errors import ModelError
+from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.models.loading import check_it_runs, load_config_file, load_files
+from reptile_distil.models.toy import is_toy_model, toy_config
+from reptile_distil.runtime.randomness import seeded
+
+
+def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
+    """The model `name` (folder, hub name or toy) in float32, with a new head for `task` drawn from `seed`.
+
+    A head in the checkpoint is dropped. Raises `ModelError` where the model is missing or incomplete.
+    """
+    with seeded(seed):
+        if is_toy_model(name):
+            return _new_classifier(_with_labels(toy_config(name), task))
+        config = _with_labels(load_config_file(name), task)
+        model, report = load_files(
+            transformers.AutoModelForSequenceClassification,
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    body = model.base_model_prefix + "."
+    lost = [key for key in report["missing_keys"] if key.startswith(body) and ".pooler." not in key]
+    lost += [key for key, *_ in report["mismatched_keys"] if key.startswith(body)]
+    if lost:
+        raise ModelError(
+            f"{name}: {len(lost)} weights of the encoder are not in the checkpoint or have another shape, "
+            f"{sorted(lost)[0]!r} among them; it is no checkpoint of a {type(model).__name__}"
+        )
+    with seeded(seed):
+        new = _new_classifier(config)
+    for part, module in new.named_children():
+        if part != model.base_model_prefix:
+            getattr(model, part).load_state_dict(module.state_dict())
+    check_it_runs(name, model)
+    return model
+
+
+def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> Any:
+    """The classifier `name` (folder or hub name) in float32, its outputs in the task's label order.
+
+    Labels are compared by the names in the model's own `id2label`, or, where those are not the task's (LABEL_0,
+    LABEL_1, ...), by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is
+    missing or its labels are not the task's.
+    """
+    model, report = load_files(
+        transformers.AutoModelForSequenceClassification,
+        name,
+        config=load_config_file(name),
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{name}: no fine-tuned classifier: {len(report['missing_keys'])} weights are not in the checkpoint, "
+            f"{sorted(report['missing_keys'])[0]!r} among them"
+        )
+    _order_labels(model, name, task, label_names)
+    check_it_runs(name, model)
+    return model
+
+
+def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.Module:
+    """A student made of the given teacher layers (counted from 0) and copies of everything outside the layers."""
+    if not layers:
+        raise ModelError("a student needs at least one of the teacher's layers")
+    depth = len(encoder_layers(teacher)[1])
+    layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
+    with seeded(0):  # every weight drawn here is overwritten below
+        student = _new_classifier(_with_layers(teacher.config, layers))
+    with torch.no_grad():
+        for pair in pair_parameters(teacher, student, layer_map):
+            pair.student.copy_(pair.teacher)
+    return student
+
+
+def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module:
+    """A student with `num_layers` layers of the teacher's shape and random weights drawn from `seed`."""
+    with seeded(seed):
+        return _new_classifier(_with_layers(teacher.config, range(num_layers)))
+
+
+def check_length(name: str, model: Any, max_length: int) -> None:
+    """Raises `ModelError` where the model has fewer positions than `max_length` tokens need."""
+    limit = getattr(model.config, "max_position_embeddings", math.inf)
+    # RoBERTa's positions start behind the padding index.
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        limit -= (model.config.pad_token_id or 0) + 1
+    if max_length > limit:
+        raise ModelError(f"{name}: has {limit} positions, but data.max_length is {max_length} tokens; lower it")
+
+
+def _new_classifier(config: Any) -> nn.Module:
+    # A configuration remembers the dtype its checkpoint was saved in; weights to be trained are float32 all the same.
+    model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    return model
+
+
+def _with_labels(config: Any, task: Task) -> Any:
+    names = task.label_names or ("score",)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    return config
+
+
+def _with_layers(config: Any, layers: Sequence[int]) -> Any:
+    values = config.to_dict()
+    if values.get("layer_types"):  # which layers look at all tokens, and which at their neighbours alone
+        values["layer_types"] = [values["layer_types"][layer] for layer in layers]
+    return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+
+
+def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str]) -> None:
+    if model.config.num_labels != task.num_labels:
+        raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
+    if task.is_regression:
+        return
+    has = [model.config.id2label.get(i, f"LABEL_{i}") for i in range(task.num_labels)]
+    wanted = [_plain(label) for label in task.label_names]
+    if label_names and sorted(map(_plain, has)) != sorted(wanted):
+        has = list(label_names)
+    if sorted(map(_plain, has)) != sorted(wanted):
+        raise ModelError(
+            f"{name}: its labels are {', '.join(map(str, has))}, "
+            f"but task {task.name} has {', '.join(task.label_names)}; "
+            "if they mean the same, say in which order: teacher.label_names=[...]"
+        )
+    order = [[_plain(label) for label in has].index(label) for label in wanted]
+    output = _output_layer(model, task.num_labels)
+    with torch.no_grad():
+        for parameter in output.parameters():
+            parameter.copy_(parameter[order].clone())
+    _with_labels(model.config, task)
+
+
+def _plain(label: Any) -> str:
+    return str(label).strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _output_layer(model: Any, num_labels: int) -> nn.Linear:
+    """The last linear layer outside the encoder; its rows are the classes."""
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(model.base_model_prefix + ".")
+    ]
+    if not linears or linears[-1].out_features != num_labels:
+        raise ModelError(f"{type(model).__name__}: no linear layer with {num_labels} outputs found at its end")
+    return linears[-1]

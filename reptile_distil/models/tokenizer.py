@@ -1,0 +1,62 @@
+"""Tokenizers: loaded, and checked to fit a model, and each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from reptile_distil.errors import ModelError
+from reptile_distil.models.loading import first_sentence, load_files
+from reptile_distil.models.toy import is_toy_model, toy_tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of the model `name` (folder, hub name or toy).
+
+    Raises `ModelError` where it has no vocabulary, or cannot turn texts into one batch.
+    """
+    if is_toy_model(name):
+        return toy_tokenizer()
+    tokenizer = load_files(transformers.AutoTokenizer, name)
+    # A folder without tokenizer files gives a tokenizer all the same, which knows nothing but its special tokens.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"{name}: has no vocabulary; put the tokenizer's files beside the model's")
+    try:
+        tokenizer(["a", "Ünknown ☃"], ["b c", ""], padding=True, truncation=True, max_length=8)
+    except Exception as error:
+        raise ModelError(f"{name}: its tokenizer cannot be used: {first_sentence(error)}") from None
+    return tokenizer
+
+
+def check_same_tokenizer(teacher_name: str, teacher: Any, student_name: str, student: Any) -> None:
+    """Raises `ModelError` unless both tokenizers turn text into the same ids: one batch feeds both models."""
+    probe = "Déjà-vu: ÀÉÎ, don't 中文 STRASSE ß?"
+    normalizers = [str(getattr(tokenizer.backend_tokenizer, "normalizer", None)) for tokenizer in (teacher, student)]
+    differences = {
+        "vocabularies": teacher.get_vocab() != student.get_vocab(),
+        "special tokens": teacher.special_tokens_map != student.special_tokens_map,
+        "ways to lower-case and clean text": normalizers[0] != normalizers[1],
+        "ways to cut text": teacher(probe)["input_ids"] != student(probe)["input_ids"],
+    }
+    for what, differ in differences.items():
+        if differ:
+            raise ModelError(
+                f"teacher {teacher_name} and student {student_name} have different {what}: "
+                "choose a pair that shares one tokenizer"
+            )
+
+
+def wider_tokenizer(teacher: Any, student: Any) -> Any:
+    """Of two tokenizers with the same ids, the one that gives more inputs: BERT needs segments, DistilBERT has none."""
+    return max(student, teacher, key=lambda tokenizer: len(tokenizer.model_input_names))
+
+
+def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """Raises `ModelError` where the tokenizer gives ids that the model has no embedding for."""
+    highest, size = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if highest >= size:
+        raise ModelError(
+            f"{name}: its tokenizer gives ids up to {highest}, but the model has only {size} embeddings; "
+            "they do not belong together"
+        )

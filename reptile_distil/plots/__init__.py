@@ -1,0 +1,1 @@
+"""Pictures of a run, of a table, and of learning curves, drawn from what runs have written."""

@@ -1,0 +1,185 @@
+"""What all pictures share: colours, line styles, figures, legends, and how they are saved.
+
+Drawn on figures of our own, never through pyplot: no window, no global state, no backend to choose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from reptile_distil.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's colours, told apart with every common colour blindness.
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#555555",
+)
+
+STUDENT, TEACHER = BLUE, VERMILLION
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.borderaxespad": 0.2,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+}
+
+DOTS_PER_INCH = 120
+MOST_MARKERS = 30  # a line of more points than this is drawn without markers
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The one style of all pictures. Raises `MissingExtraError` without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("pictures need matplotlib: pip install 'reptile-distil[plots]'")
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not the user's own style: a picture looks the same everywhere
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes the whole picture or nothing; the ending of `path` (.png, .pdf, .svg) chooses the format."""
+    path = Path(path)
+    # Several workers may draw a table at the same moment, each into a file of its own.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        with drawing():
+            figure.savefig(temporary, dpi=DOTS_PER_INCH)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def legend_above(axes: Axes, num_columns: int = 2) -> None:
+    """The legend between title and axes, where it covers no data; the title moves up to make room."""
+    handles, labels = axes.get_legend_handles_labels()
+    num_rows = -(-len(labels) // num_columns)
+    axes.set_title(axes.get_title(loc="left"), pad=6 + 13 * num_rows)
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns)
+
+
+def is_finite(line: Any) -> bool:
+    """Whether a line has a point that can be drawn."""
+    return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
+
+
+class SeriesStyle(NamedTuple):
+    """What one row looks like in every picture."""
+
+    color: str
+    marker: str
+    hatch: str
+    """Of its bars."""
+    line: Any
+    """Style of its lines, as matplotlib's `linestyle`."""
+
+
+BAND = "± 1 standard deviation over seeds"
+"""What the legend calls a band."""
+
+STYLES = {
+    "teacher": SeriesStyle(VERMILLION, "s", "", "-"),
+    "finetune": SeriesStyle(ORANGE, "^", "//", ":"),
+    "kd": SeriesStyle(GREEN, "v", "\\\\", "--"),
+    "reptile": SeriesStyle(BLUE, "o", "", "-"),
+    "metadistil": SeriesStyle(PURPLE, "D", "xx", "-."),
+}
+
+
+# 6 colours (the last four are Tol's muted ones), 7 markers, 5 hatches and 5 line styles: 42 others differ from each
+# other, and neighbours in all at once.
+_COLORS = (SKY, GREY, "#882255", "#999933", "#332288", "#CC6677")
+_MARKERS = ("P", "X", "*", "<", ">", "h", "d")
+_HATCHES = ("..", "++", "oo", "--", "||")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def order_names(names: Iterable[str]) -> list[str]:
+    """Each name once: the known methods first, then the others in the order they come in."""
+    found = list(dict.fromkeys(names))
+    return [name for name in STYLES if name in found] + [name for name in found if name not in STYLES]
+
+
+def styles_of(names: Sequence[str]) -> dict[str, SeriesStyle]:
+    """The look of each name; a known method's is the same whatever else there is."""
+    others = [name for name in names if name not in STYLES]
+    return {name: STYLES[name] if name in STYLES else _other_style(others.index(name)) for name in names}
+
+
+def legend_on_top(figure: Figure, names: Sequence[str], *, bands: bool = False) -> None:
+    """One legend over all panels, in as many columns as the figure's width has room for; with what `bands` mean."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    labels = [label for label in names if label in found]
+    if bands:
+        from matplotlib.patches import Patch
+
+        labels.append(BAND)
+        found[BAND] = Patch(color=GREY, alpha=0.25, linewidth=0)
+    if labels:
+        num_columns = _most_columns(labels, figure.get_figwidth())
+        figure.legend([found[label] for label in labels], labels, loc="outside upper left", ncols=num_columns)
+
+
+def _most_columns(labels: Sequence[str], inches: float) -> int:
+    """How many columns fit side by side; matplotlib fills them one after the other, the first ones with one more."""
+    lengths = [len(label) for label in labels]
+    for num_columns in range(len(labels), 1, -1):
+        columns = np.array_split(lengths, num_columns)
+        if sum(0.6 + 0.075 * max(column) for column in columns) < inches:  # key, gap, letters of 8 points
+            return num_columns
+    return 1
+
+
+def _other_style(index: int) -> SeriesStyle:
+    return SeriesStyle(
+        color=_COLORS[index % len(_COLORS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        hatch=_HATCHES[index % len(_HATCHES)],
+        line=_LINES[index % len(_LINES)],
+    )

@@ -1,0 +1,241 @@
+"""What results look like: at a prompt, in a notebook, side by side; and what a model says of texts, by label names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reptile_distil.data.tasks import Task
+from reptile_distil.runs.folder import Results
+from reptile_distil.training.metrics import Scores, predictions_from_logits
+
+Rows = list[tuple[str, ...]]
+_MOST_ROWS = 10
+"""Of a split that are shown."""
+
+_FACTS = {
+    "best_epoch": ("best epoch", "{:d}"),
+    "num_steps": ("steps", "{:,d}"),
+    "num_train_rows": ("training rows", "{:,d}"),
+    "num_parameters": ("parameters", "{:,d}"),
+    "train_seconds": ("seconds of training", "{:.1f}"),
+    "examples_per_second": ("examples a second", "{:,.0f}"),
+    "stopped_by": ("stopped by", "{}"),
+}
+"""Of a run's results: key, what it is called, how it is written."""
+
+
+class RunResults(dict[str, Any]):
+    """A run's results: the dict that results.json holds, shown as a table of what matters most."""
+
+    def __repr__(self) -> str:
+        tables = [_score_rows(self), _fact_rows(self)]
+        return "\n".join([_title(self), *map(to_text, filter(None, tables)), f"dict of {', '.join(self)}"])
+
+    def _repr_html_(self) -> str:
+        scores, facts = _score_rows(self), _fact_rows(self)
+        return to_html(scores, title=_title(self), has_header=True) + to_html(facts)
+
+
+def to_text(rows: Rows) -> str:
+    """Rows of cells as aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def to_html(rows: Rows, *, title: str = "", has_header: bool = False) -> str:
+    """Rows of cells as an HTML table, whatever the cells hold: the first column to the left, the others to the right.
+
+    Empty without rows, but for the title.
+    """
+    head = f"<p><b>{escape(title)}</b></p>" if title else ""
+    if not rows:
+        return head
+    lines = []
+    for number, row in enumerate(rows):
+        tag = "th" if has_header and number == 0 else "td"
+        sides = ["left", *["right"] * (len(row) - 1)]
+        cells = (
+            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
+        )
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"{head}<table>{''.join(lines)}</table>"
+
+
+def describe_scores(scores: Mapping[str, float | None]) -> str:
+    """Scores by name in one line; an undefined one is `-`."""
+    return ", ".join(f"{name} {_number(score)}" for name, score in scores.items())
+
+
+def split_predictions_html(
+    predictions: Sequence[Any], labels: Sequence[object] | None, scores: Mapping[str, float | None] | None
+) -> str:
+    """The scores of a model on a split, and its first rows: each with a `label` and `probabilities` by class name."""
+    rows: Rows = [("row", "prediction", "probability", *(() if labels is None else ("label",)))]
+    for index, prediction in enumerate(predictions[:_MOST_ROWS]):
+        probability = prediction.probabilities.get(prediction.label)
+        cells = (str(index), _cell(prediction.label), "-" if probability is None else f"{probability:.3f}")
+        rows.append(cells if labels is None else (*cells, _cell(labels[index])))
+    left_out = len(predictions) - len(rows) + 1
+    rest = f"<p>and {left_out:,} more rows</p>" if left_out else ""
+    by_name: Rows = [(name, _number(score)) for name, score in (scores or {}).items()]
+    return to_html(by_name, title=f"{len(predictions):,} rows") + to_html(rows, has_header=True) + rest
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    return f"{results.get('method', 'a run')} on {results.get('task', '?')}, seed {results.get('seed', '?')}"
+
+
+def _score_rows(results: Mapping[str, Any]) -> Rows:
+    """One row for each score, the teacher's beside the student's; a header first."""
+    teacher = results.get("teacher") or {}
+    columns = {"score": results.get("scores") or {}}
+    if teacher:
+        columns = {
+            "student": columns["score"],
+            "teacher at start": teacher.get("scores_at_start") or {},
+            "teacher at end": teacher.get("scores_at_end") or {},
+        }
+    rows: Rows = [("", *columns)]
+    first = next(iter(columns.values()))
+    for split, scores in first.items():
+        for name in scores:
+            rows.append((f"{split} {name}", *(_number(of.get(split, {}).get(name)) for of in columns.values())))
+    return rows if len(rows) > 1 else []
+
+
+def _fact_rows(results: Mapping[str, Any]) -> Rows:
+    return [(name, form.format(results[key])) for key, (name, form) in _FACTS.items() if key in results]
+
+
+def _cell(value: object) -> str:
+    """A class name; a number, for regression, to three places."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _number(score: float | None) -> str:
+    return "-" if score is None or score != score else f"{score:.4f}"
+
+
+class Prediction(NamedTuple):
+    """What a model says of one text or pair of texts."""
+
+    label: str | float
+    """Name of the most probable class; the number itself for regression."""
+    probabilities: dict[str, float]
+    """Probability by class name; empty for regression."""
+
+
+class SplitPredictions(NamedTuple):
+    """A model on a split, row by row and as a whole; `labels` and `scores` are None for a split without labels."""
+
+    predictions: list[Prediction]
+    labels: list[str | float] | None
+    scores: Scores | None
+
+    def to_tsv(self) -> str:
+        """Lines of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
+        rows: list[tuple[Any, ...]] = [("index", "prediction", "probability", "label")]
+        for index, prediction in enumerate(self.predictions):
+            probability = prediction.probabilities.get(str(prediction.label), "")
+            rows.append((index, prediction.label, probability, "" if self.labels is None else self.labels[index]))
+        return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+    def __repr__(self) -> str:
+        scores = "no labels" if self.scores is None else describe_scores(self.scores)
+        return f"SplitPredictions({len(self.predictions):,} rows: {scores})"
+
+    def _repr_html_(self) -> str:
+        return split_predictions_html(*self)
+
+
+def name_predictions(logits: NDArray[np.float32], task: Task) -> list[Prediction]:
+    """What logits (N, C) of a task's rows say, by the names of its classes."""
+    if task.is_regression:
+        return [Prediction(float(number), {}) for number in predictions_from_logits(logits)]
+    probabilities = torch.from_numpy(logits).softmax(dim=1).tolist()
+    named = [dict(zip(task.label_names, row, strict=True)) for row in probabilities]
+    return [Prediction(max(row, key=row.__getitem__), row) for row in named]
+
+
+def name_label(label: float, task: Task) -> str | float:
+    """The name of a class index, or a regression task's number itself."""
+    return float(label) if task.is_regression else task.label_names[int(label)]
+
+
+_SHORT = {"matthews_correlation": "MCC", "teacher at end": "teacher", "best epoch": "epoch", "examples/s": "ex/s"}
+
+
+def comparison_table(results: Sequence[Results], *, width: int | None = None) -> str:
+    """A Markdown table, aligned for the terminal: one row a run, scores in percent, sizes, times.
+
+    `teacher at end` is the teacher's own score after the run, which only Reptile and MetaDistil change, on the first
+    split of the table. A score that is undefined is `-`. Where the table is wider than `width` columns, its headings
+    are shortened; where that is not enough, columns are left out, the last one first, but never scores.
+    """
+    columns = _columns(results)
+    table = _draw(columns)
+    if width is None or _width(table) <= width:
+        return table
+    scores = _score_names(results[0])
+    splits = {name.partition(" ")[0] for name in scores}
+    # Where there is only one dev split, nobody needs to be told which.
+    dropped = f"{splits.pop()} " if len(splits) == 1 else ""
+    plain = {name.removeprefix(dropped): cells for name, cells in columns.items()}
+    short = {_SHORT.get(name, name): cells for name, cells in plain.items()}
+    while _width(_draw(short)) > width and len(short) > 1 + len(scores):
+        short.popitem()
+    return _draw(short)
+
+
+def _columns(results: Sequence[Results]) -> dict[str, list[str]]:
+    """The cells of each column, by heading."""
+    scores = [
+        [_percent(score) for scores in result["scores"].values() for score in scores.values()] for result in results
+    ]
+    return {
+        "run": [result["method"] for result in results],
+        **{name: [row[number] for row in scores] for number, name in enumerate(_score_names(results[0]))},
+        "teacher at end": [_teacher_score(result) for result in results],
+        "parameters": [f"{result['num_parameters']:,}" for result in results],
+        "best epoch": [str(result["best_epoch"]) for result in results],
+        "train s": [f"{result['train_seconds']:.1f}" for result in results],
+        "examples/s": [f"{result['examples_per_second']:,.0f}" for result in results],
+    }
+
+
+def _draw(columns: Mapping[str, Sequence[str]]) -> str:
+    """The first column to the left, numbers to the right."""
+    widths = [max(map(len, (heading, *cells))) for heading, cells in columns.items()]
+    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
+    rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _width(table: str) -> int:
+    return len(table.partition("\n")[0])
+
+
+def _score_names(result: Results) -> list[str]:
+    return [f"{split} {name}" for split, scores in result["scores"].items() for name in scores]
+
+
+def _teacher_score(result: Results) -> str:
+    if "teacher" not in result:
+        return "-"
+    first = next(iter(result["teacher"]["scores_at_end"].values()))
+    return " / ".join(_percent(score) for score in first.values())
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None or score != score else f"{100 * score:.1f}"

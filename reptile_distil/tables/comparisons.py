@@ -1,0 +1,148 @@
+"""A row of a table against another, with the test that fits: over seeds, over cells, or over the rows of a dev set.
+
+Differences are in points of percent.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from reptile_distil.data.tasks import Task
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.tables.data import Column, TableData, columns_of
+from reptile_distil.tables.statistics import compare_paired, mcnemar, paired_bootstrap
+
+
+class Comparison(NamedTuple):
+    """A row minus another: difference, 95 % interval and p-value (NaN where there is none)."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    """Pairs compared: seeds, (task, seed) cells, or rows of the dev set."""
+    test: str
+    """seeds, cells, McNemar or bootstrap; empty: none could be made."""
+
+
+def compare(data: TableData, row: str, baseline: str, *, task: Task, columns: Sequence[Column]) -> Comparison | None:
+    """A row minus `baseline` on one task, by the mean of the given scores, over the seeds that both have.
+
+    Two seeds or more are compared by `statistics.compare_paired`. One seed tells nothing of other seeds; there the two
+    models are compared over the rows of the dev set: by `statistics.mcnemar` for accuracy, by
+    `statistics.paired_bootstrap` for the rest. None where there is no common seed, or a score is undefined.
+    """
+    key = (row, baseline, task.name, *columns)
+    if key not in data.compared:
+        data.compared[key] = _compare(data, row, baseline, task, columns)
+    found: Comparison | None = data.compared[key]
+    return found
+
+
+def _compare(data: TableData, row: str, baseline: str, task: Task, columns: Sequence[Column]) -> Comparison | None:
+    first, second = data.scores(row, task, columns), data.scores(baseline, task, columns)
+    seeds = [seed for seed in first if seed in second]
+    pairs = _defined_pairs([(first[seed], second[seed]) for seed in seeds])
+    if not pairs:
+        return None
+    if len(pairs) > 1:
+        return Comparison(*compare_paired(*zip(*pairs, strict=True)), "seeds")
+    difference = pairs[0][0] - pairs[0][1]
+    ours, theirs = (_read_predictions(data, task, name, seeds[0], columns) for name in (row, baseline))
+    if ours is None or theirs is None or not np.array_equal(ours[1], theirs[1]):
+        return Comparison(difference, math.nan, math.nan, math.nan, 1, "")
+    return _compare_models(difference, ours[0], theirs[0], ours[1], columns)
+
+
+def compare_over_tasks(data: TableData, row: str, baseline: str) -> Comparison | None:
+    """A row minus `baseline` over all (task, seed) cells that both have.
+
+    None where an undefined score is among them, or there are fewer than two.
+    """
+    cells: list[tuple[float | None, float | None]] = []
+    for task in data.tasks:
+        first, second = (data.scores(name, task, columns_of(task)) for name in (row, baseline))
+        cells += [(first[seed], second[seed]) for seed in first if seed in second]
+    pairs = _defined_pairs(cells)
+    return Comparison(*compare_paired(*zip(*pairs, strict=True)), "cells") if len(pairs) > 1 else None
+
+
+def _defined_pairs(pairs: Sequence[tuple[float | None, float | None]]) -> list[tuple[float, float]]:
+    """The pairs; none at all where a score in them is undefined."""
+    defined = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    return defined if len(defined) == len(pairs) else []
+
+
+def _compare_models(
+    difference: float,
+    first: NDArray[Any],
+    second: NDArray[Any],
+    labels: NDArray[Any],
+    columns: Sequence[Column],
+) -> Comparison:
+    """Two models of one seed by their predictions (N,) and the labels (N,) of the splits of `columns`."""
+    metrics = list(dict.fromkeys(column.metric for column in columns))
+    if metrics == ["accuracy"]:
+        p_value = mcnemar(first == labels, second == labels).p_value
+        return Comparison(difference, math.nan, math.nan, p_value, len(labels), "McNemar")
+    try:
+        found = paired_bootstrap(
+            lambda said, expected: 100 * fast_score(said, expected, metrics), first, second, labels
+        )
+    except ValueError:  # the score is undefined on some of the resamples
+        return Comparison(difference, math.nan, math.nan, math.nan, 1, "")
+    return Comparison(difference, found.low, found.high, found.p_value, found.n, "bootstrap")
+
+
+def _read_predictions(
+    data: TableData, task: Task, row: str, seed: int, columns: Sequence[Column]
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Predictions (N,) and labels (N,) of the splits of `columns`, one behind the other; None where one is missing."""
+    if (task.name, row, seed) not in data.folders:
+        return None
+    folder = RunFolder(data.folders[task.name, row, seed])
+    splits = dict.fromkeys(column.split for column in columns)
+    parts = [part for split in splits if (part := folder.read_predictions(split)) is not None]
+    if len(parts) < len(splits):
+        return None
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def fast_score(predictions: NDArray[Any], labels: NDArray[Any], metrics: Sequence[str]) -> float:
+    """The mean of the named scores of predictions (N,) against labels (N,), as a fraction; NaN where undefined.
+
+    What `metrics.compute_scores` gives, without its checks and fifty times as fast: a bootstrap needs thousands.
+    """
+    return statistics.fmean(_fast_score(metric, predictions, labels) for metric in metrics)
+
+
+def _fast_score(metric: str, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
+    if metric == "accuracy":
+        return float(np.mean(predictions == labels))
+    if metric == "f1":
+        num_positive = np.sum(predictions == 1) + np.sum(labels == 1)
+        return float(2 * np.sum((predictions == 1) & (labels == 1)) / num_positive) if num_positive else 0.0
+    if metric == "matthews_correlation":
+        return _matthews(predictions, labels)
+    if metric == "spearmanr":
+        predictions, labels = stats.rankdata(predictions), stats.rankdata(labels)
+    first, second = predictions - np.mean(predictions), labels - np.mean(labels)
+    size = math.sqrt(float(first @ first) * float(second @ second))
+    return float(first @ second) / size if size else math.nan
+
+
+def _matthews(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Gorodkin's K-class coefficient: the correlation of the one-hot predictions and labels; 0 for a single class."""
+    num_classes = int(max(predictions.max(), labels.max())) + 1
+    said, true = (np.bincount(values, minlength=num_classes).astype(float) for values in (predictions, labels))
+    n = len(labels)
+    size = math.sqrt((n * n - said @ said) * (n * n - true @ true))
+    return float(n * np.sum(predictions == labels) - said @ true) / size if size else 0.0

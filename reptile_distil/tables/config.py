@@ -1,0 +1,300 @@
+"""A table's YAML: a run's, with `tasks`, `methods` and `seeds` for task, method and seed → one `Config` a cell.
+
+The settings of a cell are those of the file, then `per_task` of its task, then `variants` of its row; `key=value` on
+the command line goes above all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
+from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.sections import MethodName
+from reptile_distil.config.yaml_files import merge_layer, read_layers
+from reptile_distil.data import toy
+from reptile_distil.data.tasks import GLUE, Task
+from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.setup import build_task
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runtime.compute import choose_device
+
+TEACHER = "teacher"
+METHODS: tuple[str, ...] = get_args(MethodName)
+
+
+class TableKeys(BaseModel):
+    """What a table's file says beside the settings of its runs."""
+
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
+
+    tasks: list[str | dict[str, Any]] = Field(min_length=1)
+    """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`."""
+    methods: list[str] = Field(min_length=1)
+    """The rows: finetune, kd, reptile, metadistil, names of `variants`; the teacher comes with those that need one."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Each cell is run with each of them."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Further rows by name: a `method`, and settings of a run laid over those of the file."""
+    per_task: dict[str, dict[str, Any]] = {}
+    """Settings of a run, by task, laid over those of the file."""
+    name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Start of the names of the table's files in runs_dir."""
+    output: str | None = None
+    """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
+
+
+# Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
+_OF_THE_CELL = {
+    "task": "tasks=[...]",
+    "method": "methods=[...]",
+    "seed": "seeds=[...]",
+    "compare_with": "methods=[...]",
+    "output_dir": "runs_dir=DIR",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table: a row (the teacher, a method or a variant) on a task with a seed."""
+
+    task: Task
+    row: str
+    seed: int
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """The run folder; for methods the one that distil.py uses, so that finished runs are shared."""
+        return Path(self.config.runs_dir, self.task.name, f"{self.row}-seed{self.seed}")
+
+    @property
+    def run(self) -> RunFolder:
+        """What is in that folder."""
+        return RunFolder(self.folder, remedy="give another runs_dir, or remove this folder")
+
+    @property
+    def role(self) -> MethodName | Literal["teacher"]:
+        """What the run does."""
+        return "teacher" if self.row == TEACHER else self.config.method
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.task.name} {self.row} seed {self.seed}"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it is a student's run that waits for the table's own teacher."""
+        needs_one = self.row != TEACHER and self.config.needs_teacher(self.config.method)
+        return needs_one and self.config.teacher.finetuned is None
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What must be the same in a finished run that is taken for this cell."""
+        return self.config.defining_settings(self.role)
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Everything a table is made of; `cells` has the teachers first."""
+
+    keys: TableKeys
+    common: Config
+    """The settings that all cells share; task, method and seed mean nothing here."""
+    tasks: tuple[Task, ...]
+    rows: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    output: Path
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of every cell."""
+        return tuple(self.keys.seeds)
+
+
+def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableConfig:
+    """The table in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides.
+
+    Raises `ConfigError` as `load_config` does, for any of the cells, and for what no table can have.
+    """
+    values, origins = read_layers(Path(path))
+    command = parse_overrides(overrides)
+    for layer in [layer for part in ("variants", "per_task") for layer in _mappings(values.get(part))]:
+        _replace_leaves(layer, command)
+    merge_layer(values, command, origins, COMMAND_LINE)
+    for key, instead in _OF_THE_CELL.items():
+        if values.get(key) not in (None, []) and origins[key] in (COMMAND_LINE, str(path)):
+            raise ConfigError(f"{origins[key]}: {key} = {values[key]!r}: a table has no {key}, give {instead}")
+    own = {key: values.pop(key) for key in TableKeys.model_fields if key in values}
+    shared = {key: value for key, value in values.items() if key not in _OF_THE_CELL}
+    try:
+        keys = TableKeys.model_validate(own)
+    except ValidationError as error:
+        raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
+    _check_names(keys, origins)
+    common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
+    cells = tuple(_cells(keys, shared, origins, str(path)))
+    if any(cell.config.precision == "auto" for cell in cells):
+        raise ConfigError(
+            f"{origins.get('precision', path)}: precision = 'auto': differs from machine to machine, and all "
+            "runs of a table must compute alike; give fp32, tf32 or bf16"
+        )
+    _check_teachers(cells, str(path))
+    _check_per_task(keys, [cell.task.name for cell in cells], origins)
+    with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
+    rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
+    tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
+    return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, keys.name)))
+
+
+def describe_table(table: TableConfig) -> str:
+    """The whole configuration as YAML with comments; `load_table_config` reads it back."""
+    return describe(table.keys) + describe(table.common, without=_OF_THE_CELL)
+
+
+def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The words of one command per cell, which runs that cell; any order and any number at once will do.
+
+    The teachers come first. A student's command started before its teacher is there fine-tunes it, or waits for the
+    command that is at it.
+    """
+    kept = [item for item in overrides if item.partition("=")[0] not in ("tasks", "methods", "seeds")]
+    tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
+    for cell in table.cells:
+        task = tasks[cell.task.name]
+        cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
+        cell_of_one += [f"methods=[{cell.row}]", f"seeds=[{cell.seed}]"]
+        yield ["python", script, "--config", str(path), *kept, *cell_of_one, "--only-runs"]
+
+
+def _cells(keys: TableKeys, shared: Mapping[str, Any], origins: Mapping[str, str], path: str) -> Iterator[Cell]:
+    """Every cell, checked: the teachers, then task by task and seed by seed the methods, so that pairs come early."""
+    students, teachers = [], []
+    for task in keys.tasks:
+        for seed in keys.seeds:
+            of_seed = [_cell(keys, shared, origins, path, task=task, row=row, seed=seed) for row in keys.methods]
+            if any(cell.needs_teacher or cell.row == TEACHER for cell in of_seed):
+                teachers.append(_cell(keys, shared, origins, path, task=task, row=TEACHER, seed=seed))
+            students += [cell for cell in of_seed if cell.row != TEACHER]
+    yield from (*teachers, *students)
+
+
+def _check_teachers(cells: Sequence[Cell], path: str) -> None:
+    """Raises `ConfigError` for a row whose settings ask for another teacher than that of its task and seed."""
+    teachers = {(cell.task.name, cell.seed): cell for cell in cells if cell.row == TEACHER}
+    for cell in cells:
+        if not cell.needs_teacher:
+            continue
+        shared, own = teachers[cell.task.name, cell.seed].decisive, cell.config.defining_settings("teacher")
+        for key in shared:
+            if shared[key] != own[key]:
+                raise ConfigError(
+                    f"{path}: variants.{cell.row}: {key} = {own[key]!r} asks for a teacher of its own, but all rows of "
+                    f"a task share one, with {shared[key]!r}; give the row a teacher.finetuned, or a table of its own"
+                )
+
+
+def _cell(
+    keys: TableKeys,
+    shared: Mapping[str, Any],
+    origins: Mapping[str, str],
+    path: str,
+    *,
+    task: str | dict[str, Any],
+    row: str,
+    seed: int,
+) -> Cell:
+    values: dict[str, Any] = {}
+    where = dict(origins)
+    merge_layer(values, shared, {}, path)
+    name = _name(task)
+    if name in keys.per_task:
+        merge_layer(values, keys.per_task[name], where, f"{origins['per_task']}, per_task.{name}")
+    values["method"] = row if row in METHODS else "kd"
+    if row in keys.variants:
+        merge_layer(values, keys.variants[row], where, f"{origins['variants']}, variants.{row}")
+    values |= {"task": task, "seed": seed}
+    config = _check(values, where, path)
+    cell = Cell(build_task(config), row, seed, config)
+    choose_device(config.device)
+    if "train" not in cell.task.splits:
+        raise ConfigError(f"{origins['tasks']}: tasks: {name} has no train split; evaluate.py scores a model on it")
+    if row in keys.variants:
+        return Cell(cell.task, row, seed, config.with_values(output_dir=str(cell.folder)))
+    return cell
+
+
+def _check(values: Mapping[str, Any], origins: Mapping[str, str], path: str) -> Config:
+    return check_config(values, {**origins, "task": origins["tasks"]}, path, tuple(TableKeys.model_fields))
+
+
+def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
+    """Raises `ConfigError` for names that are given twice, or mean nothing, or what they cannot mean here."""
+    tasks = [_name(task) for task in keys.tasks]
+    given: dict[str, list[Any]] = {"tasks": tasks, "methods": keys.methods, "seeds": keys.seeds}
+    for key, items in given.items():
+        for item in items:
+            if items.count(item) > 1:
+                raise ConfigError(f"{origins[key]}: {key}: {item!r} is given twice")
+    for name, values in keys.variants.items():
+        where = f"{origins['variants']}: variants.{name}"
+        if name in (*METHODS, TEACHER) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ConfigError(f"{where}: expected a name of letters, digits, _, . and -, and not that of a method")
+        if values.get("method") not in METHODS:
+            raise ConfigError(f"{where}.method = {values.get('method')!r}: expected one of {', '.join(METHODS)}")
+        _refuse_cell_keys(where, values, allowed="method")
+    for name, values in keys.per_task.items():
+        _refuse_cell_keys(f"{origins['per_task']}: per_task.{name}", values)
+    known = (*METHODS, TEACHER, *keys.variants)
+    for method in keys.methods:
+        if method not in known:
+            raise ConfigError(
+                f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
+                f"{_did_you_mean(method, known)}"
+            )
+
+
+def _refuse_cell_keys(where: str, values: Mapping[str, Any], allowed: str = "") -> None:
+    for key in (*_OF_THE_CELL, "runs_dir"):
+        if key in values and key != allowed:
+            raise ConfigError(f"{where}: {key} is the table's affair and cannot stand here")
+
+
+def _check_per_task(keys: TableKeys, tasks: Sequence[str], origins: Mapping[str, str]) -> None:
+    """Settings for a task outside this table are fine, for none at all they are a slip of the pen."""
+    known = (*GLUE, *toy.TASKS, *tasks)
+    for name in keys.per_task:
+        if name not in known:
+            raise ConfigError(f"{origins['per_task']}: per_task: unknown task {name!r}{_did_you_mean(name, known)}")
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _name(task: str | dict[str, Any]) -> str:
+    return task if isinstance(task, str) else str(task.get("name"))
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    """The mappings in a mapping; whatever else is there is refused later."""
+    return [item for item in value.values() if isinstance(item, dict)] if isinstance(value, dict) else []
+
+
+def _replace_leaves(values: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Gives `values` in place the leaves of `above` where both have one: the command line has the last word."""
+    for key in values.keys() & above.keys():
+        if isinstance(values[key], dict) and isinstance(above[key], Mapping):
+            _replace_leaves(values[key], above[key])
+        else:
+            values[key] = above[key]

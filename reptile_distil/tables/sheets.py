@@ -1,0 +1,218 @@
+"""The sheets of a table, from its numbers to words: scores, differences, and the notes below them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from reptile_distil.data.tasks import GLUE, Task
+from reptile_distil.models.cost import BATCH_SIZES
+from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
+from reptile_distil.tables.config import TEACHER
+from reptile_distil.tables.data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores
+from reptile_distil.tables.published import PUBLISHED, PublishedRow
+
+BASELINES = ("kd", "finetune")
+"""The rows that the others are compared with."""
+_GLUE_TASKS = [name for name in GLUE if name != "ax"]
+_SHORT = {"accuracy": "acc", "f1": "F1", "matthews_correlation": "MCC", "pearson": "P", "spearmanr": "S"}
+_MAX_PROBLEMS = 20
+
+
+class Bold(str):
+    """A piece of a cell that is set in bold."""
+
+
+Cell = tuple[str, ...]
+"""Pieces of text, one behind the other."""
+
+
+class Sheet(NamedTuple):
+    """A table of its own: a header, and rows in groups between which there is a rule."""
+
+    header: list[str]
+    groups: list[list[list[Cell]]]
+
+
+def task_order(tasks: Sequence[Task]) -> list[Task]:
+    """The order of the columns: GLUE's tasks as on the leaderboard, then the others as they were given."""
+    return sorted(tasks, key=lambda task: _GLUE_TASKS.index(task.name) if task.name in _GLUE_TASKS else len(GLUE))
+
+
+def score_sheet(data: TableData) -> Sheet:
+    """One row for the teacher, one for each method and variant, and the published ones where the task is GLUE's."""
+    tasks = task_order(data.tasks)
+    header = ["method", *(f"{title(task)} {score_names(task)}" for task in tasks), average_name(tasks)]
+    header += ["M parameters", *(f"speed-up, batch {size}" for size in BATCH_SIZES)]
+    columns = [_task_column(data, task) for task in tasks]
+    columns.append(_column(data, [{row: data.averages(row) for row in data.rows}]))
+    sizes: list[dict[str, Cell]] = [{row: (_size(data.parameters(row)),) for row in data.rows}]
+    sizes += [{row: (_speedup(data, row, size),) for row in data.rows} for size in BATCH_SIZES]
+    ours = [[(row,), *(column[row] for column in [*columns, *sizes])] for row in data.rows]
+    theirs = [_published(row, tasks) for row in published_rows(tasks)]
+    return Sheet(header, [group for group in (ours, theirs) if group])
+
+
+def difference_sheet(data: TableData) -> Sheet | None:
+    """Each student row minus each baseline, by task and over the tasks; None where there is nothing to compare."""
+    tasks = task_order(data.tasks)
+    rows: list[list[Cell]] = []
+    for row, baseline in pairs_to_compare(data):
+        found = [compare(data, row, baseline, task=task, columns=columns_of(task)) for task in tasks]
+        cells = [(describe_comparison(comparison),) for comparison in [*found, compare_over_tasks(data, row, baseline)]]
+        rows.append([(f"{row} - {baseline}",), *cells])
+    return Sheet(["difference", *map(title, tasks), "over tasks"], [rows]) if rows else None
+
+
+def notes(data: TableData) -> list[str]:
+    """What a reader must know to read the sheets, a paragraph each."""
+    lengths = {run["latency"]["length"] for run in data.runs.values() if run.get("latency")}
+    devices = {run["latency"]["device"] for run in data.runs.values() if run.get("latency")}
+    # A run that chose by training rows held out has their score beside the dev set's.
+    by_validation = [("validation" in run["scores"]) for run in data.runs.values()]
+    chosen = (
+        "each of the best epoch on that very set"
+        if not any(by_validation)
+        else (
+            "each of the best epoch on training rows held out for the choice"
+            if all(by_validation)
+            else "each of the best epoch, on that very set or on training rows held out for the choice"
+        )
+    )
+    paragraphs = [
+        f"Scores on the dev sets in percent, {chosen}: mean ± sample standard deviation "
+        f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student. "
+        "The mean over tasks takes the mean of a task's scores, over the seeds that were run on every task.",
+    ]
+    if lengths:
+        paragraphs.append(
+            "Speed-up: milliseconds of the teacher over those of the student, measured in turn at the end of each run "
+            f"that has both in memory (so not of finetune), {_listed(lengths)} tokens a row, on {_listed(devices)}; "
+            "the median over n runs; on a busy machine it means little."
+        )
+    if pairs_to_compare(data):
+        paragraphs.append(
+            "Differences in points of the mean of a task's scores, with a 95 % interval and a two-sided p. Over seeds, "
+            "and over the (task, seed) cells: permutation test of paired differences, bootstrap interval; with few "
+            "seeds p cannot be small (3 seeds: 0.25, 5 seeds: 0.0625 at best). One seed: McNemar's test or a paired "
+            "bootstrap over the rows of the dev set, which says nothing of other seeds."
+        )
+    if shown := published_rows(task_order(data.tasks)):
+        sources = "; ".join(f"{row.name}: {row.source}" for row in shown)
+        paragraphs.append(
+            "Published: dev scores as others have reported them, with their own seeds and choices, not run here "
+            f"({sources}). ReptileDistil's published speed-up over BERT-base is 1.94x, the batch size is not said."
+        )
+    if data.problems:
+        more = f" and {len(data.problems) - _MAX_PROBLEMS} more" if len(data.problems) > _MAX_PROBLEMS else ""
+        paragraphs.append(f"Not in the table: {'; '.join(data.problems[:_MAX_PROBLEMS])}{more}.")
+    return paragraphs
+
+
+def pairs_to_compare(data: TableData) -> list[tuple[str, str]]:
+    """(row, baseline): every student row with both baselines, and the baselines with each other once."""
+    students = data.students
+    pairs = [(row, BASELINES[0]) for row in students if row not in BASELINES and BASELINES[0] in students]
+    return pairs + [(row, BASELINES[1]) for row in students if row != BASELINES[1] and BASELINES[1] in students]
+
+
+def title(task: Task) -> str:
+    """A task's name as tables print it."""
+    return task.folder or task.name
+
+
+def score_names(task: Task) -> str:
+    """`F1/acc`, or `m/mm` for the two halves of MNLI."""
+    columns = columns_of(task)
+    if len({column.split for column in columns}) > 1:
+        return "/".join(
+            {"dev_matched": "m", "dev_mismatched": "mm"}.get(column.split, column.split) for column in columns
+        )
+    return "/".join(_SHORT[column.metric] for column in columns)
+
+
+def average_name(tasks: Sequence[Task]) -> str:
+    """`GLUE` is the mean over all nine tasks and nothing less."""
+    return "GLUE" if [task.name for task in tasks] == _GLUE_TASKS else f"mean of {len(tasks)} tasks"
+
+
+def published_rows(tasks: Sequence[Task]) -> list[PublishedRow]:
+    """Those that say something of these tasks."""
+    return [row for row in PUBLISHED if any(task.name in row.scores for task in tasks)]
+
+
+def describe_comparison(comparison: Comparison | None) -> str:
+    """`+1.2 [0.8, 1.9] p=0.250 n=3`, or what of it there is."""
+    if comparison is None:
+        return "-"
+    parts = [f"{comparison.difference:+z.1f}"]
+    if not math.isnan(comparison.low):
+        parts.append(f"[{comparison.low:z.1f}, {comparison.high:z.1f}]")
+    if not math.isnan(comparison.p_value):
+        parts.append(f"p={comparison.p_value:.3g}" if comparison.p_value >= 0.001 else "p<0.001")
+    sizes = {"seeds": f"n={comparison.n}", "cells": f"n={comparison.n}", "": "n=1, no test"}
+    return " ".join([*parts, sizes.get(comparison.test, f"({comparison.test}, {comparison.n} rows)")])
+
+
+def _task_column(data: TableData, task: Task) -> dict[str, Cell]:
+    return _column(data, [{row: data.scores(row, task, [column]) for row in data.rows} for column in columns_of(task)])
+
+
+def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, Cell]:
+    """The cell of each row: its entry for each of the scores, the best student's bold, and n."""
+    entries = {row: [summarise_scores(by_row[row]) for by_row in scores] for row in data.rows}
+    cells = {}
+    for row, of_row in entries.items():
+        pieces: list[str] = []
+        for index, entry in enumerate(of_row):
+            rivals = [other[index].mean for name, other in entries.items() if name in data.students]
+            pieces += [" / "] * (index > 0)
+            pieces.append(_number(entry, best=row in data.students and _is_best(entry.mean, rivals)))
+        cells[row] = (*pieces, f" ({_count(of_row, data.planned(row))})")
+    return cells
+
+
+def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
+    """Whether no student's score is higher as it is printed."""
+    known = [rival for rival in rivals if rival is not None]
+    return mean is not None and len(known) > 1 and round(mean, 1) >= round(max(known), 1)
+
+
+def _number(entry: Entry, *, best: bool) -> str:
+    if entry.mean is None:
+        return "-"
+    text = f"{entry.mean:z.1f}" if math.isnan(entry.std) else f"{entry.mean:z.1f} ± {entry.std:.1f}"
+    return Bold(text) if best else text
+
+
+def _count(entries: Sequence[Entry], planned: int) -> str:
+    n, num_undefined = entries[0].n, max(entry.num_undefined for entry in entries)
+    text = f"n={n}" if n == planned else f"n={n} of {planned}"
+    return f"{text}, {num_undefined} undefined" if num_undefined else text
+
+
+def _size(millions: float | None) -> str:
+    if millions is None:
+        return "-"
+    return f"{millions:.1f}" if millions >= 10 else f"{millions:.2f}"
+
+
+def _speedup(data: TableData, row: str, batch_size: int) -> str:
+    if row == TEACHER:
+        return "1.00x" if data.of_row(row) else "-"
+    ratio, n = data.speedup(row, batch_size)
+    return "-" if ratio is None else f"{ratio:.2f}x (n={n})"
+
+
+def _published(row: PublishedRow, tasks: Sequence[Task]) -> list[Cell]:
+    scores = [row.scores.get(task.name, ()) for task in tasks]
+    cells = [" / ".join(f"{score:.1f}" for score in of_task) or "-" for of_task in scores]
+    average = row.average if average_name(tasks) == "GLUE" else "-"
+    if all(len(of_task) == len(columns_of(task)) for of_task, task in zip(scores, tasks, strict=True)):
+        average = f"{glue_average({task.name: row.scores[task.name] for task in tasks}):.1f}"
+    return [(text,) for text in (f"{row.name} (published, dev)", *cells, average, row.parameters, "-", "-")]
+
+
+def _listed(values: set[Any]) -> str:
+    return ", ".join(str(value) for value in sorted(values))

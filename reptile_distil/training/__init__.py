@@ -1,0 +1,1 @@
+"""The loop that takes a method's steps, evaluates after each epoch, and reports to callbacks and trackers."""

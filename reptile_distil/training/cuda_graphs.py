@@ -1,0 +1,198 @@
+"""Training steps as CUDA graphs: what a step launches is recorded once for each shape of batch, and then replayed.
+
+On short rows a step on a GPU takes as long as the CPU takes to launch its thousands of kernels. A graph launches them
+all at once. It repeats the same kernels on the same addresses, so everything that changes from step to step (the batch,
+the learning rates) is copied to a fixed place before, and its logs are copied from one behind. Dropout draws new masks
+all the same: PyTorch moves the position in its stream of random numbers on with every replay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from reptile_distil.data.batches import Batch
+from reptile_distil.errors import ConfigError, ReptileDistilError, RunError
+from reptile_distil.methods.step import Logs
+from reptile_distil.models.loading import first_sentence
+
+LENGTH_STEP = 8
+"""Batches are padded to a multiple of this many tokens: a graph for each length would be seldom replayed."""
+
+WARM_UP_STEPS = 2
+"""Steps on each shape before one is recorded: in them libraries set up, and optimizers make their state."""
+
+
+class Stepping(Protocol):
+    """A method whose step waits for nothing on the device, and does the same on every batch of a shape."""
+
+    def step(self, batch: Batch) -> Logs:
+        """Updates the models; returns scalars on the device."""
+        ...
+
+
+class Recorder(Protocol):
+    """Makes graphs."""
+
+    def run(self, step: Callable[[], Logs]) -> Logs:
+        """Takes the step as usual, but where it does not get in the way of a recording."""
+        ...
+
+    def record(self, step: Callable[[], Logs]) -> Callable[[], Logs]:
+        """What replays the step, which itself is not taken. The logs are overwritten by the next replay of any."""
+        ...
+
+
+class GraphedSteps:
+    """A method whose steps are replayed from graphs.
+
+    Args:
+        method: takes the steps.
+        optimizers: all that it steps; fused ones, which read learning rate and state on the device.
+        batch_size: rows of a batch; one with fewer (an epoch's last) is not worth a graph and is taken as usual.
+        new_recorder: makes what makes the graphs; None: of CUDA.
+
+    Raises `ValueError` for an optimizer that is not fused.
+    """
+
+    def __init__(
+        self,
+        method: Stepping,
+        optimizers: Sequence[Optimizer],
+        *,
+        batch_size: int,
+        new_recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        for optimizer in optimizers:
+            if not all(group.get("fused") for group in optimizer.param_groups):
+                raise ValueError(f"a {type(optimizer).__name__} in a graph must be a fused one: pass fused=True")
+            # The state that was loaded lies elsewhere than the state that a graph updates.
+            optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
+        self.method = method
+        self.optimizers = tuple(optimizers)
+        self.batch_size = batch_size
+        self._new_recorder = new_recorder or CudaRecorder
+        # By group, float32 as the fused kernels read it.
+        self._rates = [torch.zeros((), device=group["params"][0].device) for group in self._groups()]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops all graphs: they are recorded anew."""
+        self._seen: dict[Any, int] = {}
+        self._graphs: dict[Any, tuple[Batch, Callable[[], Logs]]] = {}
+        self._recorder = self._new_recorder()
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs recorded so far."""
+        return len(self._graphs)
+
+    def step(self, batch: Batch) -> Logs:
+        """One step of the method, with the optimizers' learning rates as they are now."""
+        for rate, group in zip(self._rates, self._groups(), strict=True):
+            rate.fill_(group["lr"])
+        shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items())
+        seen = self._seen.get(shape, 0)
+        if len(batch["labels"]) != self.batch_size or seen < WARM_UP_STEPS:
+            self._seen[shape] = seen + 1
+            logs = self._recorder.run(lambda: self._take(batch))
+            self._drop_gradients()
+        else:
+            if shape not in self._graphs:
+                self._graphs[shape] = self._record(batch)
+            inputs, replay = self._graphs[shape]
+            for name, tensor in batch.items():
+                inputs[name].copy_(tensor)
+            logs = replay()
+        # All graphs share their memory: the next one overwrites these.
+        return {name: value.clone() for name, value in logs.items()}
+
+    def _record(self, batch: Batch) -> tuple[Batch, Callable[[], Logs]]:
+        inputs = {name: tensor.clone() for name, tensor in batch.items()}
+        try:
+            replay = self._recorder.record(lambda: self._take(inputs))
+        except (ReptileDistilError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:
+            # PyTorch ends the recording on the way out, which then fails too.
+            cause = error.__context__ if isinstance(error.__context__, Exception) else error
+            raise RunError(
+                f"compute.cuda_graphs = true: this model's step cannot be recorded ({first_sentence(cause)}); use false"
+            ) from error
+        self._drop_gradients()
+        return inputs, replay
+
+    def _take(self, batch: Batch) -> Logs:
+        with self._rates_on_the_device():
+            return self.method.step(batch)
+
+    @contextlib.contextmanager
+    def _rates_on_the_device(self) -> Iterator[None]:
+        """Optimizers take their learning rates from tensors inside, which a replay can find changed.
+
+        Outside they are numbers: schedules need not know, and neither need checkpoints.
+        """
+        before = [dict(group) for group in self._groups()]
+        for rate, group in zip(self._rates, self._groups(), strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, values in zip(self._groups(), before, strict=True):
+                group.update({name: values[name] for name in ("lr", "capturable") if name in values})
+
+    def _drop_gradients(self) -> None:
+        """Gives back the gradients' memory: each graph has its own, in what all graphs share."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
+
+
+class CudaRecorder:
+    """Records on a stream of its own, and takes all other steps there too.
+
+    A gradient's place in the backward pass remembers the stream that it was first used on, and cuBLAS has a workspace
+    for each stream. Source: PyTorch's notes on CUDA semantics, "whole-network capture".
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def run(self, step: Callable[[], Logs]) -> Logs:
+        """Takes the step on the stream; whatever is launched after it waits for it on the device."""
+        outside = torch.cuda.current_stream()
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            logs = step()
+        outside.wait_stream(self._stream)
+        return logs
+
+    def record(self, step: Callable[[], Logs]) -> Callable[[], Logs]:
+        """A graph of the step, in the memory of all graphs: no two run at once, and nothing outlives a replay."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            logs = step()
+
+        def replay() -> Logs:
+            graph.replay()
+            return logs
+
+        return replay
+
+
+def check_graphs(device: str, num_processes: int) -> None:
+    """Raises `ConfigError` where steps cannot be replayed from CUDA graphs."""
+    if device != "cuda":
+        raise ConfigError(f"compute.cuda_graphs = true: device {device} has none; use false")
+    if num_processes > 1:
+        raise ConfigError(f"compute.cuda_graphs = true takes one process, but {num_processes} were started; use false")

@@ -1,0 +1,177 @@
+"""A model on a split: logits, scores, and how far two models agree."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.distributed.tensor import DTensor
+
+from reptile_distil.data.batches import Batches
+from reptile_distil.models.classifier import Classifier
+from reptile_distil.runtime.processes import ALONE, Processes, local_part
+from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
+
+logger = logging.getLogger(__name__)
+
+WEAK_TEACHER = 0.8
+"""A teacher below this fraction of its first dev score is worth a warning."""
+
+
+@torch.no_grad()
+def predict_logits(model: Classifier, batches: Batches, processes: Processes = ALONE) -> NDArray[np.float32]:
+    """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored.
+
+    Several processes share the batches, each computed once, and each process gets all logits.
+    """
+    was_training = model.training
+    model.eval()
+    order, logits = [], []
+    try:
+        for rows, batch in batches.in_length_order(processes.rank, processes.count):
+            order.append(rows)
+            logits.append(model(batch)[: len(rows)].float().cpu())
+    finally:
+        model.train(was_training)
+    in_order = torch.zeros(batches.num_rows, logits[0].shape[1])
+    in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits)
+    # Each row is 0 but on the one process that has computed it.
+    shared = in_order.to(batches.device)
+    processes.sum_([shared])
+    return shared.cpu().numpy()
+
+
+def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str]) -> Scores:
+    """The scores of logits (N, C) against the labels of the same rows."""
+    return compute_scores(predictions_from_logits(logits), np.asarray(batches.features["label"]), metrics)
+
+
+def evaluate_splits(
+    model: Classifier, splits: Mapping[str, Batches], metrics: Sequence[str], processes: Processes = ALONE
+) -> tuple[dict[str, Scores], dict[str, NDArray[Any]]]:
+    """The scores of each split, and what the model says of each row (N,) of it."""
+    logits = predict_splits(model, splits, processes)
+    predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+    return score_splits(logits, splits, metrics), predictions
+
+
+def predict_splits(
+    model: Classifier, splits: Mapping[str, Batches], processes: Processes = ALONE
+) -> dict[str, NDArray[np.float32]]:
+    """`predict_logits` of each split."""
+    return {split: predict_logits(model, batches, processes) for split, batches in splits.items()}
+
+
+def score_splits(
+    logits: Mapping[str, NDArray[Any]], splits: Mapping[str, Batches], metrics: Sequence[str]
+) -> dict[str, Scores]:
+    """`score_logits` of each split."""
+    return {split: score_logits(of_split, splits[split], metrics) for split, of_split in logits.items()}
+
+
+def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> float:
+    """Fraction of rows on which both choose the same class; for regression, their Pearson correlation."""
+    student, teacher = predictions_from_logits(student_logits), predictions_from_logits(teacher_logits)
+    if student_logits.shape[1] == 1:
+        return compute_scores(student, teacher, ["pearson"])["pearson"]
+    return float(np.mean(student == teacher))
+
+
+class Evaluator:
+    """Examines the student on the dev splits after each epoch, and beside it the teacher.
+
+    Args:
+        student: the model whose score chooses the best epoch.
+        dev: batches of each split to examine them on; the first one's score is the one that chooses.
+        metrics: names of the scores.
+        teacher: the teacher, or None.
+        teacher_moves: whether the teacher must be examined anew each time; a frozen one is examined once.
+        processes: those that share the work; each gets the same records.
+    """
+
+    def __init__(
+        self,
+        student: Classifier,
+        dev: Mapping[str, Batches],
+        metrics: Sequence[str],
+        *,
+        teacher: Classifier | None = None,
+        teacher_moves: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.student = student
+        self.dev = dev
+        self.metrics = metrics
+        self.teacher = teacher
+        self.teacher_moves = teacher_moves
+        self.processes = processes
+        self.predictions: dict[str, NDArray[Any]] = {}
+        """By split, what the student said of each row (N,) when it was last examined."""
+        self._teacher_logits: dict[str, NDArray[np.float32]] = {}
+        self._weights_at_start: list[torch.Tensor] = []
+        if teacher is not None:
+            self._teacher_logits = self._predict(teacher)
+            if teacher_moves:
+                self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in teacher.parameters()]
+        self.teacher_start = self._score(self._teacher_logits)
+        self.teacher_scores = self.teacher_start
+
+    def evaluate(self) -> dict[str, Any]:
+        """A record with `scores` by split and the `score` that chooses.
+
+        With a teacher also `teacher_scores`, `teacher_score`, the `agreement` of both on the first split, and
+        `teacher_drift`, the distance that the teacher's weights have moved (L2 norm).
+        """
+        logits = self._predict(self.student)
+        self.predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+        scores = self._score(logits)
+        first = next(iter(self.dev))
+        record: dict[str, Any] = {"scores": scores, "score": selection_score(scores[first])}
+        if self.teacher is None:
+            return record
+        if self.teacher_moves:
+            self._teacher_logits = self._predict(self.teacher)
+        self.teacher_scores = self._score(self._teacher_logits)
+        teacher_score = selection_score(self.teacher_scores[first])
+        self._warn_of_a_weak_teacher(teacher_score, selection_score(self.teacher_start[first]))
+        return {
+            **record,
+            "teacher_scores": self.teacher_scores,
+            "teacher_score": teacher_score,
+            "agreement": agreement(logits[first], self._teacher_logits[first]),
+            "teacher_drift": self._teacher_drift(),
+        }
+
+    def _predict(self, model: Classifier) -> dict[str, NDArray[np.float32]]:
+        return predict_splits(model, self.dev, self.processes)
+
+    def _score(self, logits: Mapping[str, NDArray[Any]]) -> dict[str, Scores]:
+        return score_splits(logits, self.dev, self.metrics)
+
+    def _teacher_drift(self) -> float:
+        """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""
+        if self.teacher is None:
+            return 0.0
+        weights = list(self.teacher.parameters())
+        now = [local_part(weight.detach()).cpu() for weight in weights]
+        squares = [(a - b).square().sum() for a, b in zip(now, self._weights_at_start, strict=False)]
+        if not squares:
+            return 0.0
+        square = torch.stack(squares).sum()
+        if isinstance(weights[0], DTensor):
+            square = square.to(weights[0].device)
+            self.processes.sum_([square])
+        return float(square.sqrt())
+
+    def _warn_of_a_weak_teacher(self, score: float, start: float) -> None:
+        if start > 0 and score < WEAK_TEACHER * start:
+            logger.warning(
+                "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "
+                "try reptile.update: interpolate, or a smaller reptile.mu or metadistil.teacher_lr",
+                start,
+                score,
+            )

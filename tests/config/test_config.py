@@ -1,0 +1,550 @@
+"""Strict configuration: what is read is what was meant, or one sentence says what is wrong."""
+
+import re
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.messages import describe
+from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.errors import ConfigError
+from tests.helpers.paths import CONFIGS
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def minimal(write):
+    return write("task: rte\n")
+
+
+def test_there_are_shipped_files_to_test():
+    names = {path.name for path in CONFIGS.glob("*.yaml")}
+    tasks = {f"{task}.yaml" for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")}
+    assert names >= tasks | {"base.yaml", "quickstart.yaml"}
+
+
+RUNS = [
+    path for path in sorted(CONFIGS.glob("**/*.yaml")) if not path.name.startswith(("table", "ablation"))
+]  # see test_table_config
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+def test_every_shipped_file_loads(path):
+    overrides = ["task=rte"] if path.name == "base.yaml" else []
+    config = load_config(path, overrides)
+    assert config.task_name == ("rte" if overrides else config.task)
+
+
+def test_base_yaml_is_the_published_recipe():
+    config = load_config(CONFIGS / "rte.yaml")
+    assert config.teacher.pretrained == "google-bert/bert-base-uncased"
+    assert config.student.pretrained == "huawei-noah/TinyBERT_General_6L_768D"
+    for train in (config.train, config.teacher.train):
+        assert (train.epochs, train.batch_size, train.lr, train.warmup_ratio) == (5, 32, 5e-5, 0.0)
+        assert (train.weight_decay, train.adam_eps, train.max_grad_norm) == (0.0, 1e-8, 1.0)
+    assert (config.loss.alpha, config.loss.temperature, config.data.max_length, config.seed) == (0.5, 5.0, 128, 42)
+    assert (config.reptile.update, config.reptile.mu, config.reptile.layer_map) == ("adamw", 5e-5, "skip")
+    # transformers 4.12: eps' = eps / sqrt(1 - beta2) = 1e-8 / sqrt(0.001)
+    assert config.reptile.inner_eps == pytest.approx(3.16227766e-7, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5e-5", 5e-5), ("1E3", 1000.0), ("3e-4", 3e-4), ("1e+0", 1.0), (".5", 0.5), ("2", 2.0)]
+)
+def test_trap_14_5e_5_is_a_number(write, minimal, text, value):
+    assert load_config(write(f"task: rte\ntrain:\n  lr: {text}\n")).train.lr == value
+    assert load_config(minimal, [f"train.lr={text}"]).train.lr == value
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "null-ish", "1e", "e5"])
+def test_words_stay_words(minimal, word):
+    assert load_config(minimal, [f"data.path={word}"]).data.path == word
+
+
+def test_an_extending_file_wins_over_its_base_and_an_override_over_both(write):
+    write("task: rte\nseed: 1\ntrain:\n  lr: 1e-3\n  epochs: 7\n", "base.yaml")
+    path = write("extends: base.yaml\nseed: 2\ntrain:\n  lr: 2e-3\n")
+    config = load_config(path, ["train.lr=3e-3", "train.batch_size=8"])
+    assert (config.seed, config.train.lr, config.train.epochs, config.train.batch_size) == (2, 3e-3, 7, 8)
+
+
+def test_extends_is_relative_to_the_file_that_says_it(tmp_path, write):
+    (tmp_path / "deep").mkdir()
+    write("task: cola\n", "base.yaml")
+    assert load_config(write("extends: ../base.yaml\n", "deep/run.yaml")).task == "cola"
+
+
+def test_an_alias_is_a_copy_not_the_same_section(write):
+    path = write("task: rte\nteacher:\n  train: &t {epochs: 2}\ntrain: *t\n")
+    config = load_config(path, ["train.epochs=9"])
+    assert (config.train.epochs, config.teacher.train.epochs) == (9, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tran.lr=1", "command line: unknown key 'tran'; did you mean 'train'?"),
+        ("train.lrr=1", "command line: unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        ("lr=1e-3", "command line: unknown key 'lr'; did you mean 'teacher.train.lr' or 'train.lr'?"),
+        ("reptile.teacher_mu=1", "unknown key 'reptile.teacher_mu'; known here: update, mu, mu_until, layer_map"),
+        ("train.lr=fast", "command line: train.lr = 'fast': expected a valid number"),
+        ("train.lr=nan", "train.lr = 'nan': expected a valid number"),
+        ("train.lr=.nan", "train.lr = nan: expected a finite number"),
+        ("train.lr=-1", "train.lr = -1: expected greater than or equal to 0"),
+        ("train.epochs=1.5", "train.epochs = 1.5: expected a valid integer"),
+        ("train.epochs=true", "train.epochs = True: expected a valid integer"),
+        ("train.batch_size=0", "train.batch_size = 0: expected greater than or equal to 1"),
+        ("train=3", "train = 3: expected a section of `key: value` lines"),
+        ("loss.alpha=1.1", "loss.alpha = 1.1: expected less than or equal to 1"),
+        ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
+        ("method=distill", "method = 'distill': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
+        (
+            "reptile.layer_map=middle",
+            "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
+        ),
+        ("data.path=3", "data.path = 3: expected a text: in quotes, as '3'"),
+        ("reptile={update: interpolate, mu: 2}", "reptile: mu = 2.0: update interpolate closes a fraction of the gap"),
+        ("seed=", "seed = None: expected a valid integer"),
+        ("student.init=random", "student: init: random needs student.num_layers"),
+        (
+            "student.num_layers=3",
+            "num_layers and teacher_layers belong to init: teacher_layers, finetuned_layers or random",
+        ),
+        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
+        ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
+        ("task={name: a, txt: [x]}", "task.text' is missing"),
+        ("task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}", "task.metrics.0 = 'acc'"),
+        (
+            "task={name: a, text: [x], metrics: [f1], files: {valid: a.csv}}",
+            "'valid' is no split: expected train, dev or test",
+        ),
+        ("reptile.every=0", "reptile.every = 0: expected greater than or equal to 1"),
+        ("reptile.inner_steps=0", "reptile.inner_steps = 0: expected greater than or equal to 1"),
+        ("reptile.inner_steps=2", "reptile: share_forward: equation 1 can share equation 3's forward pass only as one"),
+        ("reptile.inner_batch=held_out", "set it to false with inner_steps > 1, inner_batch: held_out or"),
+        ("reptile.inner_optimizer=persistent_adamw", "reptile: share_forward: equation 1 can share"),
+        (
+            "reptile.held_out_fraction=0.2",
+            "held_out_fraction belongs to inner_batch: held_out, but inner_batch is same",
+        ),
+        ("metadistil.quiz_fraction=1", "metadistil.quiz_fraction = 1: expected less than 1"),
+        ("loss.soft=l1", "loss.soft = 'l1': expected 'kl' or 'mse'"),
+        ("loss.patient=-1", "loss.patient = -1: expected greater than or equal to 0"),
+        ("loss.layer_map=last", "loss: layer_map is only for patient and hidden, which are both 0"),
+        ("train.a b=1", "unknown key 'train.a b'"),
+        ("int=1", "command line: unknown key 'int'"),
+        ("seed=0x" + "f" * 5000, "the number has more than 20 digits"),
+        ("seed=9223372036854775808", "seed = 9223372036854775808: expected less than 9223372036854775808"),
+        ("data.max_length=1048577", "expected less than or equal to 1048576"),
+        ("num_threads=1025", "expected less than or equal to 1024"),
+        ("task={name: .., text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = '..'"),
+        ("data.path=!!bool x", "the tag 'tag:yaml.org,2002:bool' is not allowed for 'x'"),
+        ("data.path=!!set {a}", "the tag 'tag:yaml.org,2002:set' is not allowed"),
+        ("data.path=&a [*a]", "an alias stands within what it stands for"),
+        ("data.path=" + "[" * 16 + "]" * 16, "data.path = [[["),
+        ("data.path=" + "[" * 17 + "]" * 17, "more than 16 levels of values within values"),
+        ("data.path=" + "[" * 9000, "too many values within values"),
+        ('data.path="a\\nb"', r"the character '\n' is not allowed in a text"),
+        (r'data.path="\0"', r"the character '\x00' is not allowed in a text"),
+        (r'data.path="\ud800"', r"the character '\ud800' is not allowed in a text"),
+        ("train.lr", "override 'train.lr': expected key=value"),
+        ("train.lr=[", "override 'train.lr=[': not readable as YAML"),
+    ],
+)
+def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, message):
+    path = write("task: rte\nstudent:\n  pretrained: somewhere\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_override_may_stand_alone_and_a_list_of_lists_is_refused(write):
+    path = write("task: rte\nstudent: {pretrained: somewhere}\n")
+    assert load_config(path, "seed=7") == load_config(path, ["seed=7"])
+    with pytest.raises(ConfigError, match=r"override \['seed=7'\]: expected key=value"):
+        load_config(path, [["seed=7"]])
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("{pretrained: null}", "init: pretrained needs student.pretrained, a hub name or a folder"),
+        (
+            "{init: random, num_layers: 1, teacher_layers: [0]}",
+            "teacher_layers belongs to init: teacher_layers or finetuned_layers, but init is random",
+        ),
+        (
+            "{init: teacher_layers, num_layers: 3, teacher_layers: [0, 1]}",
+            "num_layers is 3 but teacher_layers names 2 layers",
+        ),
+        ("{init: teacher_layers}", "init: teacher_layers needs student.num_layers"),
+    ],
+)
+def test_a_students_start_that_contradicts_itself_is_refused(write, student, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(f"task: rte\nstudent: {student}\n"))
+    assert str(error.value).endswith(f"run.yaml: student: {message}")
+
+
+def test_a_fault_in_a_base_file_names_that_file(write):
+    write("task: rte\ntrain:\n  lr: quick\n", "base.yaml")
+    with pytest.raises(ConfigError, match=r"base\.yaml: train\.lr = 'quick'"):
+        load_config(write("extends: base.yaml\nseed: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: rte\ntask: cola\n", "the key 'task' is given twice"),
+        ("train: {lr: 1, lr: 2}\n", "the key 'lr' is given twice"),
+        ("- task\n", "expected `key: value` lines, found list"),
+        ("just words", "expected `key: value` lines, found str"),
+        ("task: [\n", "not readable as YAML"),
+        ("task: rte\nseed: [1\n", "expected ',' or ']', but got '<stream end>' in line 3, column 1"),
+        ("task: {name: x, text: [t], labels: [0, 1]}", "task.labels.0 = 0: expected a text: in quotes, as '0'"),
+        ("task: rte\nreptile.mu: 1\n", "in a file the keys of a section stand below it: reptile: {mu: ...}"),
+        ("1: 2\n", "the key 1 is not a word"),
+        ("? [a]\n: 2\n", "is not a word"),
+        ("extends: [a, b]\n", "expected the name of one YAML file"),
+        ("extends: run.yaml\n", "extends itself"),
+        ("extends: nowhere.yaml\n", "nowhere.yaml: no such file, but /"),
+        ("seed: 3\n", "the key 'task' is missing"),
+        ("", "the key 'task' is missing"),
+        (
+            "task: !!python/object/apply:os.system ['true']\n",
+            "the tag 'tag:yaml.org,2002:python/object/apply:os.system'",
+        ),
+        ("'': 3\ntask: rte\n", "unknown key ''"),
+        ('extends: "a\\0"\n', "is not allowed in a text"),
+        ("extends: loop.yaml\n", "loop.yaml: cannot be read"),
+        ("extends: " + "x" * 300 + ".yaml\n", "cannot be read"),
+        ("extends: /dev/zero\n", "/dev/zero: has more than 131072 bytes, so it is no configuration"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_name(write, text, message):
+    path = write(text)
+    (path.parent / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert ".yaml" in str(error.value) or "/dev/zero" in str(error.value)
+
+
+@pytest.mark.parametrize("one", ["[*a{0}, *a{0}]", "{{x: *a{0}, y: *a{0}}}", "{{<<: [*a{0}, *a{0}]}}"])
+def test_a_few_lines_of_aliases_that_stand_for_billions_of_values_are_refused(write, one):
+    first = "a0: &a0 {x: 1, y: 2}\n"
+    text = first + "".join(f"a{level}: &a{level} {one.format(level - 1)}\n" for level in range(1, 40))
+    with pytest.raises(ConfigError, match=r"more than 10000 values|more than 16 levels"):
+        load_config(write(text))
+    shallow = first + "a1: &a1 [" + "*a0, " * 99 + "]\na2: [" + "*a1, " * 99 + "]\n"  # 99 * 99 * 5 values
+    with pytest.raises(ConfigError, match="more than 10000 values, aliases counted as what they stand for"):
+        load_config(write(shallow))
+
+
+def test_a_chain_of_files_without_end_is_refused(write):
+    for number in range(20):
+        write(f"extends: {number + 1}.yaml\n", f"{number}.yaml")
+    with pytest.raises(ConfigError, match="more than 16 files extend one another"):
+        load_config(write("extends: 0.yaml\n"))
+
+
+def test_a_longest_chain_of_files_is_read(write):
+    write("task: rte\n", "14.yaml")
+    for number in range(14):
+        write(f"extends: {number + 1}.yaml\n", f"{number}.yaml")
+    assert load_config(write("extends: 0.yaml\n")).task == "rte"
+
+
+@pytest.mark.parametrize("render", [Config.to_yaml, describe])
+@pytest.mark.parametrize(
+    "text", ["1e5", "5e-5", "yes", "null", "2001-01-01", "0x10", "1:30", "<<", "=", " a", "#", "a: b"]
+)
+def test_a_text_that_looks_like_something_else_is_printed_so_that_it_stays_a_text(write, minimal, render, text):
+    config = load_config(minimal, [f"data.path='{text}'"])
+    assert load_config(write(render(config), "again.yaml")).data.path == text
+    assert yaml.safe_load(render(config))["data"]["path"] == text
+
+
+@pytest.mark.parametrize("render", [Config.to_yaml, describe])
+def test_a_long_text_is_printed_in_one_line(write, minimal, render):
+    long = "a b " * 5000 + "c"
+    config = load_config(minimal, [f"data.path={long}"])
+    assert max(map(len, render(config).splitlines())) > 20_000
+    assert load_config(write(render(config), "again.yaml")).data.path == long
+
+
+def test_a_date_is_a_word(minimal):
+    assert load_config(minimal, ["data.path=2001-01-01"]).data.path == "2001-01-01"
+
+
+def test_a_message_is_one_line_without_control_characters_and_of_bounded_length():
+    error = ConfigError("a\nb\x1b[31m\ud800" + "x" * 9000 + "the end")
+    assert str(error).startswith(r"a\nb\x1b[31m\ud800xxx")
+    assert str(error).endswith("xxxthe end")
+    assert 1500 < len(str(error)) < 1600
+
+
+def test_a_missing_or_unreadable_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("task: r\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("render", [Config.to_yaml, describe])
+def test_what_is_printed_is_read_back_as_the_same_configuration(write, render):
+    task = "task={name: mine, text: [a, b], labels: [no, yes], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
+    changes = ["train.lr=5e-5", "reptile.layer_map=[1, [2, 3]]", "compare_with=[kd]", task]
+    config = load_config(CONFIGS / "quickstart.yaml", changes)
+    again = load_config(write(render(config)))
+    assert again == config
+    assert yaml.safe_load(render(config))["train"]["lr"] == 5e-5
+
+
+def test_the_configuration_is_frozen(minimal):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config(minimal).train.lr = 1.0
+
+
+def test_every_field_is_documented():
+    def fields(section, prefix=""):
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields(kind, f"{prefix}{name}.")
+            else:
+                yield prefix + name, field.description
+
+    undocumented = [name for name, text in [*fields(Config), *fields(OwnTaskConfig)] if not text]
+    assert undocumented == []
+
+
+def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
+    with pytest.raises(ConfigError, match="set runs_dir instead of output_dir"):
+        load_config(minimal, ["compare_with=[kd]", "output_dir=here", "student.pretrained=x"])
+
+
+@pytest.mark.parametrize("where", ["method=metadistil", "compare_with=[metadistil]"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.micro_batch_size=4",
+            "train.micro_batch_size: metadistil differentiates through the whole batch at once",
+        ),
+        ("loss.alpha=0", "loss.alpha = 0 leaves the teacher out of the loss"),
+    ],
+)
+def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", [where, override])
+    load_config(CONFIGS / "rte.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section"),
+    [
+        (["method=kd", "reptile.mu=0.1"], "reptile"),
+        (["method=finetune", "reptile.every=2"], "reptile"),
+        (["method=reptile", "metadistil.teacher_lr=0.1"], "metadistil"),
+        (["method=metadistil", "reptile={move_head: false}"], "reptile"),
+    ],
+)
+def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(overrides, section):
+    with pytest.raises(ConfigError, match=rf"{section}\S* has no effect on method .* method={section} or compare_with"):
+        load_config(CONFIGS / "rte.yaml", overrides)
+    load_config(CONFIGS / "rte.yaml", [*overrides, f"compare_with=[{section}]"])
+
+
+def test_an_epsilon_is_refused_where_equation_1_divides_by_nothing(write):
+    message = r"reptile: inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd$"
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", ["reptile.inner_optimizer=sgd", "reptile.inner_eps=1e-8"])
+    for optimizer in ("adamw", "persistent_adamw"):
+        overrides = [f"reptile.inner_optimizer={optimizer}", "reptile.inner_eps=1e-8", "reptile.share_forward=false"]
+        assert load_config(CONFIGS / "rte.yaml", overrides).reptile.inner_eps == 1e-8
+    # The recipe's own epsilon is no choice of anyone's, and a printed configuration is read back.
+    config = load_config(CONFIGS / "rte.yaml", ["reptile.inner_optimizer=sgd"])
+    assert load_config(write(config.to_yaml())) == config
+    assert load_config(write("task: rte\nstudent: {pretrained: x}\n")).reptile.inner_eps == config.reptile.inner_eps
+
+
+ABLATION = yaml.safe_load((CONFIGS / "ablation.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ABLATION["variants"])
+def test_each_ablation_differs_from_its_method_in_the_keys_it_names_and_no_other(name):
+    variant = dict(ABLATION["variants"][name])
+    method = variant.pop("method")
+    named = {f"{section}.{key}": value for section, values in variant.items() for key, value in values.items()}
+    plain = load_config(CONFIGS / "rte.yaml", [f"method={method}"]).defining_settings(method)
+    overrides = [f"{key}={value}".replace("True", "true").replace("False", "false") for key, value in named.items()]
+    changed = load_config(CONFIGS / "rte.yaml", [f"method={method}", *overrides]).defining_settings(method)
+    assert named
+    assert {key for key in plain if plain[key] != changed[key]} == set(named)
+
+
+def test_the_ablations_ask_about_every_switch():
+    """Every row is in the table, and between them they turn every key that issues from the step's equations."""
+    assert set(ABLATION["methods"]) == {"finetune", "kd", "reptile", "metadistil", *ABLATION["variants"]}
+    turned = {
+        f"{section}.{key}"
+        for variant in ABLATION["variants"].values()
+        for section, values in variant.items()
+        if section != "method"
+        for key in values
+    }
+    assert turned == {
+        "loss.alpha",
+        "loss.temperature",
+        "loss.soft",
+        "loss.patient",
+        "loss.hidden",
+        "reptile.update",
+        "reptile.mu",
+        "reptile.mu_until",
+        "reptile.task_lr",
+        "reptile.pull",
+        "reptile.layer_map",
+        "reptile.inner_optimizer",
+        "reptile.inner_steps",
+        "reptile.inner_batch",
+        "reptile.share_forward",
+        "reptile.every",
+        "reptile.move_head",
+        "reptile.move_embeddings",
+    }
+
+
+def test_metadistils_defaults_are_the_published_ones():
+    metadistil = load_config(CONFIGS / "rte.yaml", ["method=metadistil"]).metadistil
+    assert (metadistil.teacher_lr, metadistil.assumed_optimizer) == (1e-5, "sgd")
+    assert (metadistil.assumed_lr, metadistil.quiz_batch_size) == (
+        None,
+        None,
+    )  # those of train, 5e-5 and 32 in base.yaml
+
+
+@pytest.mark.parametrize(
+    ("role", "override", "matters"),
+    [
+        ("finetune", "loss.alpha=0.9", False),
+        ("finetune", "reptile.mu=0.1", False),
+        ("finetune", "teacher.train.lr=0.1", False),
+        ("finetune", "train.lr=0.1", True),
+        ("finetune", "data.cache_dir=x", False),
+        ("reptile", "data.packing=true", False),
+        ("finetune", "data.max_length=64", True),
+        ("finetune", "student.pretrained=other", True),
+        ("kd", "loss.alpha=0.9", True),
+        ("kd", "reptile.mu=0.1", False),
+        ("kd", "teacher.finetuned=other", True),
+        ("reptile", "reptile.mu=0.1", True),
+        ("reptile", "metadistil.teacher_lr=0.1", False),
+        ("reptile", "loss.hidden=0.1", True),
+        ("metadistil", "metadistil.teacher_lr=0.1", True),
+        ("metadistil", "metadistil.quiz_fraction=0.2", True),
+        ("metadistil", "reptile.mu=0.1", False),
+        ("metadistil", "loss.soft=mse", True),
+        ("metadistil", "teacher.finetuned=other", True),
+        ("kd", "loss.patient=0.1", True),
+        ("finetune", "loss.patient=0.1", False),
+        ("reptile", "reptile.every=2", True),
+        ("reptile", "reptile.move_head=false", True),
+        ("reptile", "reptile.share_forward=false", True),
+        ("reptile", "train.micro_batch_size=4", False),
+        ("reptile", "train.log_every=3", False),
+        ("reptile", "distributed.shard=true", False),
+        ("reptile", "precision=tf32", True),
+        ("reptile", "compute.compile=true", False),
+        ("reptile", "compute.cuda_graphs=true", False),
+        ("reptile", "compute.attention=eager", False),
+        ("reptile", "runs_dir=elsewhere", False),
+        ("reptile", "checkpoint.every_steps=7", False),
+        ("reptile", "seed=1", True),
+        ("teacher", "train.lr=0.1", False),
+        ("teacher", "teacher.train.lr=0.1", True),
+        ("teacher", "teacher.label_names=[a, b]", False),
+        ("teacher", "task=cola", True),
+    ],
+)
+def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
+    beside = ["compare_with=[metadistil]"] if override.startswith("metadistil.") else []
+    before = load_config(CONFIGS / "rte.yaml").defining_settings(role)
+    after = load_config(CONFIGS / "rte.yaml", [override, *beside]).defining_settings(role)
+    assert (before != after) == matters
+
+
+def test_a_student_made_of_the_teachers_layers_depends_on_the_pretrained_teacher():
+    changes = ["student.init=teacher_layers", "student.num_layers=3"]
+    before = load_config(CONFIGS / "rte.yaml", changes).defining_settings("finetune")
+    after = load_config(CONFIGS / "rte.yaml", [*changes, "teacher.pretrained=x"]).defining_settings("finetune")
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.packing=true", "compute.attention=sdpa"], "leave compute.attention at auto"),
+        (["data.packing=true", "compute.compile=true"], "data.packing cannot be compiled"),
+        (["distributed.shard=true", "compute.compile=true"], "distributed.shard cannot be compiled"),
+    ],
+)
+def test_ways_to_compute_that_do_not_go_together_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "rte.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.packing=true", "loss.patient=0.1"], "data.packing gives no hidden states: set it to false, or"),
+        (["data.packing=true", "loss.hidden=0.1", "method=kd"], "data.packing gives no hidden states"),
+        (["data.packing=true", "method=metadistil"], "metadistil cannot be computed with data.packing: set it to"),
+        (["compute.compile=true", "method=metadistil"], "metadistil cannot be computed with compute.compile"),
+        (
+            ["distributed.shard=true", "compare_with=[metadistil]"],
+            "metadistil cannot be computed with distributed.shard",
+        ),
+        (
+            ["distributed.shard=true", "reptile.inner_steps=2", "reptile.share_forward=false"],
+            "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw",
+        ),
+        (
+            ["distributed.shard=true", "reptile.inner_optimizer=persistent_adamw", "reptile.share_forward=false"],
+            "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw",
+        ),
+    ],
+)
+def test_a_way_to_compute_that_the_method_cannot_take_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_config(CONFIGS / "rte.yaml", overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.packing=true", "loss.hidden=0.1", "method=finetune"],
+        ["distributed.shard=true", "reptile.inner_batch=held_out", "reptile.share_forward=false"],
+        ["distributed.shard=true", "loss.patient=0.1"],
+        ["compute.compile=true", "loss.patient=0.1"],
+    ],
+)
+def test_a_way_to_compute_that_the_method_can_take_is_not_refused(overrides):
+    load_config(CONFIGS / "rte.yaml", overrides)

@@ -1,0 +1,190 @@
+"""A finished run is not taken for one on other files, however the folder's settings agree."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from reptile_distil import Experiment
+from reptile_distil.errors import CallbackError, ModelError, RunError
+from reptile_distil.export.report import make_report
+from reptile_distil.models.loading import find_folder
+from reptile_distil.tables.config import load_table_config
+from reptile_distil.tables.data import collect
+from reptile_distil.tables.grid import Grid
+from tests.helpers.paths import TINY, TINY_TABLE
+
+OWN = "{name: mine, text: [text], labels: [down, up], metrics: [accuracy], files: {train: train.csv, dev: dev.csv}}"
+TRAIN, DEV = ("text,label\n" + "a good film,up\nbad,down\n" * count for count in (40, 10))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A tiny experiment on files of its own."""
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "dev.csv").write_text(DEV)
+
+    def own(*overrides):
+        paths = (f"runs_dir={tmp_path}/runs", f"data.path={tmp_path}")
+        return Experiment.from_yaml(TINY, f"task={OWN}", *paths, *overrides)
+
+    return own
+
+
+@pytest.fixture
+def teacher(own, tmp_path):
+    """Folder of a fine-tuned teacher outside the runs."""
+    own().fit_teacher()
+    shutil.copytree(own().teacher_folder.model, tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def change_weights(folder):
+    file = folder / "model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_rows_that_have_changed_since_are_noticed(own, tmp_path, split):
+    own("method=finetune").fit()
+    file = tmp_path / f"{split}.csv"
+    before = file.read_text()
+    file.write_text(before.replace("bad,down", "bad,up", 1))
+    with pytest.raises(RunError, match=rf"finetune-seed42: the {split} split has changed since this run was made; put"):
+        own("method=finetune").fit()
+    file.write_text(before)
+    own("method=finetune").fit()
+
+
+def test_another_teacher_under_the_same_name_is_noticed(own, teacher):
+    arguments = ("method=kd", f"teacher.finetuned={teacher}")
+    own(*arguments).fit()
+    assert own(*arguments).fit()["method"] == "kd"
+    change_weights(teacher)
+    with pytest.raises(RunError, match="kd-seed42: the teacher has changed since this run was made"):
+        own(*arguments).fit()
+    assert own(*arguments).fit(overwrite=True)["method"] == "kd"
+
+
+def test_a_teacher_fine_tuned_again_to_other_weights_is_noticed(own):
+    own("method=kd").fit()
+    change_weights(own().teacher_folder.model)
+    with pytest.raises(RunError, match="the teacher has changed since this run was made"):
+        own("method=kd").fit()
+
+
+def test_advice_about_a_teacher_is_advice_that_helps(own, tmp_path):
+    own("method=kd").fit()
+    (tmp_path / "dev.csv").write_text(TRAIN)
+    with pytest.raises(RunError, match=r"teacher-seed42: the dev split has changed .* scripts/finetune.py --overwrite"):
+        own("method=kd", f"output_dir={tmp_path}/other").fit()
+
+
+def test_another_start_of_the_student_is_noticed(own, teacher):
+    arguments = ("method=finetune", "student.init=pretrained", "student.num_layers=null")
+    own(*arguments, f"student.pretrained={teacher}").fit()
+    change_weights(teacher)
+    with pytest.raises(RunError, match="the model that the student starts as has changed"):
+        own(*arguments, f"student.pretrained={teacher}").fit()
+
+
+def test_a_finished_run_is_still_read_where_its_inputs_are_gone(own, tmp_path):
+    results = own("method=kd").fit()
+    (tmp_path / "train.csv").unlink()
+    shutil.rmtree(own().teacher_folder.path)
+    assert results["inputs"].keys() == {"train split", "dev split", "teacher"}
+    assert own("method=kd").fit() == results
+
+
+def test_a_table_does_not_count_runs_on_other_rows(tmp_path):
+    (tmp_path / "toy.csv").write_text(TRAIN)
+    own = OWN.replace("train.csv", "toy.csv").replace("dev.csv", "toy.csv")
+    arguments = [f"runs_dir={tmp_path}/runs", f"data.path={tmp_path}", f"tasks=[{own}]", "methods=[finetune]"]
+    cells = load_table_config(TINY_TABLE, arguments).cells
+    first = Grid(cells)
+    first.run()
+    assert first.failures == {}
+    (tmp_path / "toy.csv").write_text(TRAIN + "bad,down\n")
+    table = collect(load_table_config(TINY_TABLE, arguments))
+    assert table.runs == {}
+    assert all("split has changed since this run was made" in problem for problem in table.problems)
+    assert all("give another runs_dir, or remove this folder" in problem for problem in table.problems)
+    second = Grid(cells)
+    second.run()
+    assert list(second.failures) == [cell.name for cell in cells]
+    assert all("split has changed since this run was made" in reason for reason in second.failures.values())
+
+
+def test_a_dry_run_notices_too(call, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "dev.csv").write_text(DEV)
+    arguments = ("method=finetune", f"task={OWN}", f"data.path={tmp_path}")
+    assert call("distil", *arguments)[0] == 0
+    (tmp_path / "dev.csv").write_text(TRAIN)
+    code, _, err = call("distil", *arguments, "--dry-run")
+    assert code == 2
+    assert "the dev split has changed since this run was made" in err
+
+
+def test_a_finished_run_stands_for_its_model(own, tmp_path):
+    own().fit_teacher()
+    run = own().teacher_folder.path
+    by_run = own("method=kd", f"teacher.finetuned={run}", f"output_dir={tmp_path}/a").fit()
+    by_model = own("method=kd", f"teacher.finetuned={run}/model", f"output_dir={tmp_path}/b").fit()
+    assert by_run["teacher"]["scores_at_start"] == by_model["teacher"]["scores_at_start"]
+    assert by_run["inputs"] == by_model["inputs"]
+    assert own().evaluate(model=run) == own().evaluate(model=run / "model")
+
+
+def test_every_script_takes_a_finished_run_for_its_model(call, own, tmp_path):
+    own("method=kd").fit()
+    run, teacher = own("method=kd").folder.path, own().teacher_folder.path
+    said = [call("evaluate", "--model", model, config=None) for model in (run, run / "model")]
+    assert said[0][:2] == said[1][:2]  # exit code and scores
+    assert said[0][0] == 0
+    reports = [make_report(run, teacher=name, lengths=[8], seconds=0.01) for name in (teacher, teacher / "model")]
+    assert reports[0].weights["teacher"] == reports[1].weights["teacher"]
+    assert reports[0].teacher_scores == reports[1].teacher_scores is not None
+
+
+def test_a_run_does_not_go_on_from_another_start(own, teacher, tmp_path):
+    arguments = ("student.init=pretrained", "student.num_layers=null", f"student.pretrained={teacher}")
+    arguments = ("method=finetune", "train.epochs=2", *arguments)
+
+    class Stop:
+        def on_epoch_end(self, run, record):
+            raise ValueError("enough")
+
+    stopped = own(*arguments)
+    stopped.callbacks = [Stop()]
+    with pytest.raises(CallbackError):
+        stopped.fit()
+    change_weights(teacher)
+    with pytest.raises(RunError, match="the model that it starts with has changed since this run began"):
+        own(*arguments).fit()
+
+
+@pytest.mark.parametrize("damage", [None, "abc", 5, [1]])
+def test_damaged_inputs_are_said_in_a_sentence(own, damage):
+    own("method=finetune").fit()
+    results = own("method=finetune").folder.results
+    results.write_text(json.dumps({**json.loads(results.read_text()), "inputs": damage}))
+    with pytest.raises(RunError, match=r"results\.json: cannot be read"):
+        own("method=finetune").fit()
+
+
+def test_a_folder_with_a_model_in_it_that_is_no_run_is_left_as_it_is(own, tmp_path):
+    own().fit_teacher()
+    shutil.copytree(own().teacher_folder.model, tmp_path / "mine" / "model")
+    assert find_folder(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert find_folder(str(tmp_path / "mine" / "model")) == tmp_path / "mine" / "model"
+    assert find_folder(str(tmp_path / "nothing")) is None
+
+
+def test_an_unfinished_run_does_not(own):
+    own().fit_teacher()
+    run = own().teacher_folder
+    run.results.unlink()
+    with pytest.raises(ModelError, match="this run is not finished; its best model so far is"):
+        own().evaluate(model=run.path)

@@ -1,0 +1,87 @@
+"""The tables in the READMEs of the studies, computed from the CSV beside them and from nothing else."""
+
+import csv
+import math
+import statistics
+from collections import defaultdict
+
+from reptile_distil.tables.statistics import compare_paired
+
+
+def read_runs(path):
+    """(task, method) → seed → {what: number}: the kept student's scores, the teacher's at start and end, seconds."""
+    lines = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            lines[line["task"], line["method"], int(line["seed"])].append(line)
+    runs = defaultdict(dict)
+    for (task, method, seed), of_run in lines.items():
+        last = max(int(line["epoch"]) for line in of_run)
+        (kept,) = [int(line["epoch"]) for line in of_run if line["metric"] == "chosen" and line["value"] == "1"]
+        runs[task, method][seed] = {
+            "validation": mean_score(of_run, "student", kept, "validation"),
+            "student": mean_score(of_run, "student", kept),
+            "start": mean_score(of_run, "teacher", 0),
+            "end": mean_score(of_run, "teacher", last),
+            "seconds": max(float(line["train_seconds"]) for line in of_run),
+            "steps": max(int(line["step"]) for line in of_run),
+        }
+    return runs
+
+
+def mean_score(lines, model, epoch, split="dev"):
+    """In percent: the mean of a task's scores on a split; NaN where one is undefined or there are none."""
+    scores = [
+        float(line["value"] or "nan")
+        for line in lines
+        if (line["model"], line["split"], int(line["epoch"])) == (model, split, epoch)
+    ]
+    return 100 * statistics.fmean(scores) if scores else math.nan
+
+
+def table_lines(runs, tasks, methods, baseline="kd"):
+    """Lines of Markdown: a row for each method of each task, then for each method over all tasks."""
+    yield "| task | method | student, validation | dev | dev minus kd | teacher, dev: start → end | training, s |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for task in tasks:
+        for method in methods:
+            of_row = runs.get((task, method))
+            if of_row:
+                yield _line(task, method, of_row, runs.get((task, baseline), {}) if method != baseline else {})
+    for method in methods:
+        pairs = [
+            (of_seed["student"], runs[task, baseline][seed]["student"])
+            for task in tasks
+            for seed, of_seed in sorted(runs.get((task, method), {}).items())
+            if method != baseline and seed in runs.get((task, baseline), {})
+        ]
+        if pairs:
+            yield f"| all | {method} | | | {_difference(pairs)} | | |"
+
+
+def _line(task, method, of_row, of_baseline):
+    def column(name):
+        return [of_row[seed][name] for seed in sorted(of_row)]
+
+    pairs = [(of_row[seed]["student"], of_baseline[seed]["student"]) for seed in sorted(of_row) if seed in of_baseline]
+    teacher = "" if math.isnan(column("start")[0]) else f"{_mean(column('start'))} → {_mean(column('end'))}"
+    seconds = f"{statistics.fmean(column('seconds')):.0f}"
+    difference = _difference(pairs) if pairs else ""
+    students = f"{_spread(column('validation'))} | {_spread(column('student'))}"
+    return f"| {task} | {method} | {students} | {difference} | {teacher} | {seconds} |"
+
+
+def _spread(values):
+    return _mean(values) + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _mean(values):
+    return f"{statistics.fmean(values):.1f}"
+
+
+def _difference(pairs):
+    compared = compare_paired(*zip(*pairs, strict=True))
+    if len(pairs) == 1:
+        return f"{compared.mean_difference:+.1f}, n 1"
+    low, high, p = compared.low, compared.high, compared.p_value
+    return f"{compared.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}] p {p:.2g}, n {len(pairs)}"

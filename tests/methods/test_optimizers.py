@@ -1,0 +1,117 @@
+"""AdamW: what decays, and that the fused kernel takes the same steps."""
+
+import copy
+
+import pytest
+import torch
+
+from reptile_distil.methods.finetune import FineTuner
+from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.step import adamw
+from tests.helpers.models import batch, bert
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = bert(1)
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adamw(model, lr=0.5, weight_decay=0.1).step()
+    for (name, now), was in zip(model.named_parameters(), before.parameters(), strict=True):
+        factor = 0.95 if now.ndim > 1 else 1.0  # 1 - 0.5 lr * 0.1 decay
+        torch.testing.assert_close(now.detach(), factor * was.detach(), msg=name)
+
+
+def test_five_fused_steps_equal_the_loop_over_parameters():
+    model = bert(1, dtype=torch.float64)
+    expected = copy.deepcopy(model)
+    fused = adamw(model, lr=1e-2, weight_decay=0.1)
+    matrices = [p for p in expected.parameters() if p.ndim > 1]
+    vectors = [p for p in expected.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    loop = torch.optim.AdamW(groups, lr=1e-2, foreach=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator, dtype=torch.float64)
+            b.grad = a.grad.clone()
+        fused.step()
+        loop.step()
+    assert fused.param_groups[0]["fused"]
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_device_without_the_fused_kernel_gets_pytorchs_own_choice():
+    optimizer = adamw(bert(1).to("meta"), lr=1e-2)
+    assert not optimizer.param_groups[0]["fused"]
+
+
+METHODS = {
+    "finetune": lambda teacher, student, **options: FineTuner(student, **options),
+    "kd": lambda *pair, **options: KnowledgeDistiller(*pair, loss=DistillationLoss(), **options),
+    "reptile": lambda teacher, student, **options: ReptileDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "metadistil": lambda teacher, student, **options: MetaDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_optimizer_that_would_leave_the_student_as_it_is_is_refused(method):
+    teacher, student = bert(4), bert(2)
+    parameters = list(student.parameters())
+    for held, missing in ((teacher.parameters(), len(parameters)), (parameters[:-1], 1)):
+        with pytest.raises(ValueError, match=f"student_optimizer does not hold {missing} of the {len(parameters)} "):
+            METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(held))
+    parameters[-1].requires_grad = False
+    METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(parameters[:-1]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_refused_where_they_are_trained(method, dtype):
+    """A checkpoint that was saved so is loaded so; its steps are rounded away, or become NaN by AdamW's epsilon."""
+    for teacher, student in ((bert(4), bert(2).to(dtype)), (bert(4).to(dtype), bert(2))):
+        owner = "student" if student.dtype == dtype else "teacher"
+        if owner == "teacher" and method in ("finetune", "kd"):  # there it stays as it is
+            METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+            continue
+        with pytest.raises(ValueError, match=rf"{owner} weights are {dtype}.*dtype=torch.float32"):
+            METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "finetune"])
+def test_a_teacher_that_the_students_steps_would_change_is_refused(method):
+    model = bert(2)
+    with pytest.raises(ValueError, match="teacher and student share weights"):
+        METHODS[method](model, model, student_optimizer=torch.optim.AdamW(model.parameters()))
+    tied = bert(2)
+    tied.load_state_dict(model.state_dict(), assign=True)
+    with pytest.raises(ValueError, match="teacher and student share weights"):
+        METHODS[method](model, tied, student_optimizer=torch.optim.AdamW(tied.parameters()))
+    student = copy.deepcopy(model)
+    METHODS[method](model, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_without_labels_is_refused_by_name(method):
+    teacher, student = bert(4), bert(2)
+    distiller = METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+    unlabelled = {name: tensor for name, tensor in batch().items() if name != "labels"}
+    options = {"quiz_batch": batch()} if method == "metadistil" else {}
+    with pytest.raises(ValueError, match="the batch has no labels, only input_ids, attention_mask"):
+        distiller.step(unlabelled, **options)

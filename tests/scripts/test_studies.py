@@ -1,0 +1,70 @@
+"""Every number in a study's table can be had from the raw results beside it."""
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from reptile_distil.tables.config import load_table_config
+from tests.helpers.paths import CONFIGS
+from tests.helpers.studies import read_runs, table_lines
+
+STUDIES = [
+    ("minilm/table.yaml", "minilm/epochs.csv"),
+    ("minilm/ablation-start.yaml", "minilm/start-epochs.csv"),
+    ("minilm/ablation-released.yaml", "minilm/released-epochs.csv"),
+    ("minilm/ablation.yaml", "minilm/ablation-epochs.csv"),
+    ("minilm/ablation-keep.yaml", "minilm/keep-epochs.csv"),
+    ("toy/ablation.yaml", "toy/epochs.csv"),
+]
+
+
+@pytest.mark.parametrize(("config", "raw"), STUDIES)
+def test_the_table_of_a_study_is_computed_from_its_raw_results(config, raw):
+    table = load_table_config(CONFIGS / config)
+    runs = read_runs(CONFIGS / raw)
+    tasks = [task.name for task in table.tasks if any(task.name == of_run for of_run, _ in runs)]
+    expected = list(table_lines(runs, tasks, table.keys.methods))
+    assert len(expected) > 2 + len(tasks)
+    readme = (CONFIGS / config).with_name("README.md").read_text(encoding="utf-8")
+    assert "\n".join(expected) in readme_tables(readme)
+
+
+def readme_tables(text):
+    """Each table of a Markdown text, whole."""
+    return [part.strip() for part in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_every_table_of_a_studys_readme_is_checked():
+    checked = Counter(Path(config).parent for config, _ in STUDIES)
+    for folder, count in checked.items():
+        tables = readme_tables((CONFIGS / folder / "README.md").read_text(encoding="utf-8"))
+        assert len([table for table in tables if table.startswith("| task | method |")]) == count
+
+
+@pytest.mark.parametrize(("config", "raw"), STUDIES)
+def test_a_study_has_every_seed_of_each_row_that_it_shows(config, raw):
+    runs = read_runs(CONFIGS / raw)
+    seeds = set(load_table_config(CONFIGS / config).seeds)
+    assert {row: set(of_row) for row, of_row in runs.items() if set(of_row) != seeds} == {}
+
+
+@pytest.mark.parametrize("raw", [raw for _, raw in STUDIES])
+def test_a_study_chose_by_rows_that_are_not_in_the_dev_split(raw):
+    """The kept epoch is the best on validation rows; on the dev split there is one look at each student."""
+    with (CONFIGS / raw).open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    runs = {(line["task"], line["method"], line["seed"]) for line in lines}
+    for run in runs:
+        of_run = [line for line in lines if (line["task"], line["method"], line["seed"]) == run]
+        (kept,) = {line["epoch"] for line in of_run if line["metric"] == "chosen" and line["value"] == "1"}
+        looks = {line["epoch"] for line in of_run if (line["model"], line["split"]) == ("student", "dev")}
+        assert looks == {kept}
+        by_epoch = {}
+        for line in of_run:
+            if (line["model"], line["split"]) == ("student", "validation"):
+                by_epoch.setdefault(int(line["epoch"]), []).append(float(line["value"] or "-inf"))
+        means = {epoch: sum(values) / len(values) for epoch, values in by_epoch.items()}
+        assert int(kept) == min(epoch for epoch in means if means[epoch] == max(means.values()))

@@ -1,0 +1,256 @@
+"""A table's YAML: which cells it stands for, with which settings, and what it refuses."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from reptile_distil.config.config import load_config
+from reptile_distil.errors import ConfigError
+from reptile_distil.tables.config import commands, describe_table, load_table_config
+from tests.helpers.paths import CONFIGS, TINY_TABLE
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a table of toy tasks on top of tiny.yaml."""
+
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"extends: {TINY_TABLE.with_name('tiny.yaml')}\n{text}")
+        return path
+
+    return write
+
+
+def cell(table, task, row, seed):
+    (found,) = [cell for cell in table.cells if (cell.task.name, cell.row, cell.seed) == (task, row, seed)]
+    return found
+
+
+def test_the_shipped_glue_table_has_nine_tasks_three_methods_and_five_seeds():
+    table = load_table_config(CONFIGS / "table.yaml")
+    assert {task.name for task in table.tasks} == set("cola sst2 mrpc stsb qqp mnli qnli rte wnli".split())
+    assert table.rows == ("teacher", "finetune", "kd", "reptile")
+    assert table.seeds == (42, 43, 44, 45, 46)
+    assert len(table.cells) == 9 * 5 * 4
+
+
+def test_the_shipped_toy_table_has_four_tasks_three_methods_and_three_seeds():
+    table = load_table_config(CONFIGS / "table-toy.yaml")
+    assert len(table.tasks) == 4
+    assert table.seeds == (42, 43, 44)
+    assert len(table.cells) == 4 * 3 * 4
+    assert {cell.config.num_threads for cell in table.cells} == {1}
+
+
+def test_the_shipped_ablations_are_a_table_of_thirty_four_methods_and_variants():
+    table = load_table_config(CONFIGS / "ablation.yaml")
+    assert len(table.rows) == 1 + 34  # the teacher
+    assert len(table.cells) == 4 * 3 * 35
+    persistent = cell(table, "rte", "inner-persistent-adamw", 43).config
+    assert (persistent.method, persistent.reptile.inner_optimizer) == ("reptile", "persistent_adamw")
+    assert cell(table, "rte", "metadistil-mse", 43).config.loss.soft == "mse"
+
+
+def test_the_shipped_toy_ablations_choose_by_training_rows_and_run_every_variant():
+    table = load_table_config(CONFIGS / "toy" / "ablation.yaml")
+    assert set(table.rows) == {"teacher", "finetune", "kd", "reptile", "metadistil", *table.keys.variants}
+    assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
+
+
+def test_the_shipped_study_chooses_by_training_rows_in_every_cell():
+    table = load_table_config(CONFIGS / "minilm" / "table.yaml")
+    assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
+    assert {cell.config.seed for cell in table.cells} == {42, 43, 44}
+
+
+def test_two_shipped_tables_in_one_runs_dir_share_runs_and_not_the_tables_files():
+    ablations, glue = (load_table_config(CONFIGS / f"{name}.yaml", ["runs_dir=x"]) for name in ("ablation", "table"))
+    assert (ablations.output, glue.output) == (Path("x/ablation"), Path("x/table"))
+    shared = {cell.folder: cell for cell in glue.cells}
+    common = [cell for cell in ablations.cells if cell.folder in shared]
+    assert {cell.row for cell in common} == {"teacher", "finetune", "kd", "reptile"}
+    assert all(cell.decisive == shared[cell.folder].decisive for cell in common)
+    assert load_table_config(CONFIGS / "ablation.yaml", ["output=y/mine"]).output == Path("y/mine")
+
+
+def test_metadistil_is_a_method_of_a_table_with_the_tables_own_teacher():
+    table = load_table_config(TINY_TABLE, ["methods=[metadistil]", "metadistil.teacher_lr=1e-4"])
+    assert table.rows == ("teacher", "metadistil")
+    students = [cell for cell in table.cells if cell.row == "metadistil"]
+    assert {(cell.config.method, cell.config.metadistil.teacher_lr) for cell in students} == {("metadistil", 1e-4)}
+    assert all(cell.needs_teacher for cell in students)
+
+
+def test_an_option_of_reptile_holds_for_its_rows_and_variants_and_is_none_of_the_others():
+    variants = "variants={slow: {method: reptile, reptile: {update: interpolate}}}"
+    table = load_table_config(TINY_TABLE, ["methods=[kd, reptile, slow]", variants, "reptile.mu=0.25"])
+    assert {cell.config.reptile.mu for cell in table.cells if cell.row in ("reptile", "slow")} == {0.25}
+    assert not any("reptile.mu" in cell.decisive for cell in table.cells if cell.row == "kd")
+
+
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+@pytest.mark.parametrize("method", ["finetune", "kd", "reptile"])
+def test_a_cell_is_the_run_of_the_tasks_own_file(task, method):
+    """So that distil.py's runs are the table's, and the other way round."""
+    table = load_table_config(CONFIGS / "table.yaml")
+    alone = load_config(CONFIGS / f"{task}.yaml", [f"method={method}", "seed=43"])
+    assert cell(table, task, method, 43).config == alone
+    assert cell(table, task, method, 43).folder == Path(f"runs/{task}/{method}-seed43")
+    assert cell(table, task, "teacher", 43).decisive == alone.defining_settings("teacher")
+    assert cell(table, task, "teacher", 43).folder == Path(f"runs/{task}/teacher-seed43")
+
+
+def test_teachers_come_first_and_once_per_task_and_seed():
+    table = load_table_config(TINY_TABLE, ["methods=[kd,reptile]", "seeds=[1,2]"])
+    assert [cell.row for cell in table.cells] == ["teacher"] * 4 + ["kd", "reptile"] * 4
+
+
+def test_finetuning_from_the_fine_tuned_teachers_layers_waits_for_the_teacher(write):
+    student = "student: {init: finetuned_layers, num_layers: 1}\n"
+    table = load_table_config(write(f"{student}tasks: [toy-sentence]\nmethods: [finetune]\nseeds: [1]\n"))
+    assert table.rows == ("teacher", "finetune")
+    assert cell(table, "toy-sentence", "finetune", 1).needs_teacher
+
+
+def test_finetuning_alone_needs_no_teacher():
+    table = load_table_config(TINY_TABLE, ["methods=[finetune]"])
+    assert {cell.row for cell in table.cells} == {"finetune"}
+    assert table.rows == ("finetune",)
+
+
+def test_a_teacher_from_elsewhere_is_not_fine_tuned_but_is_a_row():
+    table = load_table_config(TINY_TABLE, ["methods=[kd]", "teacher.finetuned=./somewhere"])
+    assert {cell.row for cell in table.cells} == {"kd"}
+    assert table.rows == ("teacher", "kd")
+    assert not any(cell.needs_teacher for cell in table.cells)
+
+
+def test_a_variant_is_a_row_with_settings_and_a_folder_of_its_own(write):
+    text = "tasks: [toy-pair]\nmethods: [reptile, slow]\nseeds: [3]\n"
+    text += "variants:\n  slow: {method: reptile, reptile: {update: interpolate, mu: 1e-3}}\n"
+    table = load_table_config(write(text), ["runs_dir=elsewhere"])
+    slow = cell(table, "toy-pair", "slow", 3)
+    assert (slow.config.method, slow.config.reptile.update, slow.config.reptile.mu) == ("reptile", "interpolate", 1e-3)
+    assert slow.folder == Path("elsewhere/toy-pair/slow-seed3")
+    assert slow.config.output_dir == str(slow.folder)
+    assert slow.needs_teacher
+    plain = cell(table, "toy-pair", "reptile", 3)
+    assert (plain.config.reptile.update, plain.config.output_dir) == ("adamw", None)
+
+
+def test_settings_of_a_task_are_laid_over_the_files_and_a_variants_over_those(write):
+    text = "tasks: [toy-pair, toy-sentence]\nmethods: [kd, hot]\nseeds: [1]\nloss: {alpha: 0.1}\n"
+    text += "per_task:\n  toy-pair: {loss: {alpha: 0.2, temperature: 2}}\n"
+    text += "variants:\n  hot: {method: kd, loss: {temperature: 9}}\n"
+    table = load_table_config(write(text))
+    losses = {(cell.task.name, cell.row): cell.config.loss for cell in table.cells}
+    assert (losses["toy-sentence", "kd"].alpha, losses["toy-sentence", "kd"].temperature) == (0.1, 5.0)
+    assert (losses["toy-pair", "kd"].alpha, losses["toy-pair", "kd"].temperature) == (0.2, 2.0)
+    assert (losses["toy-pair", "hot"].alpha, losses["toy-pair", "hot"].temperature) == (0.2, 9.0)
+
+
+def test_the_command_line_goes_above_everything(write):
+    text = "tasks: [toy-pair]\nmethods: [hot]\nseeds: [1]\n"
+    text += "per_task:\n  toy-pair: {loss: {alpha: 0.2}}\nvariants:\n  hot: {method: kd, loss: {temperature: 9}}\n"
+    table = load_table_config(write(text), ["loss.alpha=0.7", "loss.temperature=3", "seeds=[5]"])
+    loss = cell(table, "toy-pair", "hot", 5).config.loss
+    assert (loss.alpha, loss.temperature) == (0.7, 3.0)
+
+
+def test_an_own_task_may_stand_among_the_tasks():
+    own = "{name: mine, text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
+    table = load_table_config(TINY_TABLE, [f"tasks=[toy-pair, {own}]", "per_task.mine.train.lr=1e-2"])
+    assert cell(table, "mine", "kd", 1).config.train.lr == 1e-2
+    assert cell(table, "mine", "kd", 1).folder.parts[-2:] == ("mine", "kd-seed1")
+
+
+def test_the_printed_configuration_loads_and_says_the_same(write, tmp_path):
+    text = "tasks: [toy-pair, toy-regression]\nmethods: [kd, hot]\nseeds: [1]\n"
+    text += "per_task:\n  toy-pair: {loss: {alpha: 0.2}}\nvariants:\n  hot: {method: kd, loss: {temperature: 9}}\n"
+    table = load_table_config(write(text), ["loss.alpha=0.7", "train.lr=5e-5"])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(describe_table(table))
+    assert load_table_config(printed) == table
+
+
+def test_commands_name_one_cell_each_and_keep_the_other_overrides():
+    overrides = ["methods=[kd]", "data.path=a folder"]
+    table = load_table_config(TINY_TABLE, [*overrides, "tasks=[toy-pair]"])
+    lines = [shlex.join(words) for words in commands(table, "scripts/table.py", Path("x y.yaml"), overrides)]
+    start = "python scripts/table.py --config 'x y.yaml' 'data.path=a folder' 'tasks=[toy-pair]'"
+    assert lines == [
+        f"{start} 'methods=[teacher]' 'seeds=[1]' --only-runs",
+        f"{start} 'methods=[kd]' 'seeds=[1]' --only-runs",
+    ]
+
+
+def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
+    text = "tasks: [toy-pair]\nmethods: [finetune, hot]\nseeds: [1, 2]\n"
+    path = write(text + "variants:\n  hot: {method: kd, loss: {temperature: 9}}\n")
+    own = "tasks=[toy-pair, {name: mine, text: [t], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}]"
+    table = load_table_config(path, [own])
+    for one, words in zip(table.cells, commands(table, "scripts/table.py", path, [own]), strict=True):
+        cells = load_table_config(path, words[4:-1]).cells
+        assert cells[-1] == one
+        assert [cell.row for cell in cells[:-1]] == ["teacher"] * one.needs_teacher
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks=[rte,rte]"], "command line: tasks: 'rte' is given twice"),
+        (["seeds=[1,1]"], "command line: seeds: 1 is given twice"),
+        (["tasks=[]"], "command line: tasks = []: list should have at least 1 item"),
+        (["tasks=rte"], "command line: tasks = 'rte': expected a valid list"),
+        (["tasks=[rtee]"], "wnli, ax; did you mean 'rte'?"),
+        (["tasks=[ax]"], "command line: tasks: ax has no train split"),
+        (["seeds=[-1]"], "command line: seeds.0 = -1: expected greater than or equal to 0"),
+        (["seeds=[a]"], "command line: seeds.0 = 'a': expected"),
+        (
+            ["methods=[kdd]"],
+            "unknown method 'kdd', known: finetune, kd, reptile, metadistil, teacher; did you mean 'kd'?",
+        ),
+        (["seed=0"], "command line: seed = 0: a table has no seed, give seeds="),
+        (["method=kd"], "a table has no method, give methods="),
+        (["task=rte"], "a table has no task, give tasks="),
+        (["compare_with=[kd]"], "a table has no compare_with, give methods="),
+        (["name=a/b"], "command line: name = 'a/b'"),
+        (["output_dir=x"], "a table has no output_dir, give runs_dir="),
+        (["metods=[kd]"], "command line: unknown key 'metods'; did you mean 'methods'?"),
+        (["train.lrr=1"], "command line: unknown key 'train.lrr'; did you mean 'train.lr'?"),
+        (["train.lr=fast"], "command line: train.lr = 'fast'"),
+        (["per_task.stbs.loss.alpha=1"], "per_task: unknown task 'stbs'; did you mean 'stsb'?"),
+        (["per_task.toy-sentence.los.alpha=1"], "per_task.toy-sentence: unknown key 'los'; did you mean 'loss'?"),
+        (["per_task.toy-sentence.seed=1"], "per_task.toy-sentence: seed is the table's affair"),
+        (["per_task.toy-sentence.method=kd"], "per_task.toy-sentence: method is the table's affair"),
+        (["per_task=3"], "command line: per_task = 3: expected"),
+        (["variants.x.loss.alpha=1"], "variants.x.method = None: expected one of finetune, kd, reptile"),
+        (["variants.kd.method=kd"], "variants.kd: expected a name"),
+        (["variants.teacher.method=kd"], "variants.teacher: expected a name"),
+        (["variants.a/b.method=kd"], "variants.a/b: expected a name"),
+        (["variants.x={method: kd, output_dir: y}"], "variants.x: output_dir is the table's affair"),
+        (["variants.x={method: kd, loss: {alpha: 5}}", "methods=[x]"], "variants.x: loss.alpha = 5: expected less"),
+        (["precision=auto"], "precision = 'auto': differs from machine to machine"),
+    ],
+)
+def test_what_no_table_can_have_is_refused_in_one_sentence(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load_table_config(TINY_TABLE, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["tasks", "methods", "seeds"])
+def test_a_table_without_tasks_methods_or_seeds_is_refused(write, key):
+    lines = {"tasks": "tasks: [toy-pair]\n", "methods": "methods: [kd]\n", "seeds": "seeds: [1]\n"}
+    text = "".join(line for name, line in lines.items() if name != key)
+    with pytest.raises(ConfigError, match=f"mine.yaml: the key '{key}' is missing"):
+        load_table_config(write(text))
+
+
+def test_a_tables_own_file_cannot_give_the_seed_of_all_cells(write):
+    path = write("tasks: [toy-pair]\nmethods: [kd]\nseeds: [1]\nseed: 7\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml: seed = 7: a table has no seed"):
+        load_table_config(path)

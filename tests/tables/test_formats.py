@@ -1,0 +1,260 @@
+"""The three files of a table, letter by letter, and what must hold for any of them."""
+
+import csv
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reptile_distil.data.tasks import GLUE
+from reptile_distil.errors import RunError
+from reptile_distil.tables.config import load_table_config
+from reptile_distil.tables.data import TableData, collect, columns_of
+from reptile_distil.tables.formats import escape_latex, to_csv, to_latex, to_markdown, write_table
+from reptile_distil.tables.sheets import difference_sheet, notes, score_sheet
+from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
+
+GOLDEN = FIXTURES / "golden"
+
+RTE = {"teacher": [0.7, 0.7, 0.7], "finetune": [0.6, 0.62, 0.64], "kd": [0.62, 0.65, 0.65], "my_variant": [0.64, 0.66]}
+STSB = {
+    "teacher": [(0.9, 0.88)] * 3,
+    "finetune": [(0.8, 0.78), (0.82, 0.8), (0.84, 0.82)],
+    "kd": [(0.8, 0.78), (None, None), (0.84, 0.82)],
+    "my_variant": [(0.84, 0.82), (0.86, 0.84), (0.88, 0.86)],
+}
+
+
+def write_golden_runs(tmp_path):
+    """A table of RTE and STS-B: one run is missing, one has undefined scores; only the results.json files are there."""
+    yaml = tmp_path / "golden.yaml"
+    base = CONFIGS / "base.yaml"
+    yaml.write_text(
+        f"extends: {base}\ntasks: [stsb, rte]\nmethods: [finetune, kd, my_variant]\nseeds: [1, 2, 3]\n"
+        f"runs_dir: {tmp_path}/runs\nvariants:\n  my_variant: {{method: reptile, reptile: {{mu: 1e-3}}}}\n"
+    )
+    table = load_table_config(yaml)
+    for cell in table.cells:
+        of_row = (RTE if cell.task.name == "rte" else STSB)[cell.row]
+        if cell.seed > len(of_row):
+            continue
+        if cell.task.name == "rte":
+            scores = {"dev": {"accuracy": of_row[cell.seed - 1]}}
+        else:
+            scores = {"dev": dict(zip(("pearson", "spearmanr"), of_row[cell.seed - 1], strict=True))}
+        results = {"scores": scores, "num_parameters": 109_483_778 if cell.row == "teacher" else 66_956_546}
+        if cell.row in ("kd", "my_variant"):
+            batches = {"1": {"teacher_ms": 9.0, "student_ms": 4.5}, "32": {"teacher_ms": 97.0, "student_ms": 50.0}}
+            results["latency"] = {"length": 128, "device": "cpu", "batches": batches}
+        folder = tmp_path / f"runs/{cell.task.name}/{cell.row}-seed{cell.seed}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({**results, "decisive": cell.decisive}))
+    return table
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex", "csv"])
+def test_the_files_are_letter_by_letter_what_these_results_must_give(tmp_path, suffix):
+    """The golden files were worked out by hand: every mean, deviation, difference and p in them is a simple number."""
+    markdown = write_table(collect(write_golden_runs(tmp_path)), tmp_path / "out" / "table")
+    text = (tmp_path / "out" / f"table.{suffix}").read_text()
+    assert text == (GOLDEN / f"table.{suffix}").read_text()
+    assert markdown == (GOLDEN / "table.md").read_text()
+
+
+def table_of(tasks, scores, seeds=(1,)):
+    """Scores by (task, row), a list of tuples by seed; None where there is no run."""
+    runs = {}
+    for (task, row), by_seed in scores.items():
+        for seed, of_seed in zip(seeds, by_seed, strict=True):
+            if of_seed is not None:
+                splits = {}
+                for column, score in zip(columns_of(GLUE[task]), of_seed, strict=True):
+                    splits.setdefault(column.split, {})[column.metric] = score
+                runs[task, row, seed] = {"scores": splits, "num_parameters": 1_500_000}
+    rows = tuple(dict.fromkeys(row for _, row in scores))
+    return TableData(tuple(GLUE[task] for task in tasks), rows, tuple(seeds), runs)
+
+
+def header_of(data):
+    return score_sheet(data).header
+
+
+def test_columns_stand_in_glues_order_with_two_numbers_where_glue_has_two():
+    tasks = "wnli rte qnli mnli qqp stsb mrpc sst2 cola".split()
+    data = table_of(tasks, {("rte", "kd"): [(0.5,)]})
+    assert header_of(data)[:11] == [
+        "method",
+        "CoLA MCC",
+        "SST-2 acc",
+        "MRPC F1/acc",
+        "STS-B P/S",
+        "QQP F1/acc",
+        "MNLI m/mm",
+        "QNLI acc",
+        "RTE acc",
+        "WNLI acc",
+        "GLUE",
+    ]
+    published = {row[0][0]: row for row in score_sheet(data).groups[1]}
+    assert published["ReptileDistil (published, dev)"][1:11] == [
+        (cell,)
+        for cell in (
+            *("54.8", "92.2", "91.6 / 87.7", "89.5 / 89.3", "87.6 / 90.1", "83.7 / 83.7", "90.5", "75.3", "-"),
+            "83.05 (mean of 8)",
+        )
+    ]
+    assert published["DistilBERT-6 (published, dev)"][10] == ("-",)
+
+
+def test_fewer_than_nine_tasks_are_no_glue_average():
+    assert header_of(table_of(["rte", "cola"], {("rte", "kd"): [(0.5,)]}))[3] == "mean of 2 tasks"
+
+
+def test_a_missing_run_is_a_dash_with_n_0_and_never_0():
+    data = table_of(["rte"], {("rte", "kd"): [None], ("rte", "finetune"): [(0.5,)]})
+    kd, finetune = score_sheet(data).groups[0]
+    assert "".join(kd[1]) == "- (n=0 of 1)"
+    assert "".join(finetune[1]) == "50.0 (n=1)"
+    assert kd[3:] == [("-",), ("-",), ("-",)]
+
+
+def test_equal_best_scores_are_both_bold_and_a_single_student_is_not():
+    for alike in (0.5, 0.5004, 0.4996):
+        rows = {("rte", "kd"): [(0.5,)], ("rte", "finetune"): [(alike,)], ("rte", "teacher"): [(0.9,)]}
+        two = table_of(["rte"], rows)
+        assert to_markdown([score_sheet(two)], []).count("**50.0**") == 4
+    assert "**90.0**" not in to_markdown([score_sheet(two)], [])
+    assert "**" not in to_markdown([score_sheet(table_of(["rte"], {("rte", "kd"): [(0.5,)]}))], [])
+
+
+def test_the_worst_mcc_is_a_score_and_undefined_is_not():
+    data = table_of(["cola"], {("cola", "kd"): [(-0.5,)], ("cola", "finetune"): [(None,)]})
+    kd, finetune = score_sheet(data).groups[0]
+    assert "".join(kd[1]) == "-50.0 (n=1)"
+    assert "".join(finetune[1]) == "- (n=1, 1 undefined)"
+
+
+def test_every_baseline_is_compared_with_every_student_once():
+    data = table_of(["rte"], {("rte", row): [(0.5,)] for row in ("teacher", "finetune", "kd", "reptile")})
+    rows = [row[0] for row in difference_sheet(data).groups[0]]
+    assert rows == [("reptile - kd",), ("kd - finetune",), ("reptile - finetune",)]
+    assert difference_sheet(table_of(["rte"], {("rte", "kd"): [(0.5,)]})) is None
+
+
+def test_many_problems_are_counted_not_listed():
+    data = table_of(["rte"], {("rte", "kd"): [(0.5,)]})
+    data.problems += [f"cell {index}: not finished" for index in range(23)]
+    assert notes(data)[-1].endswith("cell 19: not finished and 3 more.")
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("my_task & 50% #1 {x} $2", r"my\_task \& 50\% \#1 \{x\} \$2"),
+        ("a\\b~c^d", r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"),
+        ("-1.5 ± 0.2 / -0.3 (n=2)", r"$-$1.5 $\pm$ 0.2 / $-$0.3 (n=2)"),
+        ("+1.0 [-0.5, 2.0] p<0.001", r"+1.0 [$-$0.5, 2.0] p$<$0.001"),
+        ("-", "--"),
+        ("kd - finetune", "kd $-$ finetune"),
+        ("SST-2 and TinyBERT-6", "SST-2 and TinyBERT-6"),
+    ],
+)
+def test_latex_prints_every_character_as_it_is(text, escaped):
+    assert escape_latex(text) == escaped
+
+
+score = st.none() | st.floats(-1, 1)
+cell = st.none() | st.tuples(score)
+pair = st.none() | st.tuples(score, score)
+
+
+@given(data=st.data())
+def test_any_table_is_rectangular_balanced_and_without_nan(data):
+    rows = data.draw(st.lists(st.sampled_from(["teacher", "finetune", "kd", "a_b"]), min_size=1, unique=True))
+    scores = {("cola", row): data.draw(st.lists(cell, min_size=2, max_size=2)) for row in rows}
+    scores |= {("mnli", row): data.draw(st.lists(pair, min_size=2, max_size=2)) for row in rows}
+    table = table_of(["cola", "mnli"], scores, seeds=(1, 2))
+    sheets = [sheet for sheet in (score_sheet(table), difference_sheet(table)) if sheet]
+    markdown, latex, lines = to_markdown(sheets, notes(table)), to_latex(sheets, notes(table)), to_csv(table)
+    for block in markdown.split("\n\n")[: len(sheets)]:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+        assert len({len(line) for line in block.splitlines()}) == 1
+    for text in (markdown, latex, lines):
+        assert not re.search(r"\b(nan|None|inf)\b", text)
+    assert_latex_is_balanced(latex)
+    parsed = list(csv.DictReader(lines.splitlines()))
+    assert all(None not in line and None not in line.values() for line in parsed)
+    ours = [line for line in parsed if line["source"] == "run"]
+    keys = [(line["method"], line["task"], line["split"], line["metric"]) for line in ours]
+    assert len(set(keys)) == len(keys) == len(rows) * (1 + 3 + 4)
+
+
+def assert_latex_is_balanced(text):
+    """Every environment is closed in order, every brace too, and every row has as many cells as its table columns."""
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", text):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert opened == []
+    bare = re.sub(r"\\[{}\\%&#_$]", "", re.sub(r"\\\\$", "", text, flags=re.MULTILINE))
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL):
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in rows} == {len(columns)}
+        assert body.count(r"\toprule") == body.count(r"\bottomrule") == 1
+
+
+def test_the_golden_latex_is_balanced():
+    assert_latex_is_balanced((GOLDEN / "table.tex").read_text())
+
+
+def test_a_teacher_from_elsewhere_is_one_run_known_from_its_students(tmp_path):
+    tiny = TINY_TABLE
+    overrides = [f"runs_dir={tmp_path}", "methods=[kd]", "seeds=[1,2]", "tasks=[toy-sentence]", "teacher.finetuned=x"]
+    table = load_table_config(tiny, overrides)
+    for one in table.cells:
+        one.folder.mkdir(parents=True)
+        teacher = {"num_parameters": 4_000_000, "scores_at_start": {"dev": {"accuracy": 0.75}}}
+        results = {"scores": {"dev": {"accuracy": 0.5}}, "num_parameters": 2_000_000, "teacher": teacher}
+        (one.folder / "results.json").write_text(json.dumps({**results, "decisive": one.decisive}))
+    teacher, kd = score_sheet(collect(table)).groups[0]
+    assert ["".join(cell) for cell in teacher[:4]] == ["teacher", "75.0 (n=1)", "75.0 (n=1)", "4.00"]
+    assert ["".join(cell) for cell in kd[:4]] == ["kd", "50.0 ± 0.0 (n=2)", "50.0 ± 0.0 (n=2)", "2.00"]
+
+
+def test_a_run_with_other_settings_is_left_out_and_named(tmp_path):
+    write_golden_runs(tmp_path)
+    table = load_table_config(tmp_path / "golden.yaml", ["loss.alpha=0.25"])
+    data = collect(table)
+    assert not data.of_row("kd")
+    assert len(data.of_row("finetune")) == 6
+    assert any("kd seed 1" in problem and "loss.alpha = 0.5, not 0.25" in problem for problem in data.problems)
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/table.md: cannot be written"):
+        write_table(table_of(["rte"], {("rte", "kd"): [(0.5,)]}), tmp_path / "file" / "table")
+
+
+@pytest.mark.parametrize(
+    ("splits", "sentence"),
+    [
+        ([("dev",)] * 2, "each of the best epoch on that very set:"),
+        ([("validation", "dev")] * 2, "each of the best epoch on training rows held out for the choice:"),
+        (
+            [("validation", "dev"), ("dev",)],
+            "each of the best epoch, on that very set or on training rows held out for the choice:",
+        ),
+    ],
+)
+def test_the_notes_say_what_the_epoch_was_chosen_by(splits, sentence):
+    data = table_of(["rte"], {("rte", "kd"): [(0.5,), (0.6,)]}, seeds=(1, 2))
+    for run, names in zip(data.runs.values(), splits, strict=True):
+        run["scores"] = {name: {"accuracy": 0.5} for name in names}
+    assert sentence in notes(data)[0]

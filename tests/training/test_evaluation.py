@@ -1,0 +1,93 @@
+"""What an epoch's split_predictions says of the student and of the teacher."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from reptile_distil.data import toy
+from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.training.evaluation import Evaluator, agreement
+
+
+class Oracle(torch.nn.Module):
+    """Says a fixed answer for each row of the dev split, looked up by its tokens."""
+
+    def __init__(self, answers, batches):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.table = {tuple(ids): answer for ids, answer in zip(batches.features["input_ids"], answers, strict=True)}
+
+    def forward(self, batch):
+        rows = [
+            tuple(ids[mask.bool()].tolist())
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        return torch.nn.functional.one_hot(torch.tensor([self.table[row] for row in rows]), 2).float()
+
+
+@pytest.fixture(scope="module")
+def dev():
+    rows = toy.load_split(toy.TASKS["toy-sentence"], "dev").select(range(50))
+    return Batches(tokenize(rows, toy_tokenizer(), 32), toy_tokenizer(), batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def labels(dev):
+    return np.array(dev.features["label"])
+
+
+def wrong_on(labels, count):
+    return np.where(np.arange(len(labels)) < count, 1 - labels, labels)
+
+
+def test_a_student_alone_is_scored_alone(dev, labels):
+    record = Evaluator(Oracle(wrong_on(labels, 5), dev), {"dev": dev}, ["accuracy"]).evaluate()
+    assert record == {"scores": {"dev": {"accuracy": 0.9}}, "score": 0.9}
+
+
+def test_the_first_split_decides_and_every_split_is_reported(dev, labels):
+    student = Oracle(wrong_on(labels, 5), dev)
+    half = Batches(dev.features.select(range(10)), toy_tokenizer(), batch_size=4)
+    record = Evaluator(student, {"dev_matched": dev, "dev_mismatched": half}, ["accuracy"]).evaluate()
+    assert record["scores"] == {"dev_matched": {"accuracy": 0.9}, "dev_mismatched": {"accuracy": 0.5}}
+    assert record["score"] == 0.9
+
+
+def test_agreement_is_between_the_two_not_with_the_labels(dev, labels):
+    student, teacher = Oracle(wrong_on(labels, 5), dev), Oracle(wrong_on(labels, 15), dev)
+    record = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher).evaluate()
+    assert record["teacher_scores"] == {"dev": {"accuracy": 0.7}}
+    assert record["agreement"] == pytest.approx(0.8)
+
+
+def test_trap_19_a_moving_teacher_is_examined_anew_and_its_drift_measured(dev, labels):
+    student, teacher = Oracle(labels, dev), Oracle(labels, dev)
+    evaluator = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
+    with torch.no_grad():
+        teacher.weight += torch.tensor([0.0, 3.0, 4.0])
+    teacher.table = Oracle(wrong_on(labels, 10), dev).table
+    record = evaluator.evaluate()
+    assert record["teacher_score"] == 0.8
+    assert record["teacher_drift"] == pytest.approx(5.0)
+    assert evaluator.teacher_start == {"dev": {"accuracy": 1.0}}
+    assert evaluator.teacher_scores == {"dev": {"accuracy": 0.8}}
+
+
+@pytest.mark.parametrize(("mistakes", "warned"), [(9, False), (11, True)])
+def test_a_teacher_that_falls_below_four_fifths_of_its_start_is_warned_of(dev, labels, caplog, mistakes, warned):
+    teacher = Oracle(labels, dev)
+    evaluator = Evaluator(Oracle(labels, dev), {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
+    teacher.table = Oracle(wrong_on(labels, mistakes), dev).table
+    with caplog.at_level(logging.WARNING):
+        evaluator.evaluate()
+    assert ("has fallen from 1.0000 to" in caplog.text) == warned
+
+
+def test_agreement_in_regression_is_a_correlation():
+    student = np.array([[1.0], [2.0], [3.0]], dtype=np.float32)
+    assert agreement(student, 2 * student + 1) == pytest.approx(1.0)
+    assert math.isnan(agreement(student, np.zeros_like(student)))
