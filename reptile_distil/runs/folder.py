@@ -22,9 +22,9 @@ import logging
 import math
 import os
 import platform
-import shutil
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,34 @@ import filelock
 import numpy as np
 import torch
 import transformers
-import yaml
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError
 
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.models.loading import quiet_transformers
-from reptile_distil.runtime.files import describe_fault, share_files, sync_file, sync_folder
+from reptile_distil.runtime.files import (
+    append_text,
+    copy_files,
+    describe_fault,
+    finished_name,
+    make_folder,
+    read_json,
+    remove,
+    replace_folder,
+    sync_folder,
+    write_bytes,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
+
+_WRITTEN = re.compile(
+    r"(config\.yaml|environment\.json|metrics\.jsonl|predictions_\w+\.json|results\.json|trackers\.json|curves\.png)"
+    r"|model|checkpoints"
+)
+"""What a run writes: a temporary file or folder of such a name is a run's own."""
 
 
 class RunFolder:
@@ -94,7 +110,7 @@ class RunFolder:
         if not self.results.exists():
             return None
         try:
-            results: Results = json.loads(self.results.read_text(encoding="utf-8"))
+            results: Results = read_json(self.results)
             old, _ = dict(results["decisive"]), dict(results.get("inputs", {}))
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise RunError(f"{self.results}: cannot be read ({error}); remove the folder, {self.remedy}") from None
@@ -114,52 +130,56 @@ class RunFolder:
         """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file; give another output_dir")
-        if self.path.exists() and any(self.path.iterdir()) and not self._config.exists():
+        entries = list(self.path.iterdir()) if self.path.exists() else []
+        if not self._config.exists() and not all(map(_is_leftover, entries)):
             raise RunError(f"{self.path}: is not empty and holds no run; give another output_dir")
-        for entry in self.path.iterdir() if self.path.exists() else ():
+        for entry in entries:
             if entry.is_symlink():  # what is written through it would land outside
                 raise RunError(f"{entry}: is a symbolic link, which a run does not follow; remove it")
+
+    def remove_leftovers(self) -> None:
+        """Removes what a write or a removal that was cut short has left. Raises `RunError`."""
+        with _writing(self.path):
+            for entry in list(self.path.iterdir()):
+                if finished_name(entry.name) is not None and _is_leftover(entry):
+                    remove(entry)
 
     def start(self, config_yaml: str, device: str) -> None:
         """An empty folder for a new run: what an earlier run left here is removed. Raises `RunError`."""
         self.check_usable()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        with _writing(self.path):
+            make_folder(self.path)
+            self.remove_leftovers()
             # results.json first: while it exists, the folder counts as a finished run.
             leftovers = (self.results, self.metrics, self.path / "curves.png", *self.path.glob("predictions_*.json"))
             of_trackers = (self.path / "trackers.json", *self.path.glob("events.out.tfevents.*"))
-            for file in (*leftovers, *of_trackers):
-                file.unlink(missing_ok=True)
-            _remove(self.model)
-            _write(self._config, config_yaml)
-            _write(self._environment, _to_json(describe_environment(device)))
+            for path in (*leftovers, *of_trackers, self.model):
+                remove(path)
+            write_text(self._config, config_yaml)
+            write_text(self._environment, _to_json(describe_environment(device)))
             self.metrics.touch()
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+            sync_folder(self.path)
 
-    def go_on(self, config_yaml: str, device: str, *, metrics_size: int, best: Path) -> None:
-        """The folder as it was at a checkpoint: with so many bytes of metrics.jsonl, and the model in `best`."""
+    def go_on(self, config_yaml: str, device: str, *, metrics: bytes, best: Path) -> None:
+        """The folder as it was at a checkpoint: with these bytes of metrics.jsonl, and the model in `best`."""
         self.check_usable()
-        try:
-            os.truncate(self.metrics, metrics_size)
+        with _writing(self.path):
+            self.remove_leftovers()
+            write_bytes(self.metrics, metrics)
             if best.is_dir():
-                self._replace_model(lambda new: share_files(best, new))
-            _write(self._config, config_yaml)
+                replace_folder(self.model, lambda new: copy_files(best, new))
+            write_text(self._config, config_yaml)
             environment = describe_environment(device)
             with contextlib.suppress(OSError, ValueError):  # a damaged environment.json is no reason to stop
-                first = json.loads(self._environment.read_text(encoding="utf-8"))
-                environment = {**first, "gone_on": [*first.get("gone_on", ()), environment]}
-            _write(self._environment, _to_json(environment))
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+                first = read_json(self._environment)
+                if isinstance(first, dict):
+                    environment = {**first, "gone_on": [*first.get("gone_on", ()), environment]}
+            write_text(self._environment, _to_json(environment))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl. Raises `RunError` where it cannot."""
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_without_nan(record)) + "\n")
-        except OSError as error:
-            raise RunError(f"{self.metrics}: cannot be written: {error.strerror}") from None
+        with _writing(self.metrics):
+            append_text(self.metrics, json.dumps(_without_nan(record)) + "\n")
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
         """Replaces model/ by this model and tokenizer; a reader never sees half of either.
@@ -172,26 +192,17 @@ class RunFolder:
                 model.save_pretrained(new)
                 tokenizer.save_pretrained(new)
 
-        try:
-            self._replace_model(save)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(self.path / "model.new", ignore_errors=True)
-            raise RunError(f"{self.model}: cannot be written: {describe_fault(error)}") from None
-
-    def _replace_model(self, write: Callable[[Path], None]) -> None:
-        new, old = self.path / "model.new", self.path / "model.old"
-        for leftover in (new, old):
-            _remove(leftover)
-        write(new)
-        if self.model.exists():
-            self.model.rename(old)
-        new.rename(self.model)
-        _remove(old)
+        with _writing(self.model):
+            replace_folder(self.model, save)
 
     def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
-        """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers."""
+        """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers.
+
+        Raises `RunError` where that cannot be written.
+        """
         values = {"predictions": np.asarray(predictions).tolist(), "labels": np.asarray(labels).tolist()}
-        _write(self._predictions(split), json.dumps(_without_nan(values)) + "\n")
+        with _writing(self._predictions(split)):
+            write_text(self._predictions(split), json.dumps(_without_nan(values)) + "\n")
 
     def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
@@ -199,7 +210,7 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_json(file)
             return np.asarray(values["predictions"]), np.asarray(values["labels"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise RunError(f"{file}: cannot be read ({error}); run again with --overwrite") from None
@@ -208,8 +219,9 @@ class RunFolder:
         return self.path / f"predictions_{split}.json"
 
     def finish(self, results: Results) -> None:
-        """Writes results.json: from now on the run is finished."""
-        _write(self.results, _to_json(results))
+        """Writes results.json: from now on the run is finished. Raises `RunError` where it cannot be written."""
+        with _writing(self.results):
+            write_text(self.results, _to_json(results))
 
     def check_complete(self, results: Results) -> None:
         """Raises `RunError` where the results of a finished run lack what a table of them shows."""
@@ -222,14 +234,6 @@ class RunFolder:
                 f"{self.results}: cannot be read ({key}: {fault['msg']}); "
                 "remove the folder or run again with --overwrite"
             ) from None
-
-    def read_config(self) -> dict[str, Any]:
-        """The configuration that the run was started with, as plain values. Raises `RunError`."""
-        try:
-            values: dict[str, Any] = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise RunError(f"{self._config}: cannot be read: {error}") from None
-        return values
 
 
 class _ShownOfTeacher(BaseModel):
@@ -267,21 +271,26 @@ def _without_end_slash(value: Any) -> Any:
     return value.rstrip("/") if isinstance(value, str) else value
 
 
-def _remove(path: Path) -> None:
-    """Removes a file, a link (not what it points to) or a folder, as far as that is allowed."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+def _is_leftover(entry: Path) -> bool:
+    """Whether a write or a removal of a run that was cut short has left this entry of a run folder."""
+    if entry.name == "checkpoints" and entry.is_dir():  # with no checkpoint in it yet
+        return all(finished_name(inside.name) for inside in entry.iterdir())
+    return _WRITTEN.fullmatch(finished_name(entry.name) or "") is not None
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes the whole file or nothing, and waits until it is on the disk."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    sync_file(temporary)
-    temporary.replace(path)
-    sync_folder(path.parent)
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Where `path`, or something in it, cannot be written inside, raises `RunError` with what the system says."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        reason = describe_fault(error)
+        if reason is None:
+            raise
+        file = error.filename if isinstance(error, OSError) and error.filename else path
+        raise RunError(f"{file}: cannot be written: {reason}") from None
 
 
 def _to_json(values: Mapping[str, Any]) -> str:
