@@ -51,6 +51,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def tidy(folder: RunFolder, config: Config) -> None:
+    """Removes what the end of a finished run has left where it was cut short: its checkpoints, unless they are to stay.
+
+    They stay where `config`, or the run's own configuration, says so, and while another process has the folder.
+    """
+    with contextlib.suppress(RunError):
+        if folder.is_tidy():
+            return
+        with folder.claimed():
+            kept = config.checkpoint.keep_when_finished or _keeps_checkpoints(folder)
+            folder.tidy(keep_checkpoints=kept)
+
+
+def _keeps_checkpoints(folder: RunFolder) -> bool:
+    """Whether the run was told to keep its checkpoints; also where that cannot be read."""
+    try:
+        return load_config(folder.config).checkpoint.keep_when_finished
+    except ConfigError:
+        return True
+
+
 class Experiment:
     """One configuration, run.
 
@@ -243,6 +264,7 @@ class Experiment:
                 if not results:
                     return run(self.recovery(folder, role, afresh=overwrite), interrupts)
         folder.check_complete(results)
+        self.processes.on_main(lambda: tidy(folder, self.config))
         self.processes.on_main(lambda: check_inputs(folder, results, self.config, self.task, role))
         if not quiet:
             logger.info("%s is finished: nothing to run", folder.path)
@@ -266,6 +288,7 @@ class Experiment:
         with contextlib.ExitStack() as held:
             if self.processes.count == 1:
                 held.enter_context(folder.claimed(wait=wait))
+            said = False
             while self.processes.count > 1:
                 try:
                     self.processes.on_main(lambda: held.enter_context(folder.claimed()))
@@ -273,6 +296,9 @@ class Experiment:
                 except RunInUseError:
                     if not wait:
                         raise
+                    if not said:
+                        logger.info("waiting for the process that is running in %s", folder.path)
+                    said = True
                     time.sleep(1.0)  # the others ask again with it: none may wait longer than processes.TIMEOUT
             yield
 

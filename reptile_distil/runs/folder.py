@@ -17,6 +17,7 @@ however it ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -45,6 +46,7 @@ from reptile_distil.runtime.files import (
     make_folder,
     read_json,
     remove,
+    remove_folder,
     replace_folder,
     sync_folder,
     write_bytes,
@@ -54,6 +56,9 @@ from reptile_distil.runtime.files import (
 logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""What a file system answers that knows no locks."""
 
 _WRITTEN = re.compile(
     r"(config\.yaml|environment\.json|metrics\.jsonl|predictions_\w+\.json|results\.json|trackers\.json|curves\.png)"
@@ -73,7 +78,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
-        self._config = self.path / "config.yaml"
+        self.config = self.path / "config.yaml"
         self._environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self._lock = self.path.absolute().parent / f".{self.path.absolute().name}.lock"
@@ -85,10 +90,11 @@ class RunFolder:
         Raises `RunInUseError` where another process has it, unless `wait`; `RunError` where the folder's parent cannot
         be written or its file system knows no locks.
         """
-        lock = filelock.FileLock(self._lock)
+        # The other kind of lock that the library knows is a file that a process which is killed leaves behind for ever.
+        lock = filelock.FileLock(self._lock, fallback_to_soft=False)
         try:
             self.check_usable()
-            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._lock.parent)
             lock.acquire(blocking=False)
         except filelock.Timeout:
             if not wait:
@@ -96,7 +102,12 @@ class RunFolder:
             logger.info("waiting for the process that is running in %s", self.path)
             lock.acquire(poll_interval=1.0)
         except (OSError, NotImplementedError) as error:
-            raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
+            raise RunError(
+                f"{self.path}: lies on a file system without locks ({describe_fault(error) or error}), where two "
+                "processes could run in one folder; give an output_dir or runs_dir on another one"
+            ) from None
         try:
             yield
         finally:
@@ -131,7 +142,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file; give another output_dir")
         entries = list(self.path.iterdir()) if self.path.exists() else []
-        if not self._config.exists() and not all(map(_is_leftover, entries)):
+        if not self.config.exists() and not all(map(_is_leftover, entries)):
             raise RunError(f"{self.path}: is not empty and holds no run; give another output_dir")
         for entry in entries:
             if entry.is_symlink():  # what is written through it would land outside
@@ -140,9 +151,24 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Removes what a write or a removal that was cut short has left. Raises `RunError`."""
         with _writing(self.path):
-            for entry in list(self.path.iterdir()):
-                if finished_name(entry.name) is not None and _is_leftover(entry):
-                    remove(entry)
+            for entry in self._leftovers():
+                remove(entry)
+
+    def _leftovers(self) -> list[Path]:
+        return [entry for entry in self.path.iterdir() if finished_name(entry.name) and _is_leftover(entry)]
+
+    def is_tidy(self) -> bool:
+        """Whether the folder holds neither checkpoints nor what a write or a removal that was cut short has left."""
+        return not os.path.lexists(self.checkpoints) and not self._leftovers()
+
+    def tidy(self, *, keep_checkpoints: bool) -> None:
+        """Removes what a finished run needs no more; a warning says what cannot be removed."""
+        try:
+            self.remove_leftovers()
+            if not keep_checkpoints:
+                remove_folder(self.checkpoints)
+        except (RunError, OSError) as error:
+            logger.warning("not all of a finished run's checkpoints could be removed: %s", error)
 
     def start(self, config_yaml: str, device: str) -> None:
         """An empty folder for a new run: what an earlier run left here is removed. Raises `RunError`."""
@@ -155,7 +181,7 @@ class RunFolder:
             of_trackers = (self.path / "trackers.json", *self.path.glob("events.out.tfevents.*"))
             for path in (*leftovers, *of_trackers, self.model):
                 remove(path)
-            write_text(self._config, config_yaml)
+            write_text(self.config, config_yaml)
             write_text(self._environment, _to_json(describe_environment(device)))
             self.metrics.touch()
             sync_folder(self.path)
@@ -168,7 +194,7 @@ class RunFolder:
             write_bytes(self.metrics, metrics)
             if best.is_dir():
                 replace_folder(self.model, lambda new: copy_files(best, new))
-            write_text(self._config, config_yaml)
+            write_text(self.config, config_yaml)
             environment = describe_environment(device)
             with contextlib.suppress(OSError, ValueError):  # a damaged environment.json is no reason to stop
                 first = read_json(self._environment)

@@ -250,8 +250,7 @@ class Recovery:
             "decisive": self.decisive,
         }
         self.folder.finish(results)
-        if not self._keep_when_finished:
-            self._checkpoints.remove_all()
+        self.folder.tidy(keep_checkpoints=self._keep_when_finished)
         return results
 
     def _find(self, *, afresh: bool) -> tuple[Checkpoint, _State] | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
-from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.experiment import Experiment, tidy
 from reptile_distil.experiments.input_digests import check_inputs
 from reptile_distil.runs.folder import Results
 from reptile_distil.runtime.measuring import free_memory
@@ -48,6 +48,7 @@ class Grid:
         self._teachers = {(cell.task.name, cell.seed): cell for cell in cells if cell.row == TEACHER}
         self._pending = list(cells)
         self._num_threads = torch.get_num_threads()
+        self._waiting: set[str] = set()
         self._counts: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -73,11 +74,15 @@ class Grid:
         try:
             if results := _read(cell):
                 check_inputs(cell.run, results, cell.config, cell.task, cell.role)
+                tidy(cell.run, cell.config)
                 return self._succeed(cell, results, "already finished")
             if teacher is not None and not self._is_ready(teacher):
                 return False
             results = self._run(cell)
         except RunInUseError:
+            if cell.name not in self._waiting:
+                logger.info("waiting for the process that is running in %s", cell.folder)
+            self._waiting.add(cell.name)
             return False
         except Exception as error:
             with contextlib.suppress(ReptileDistilError):

@@ -41,7 +41,6 @@ FAULTS = {
     "open": errno.EACCES,
     "rename": errno.EIO,
     "mkdir": errno.ENOSPC,
-    "link": errno.EMLINK,
     "unlink": errno.EROFS,
     "rmdir": errno.EACCES,
     "truncate": errno.ENOSPC,

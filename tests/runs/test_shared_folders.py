@@ -98,8 +98,11 @@ def finished(finished_runs, tmp_path):
     return tmp_path / RUN
 
 
-@pytest.mark.parametrize("name", ["checkpoints", ".old-checkpoints"])
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints.old", ".old-checkpoints"])
 def test_checkpoints_that_a_finished_run_died_over_are_removed_when_it_is_looked_at(script, finished, tmp_path, name):
+    config = (finished / "config.yaml").read_text()
+    assert "keep_when_finished: true" in config
+    (finished / "config.yaml").write_text(config.replace("keep_when_finished: true", "keep_when_finished: false"))
     (finished / "checkpoints").rename(finished / name)
     done = script(*DISTIL, "method=finetune", cwd=tmp_path)
     assert done.code == 0
@@ -107,8 +110,10 @@ def test_checkpoints_that_a_finished_run_died_over_are_removed_when_it_is_looked
     assert not [path.name for path in finished.iterdir() if "checkpoints" in path.name]
 
 
-def test_checkpoints_that_are_to_stay_stay_when_a_finished_run_is_looked_at(script, finished, tmp_path):
-    assert script(*DISTIL, "method=finetune", "checkpoint.keep_when_finished=true", cwd=tmp_path).code == 0
+@pytest.mark.parametrize("option", ["checkpoint.keep_when_finished=true", "checkpoint.keep_when_finished=false"])
+def test_checkpoints_that_are_to_stay_stay_when_a_finished_run_is_looked_at(script, finished, tmp_path, option):
+    """Where that was said when the run was made, it need not be said again."""
+    assert script(*DISTIL, "method=finetune", option, cwd=tmp_path).code == 0
     assert list((finished / "checkpoints").iterdir())
 
 
@@ -152,18 +157,14 @@ def test_a_worker_that_waits_costs_little(script, tmp_path):
     assert waited.cpu_seconds < max(whole, run) + 0.5
 
 
-@pytest.fixture
-def syncs(script, tmp_path):
-    """The lines of a run's operations, on a disk that makes hard links or refuses them."""
-
-    def syncs(*, links):
-        trace = tmp_path / "trace"
-        fault = Fault(tmp_path / "runs", "link" if not links else "any", int(not links), errno.EPERM, True, trace)
-        options = ("method=finetune", "checkpoint.every_steps=2", "train.epochs=2")
-        assert script(*DISTIL, *options, cwd=tmp_path, fault=fault).code == 0
-        return trace.read_text().replace(f" {tmp_path}/", " ").splitlines()
-
-    return syncs
+@pytest.fixture(scope="module")
+def operations(script, tmp_path_factory):
+    """The lines of a run's operations on the disk."""
+    folder = tmp_path_factory.mktemp("traced")
+    options = ("method=finetune", "checkpoint.every_steps=2", "train.epochs=2")
+    fault = Fault(folder / "runs", trace=folder / "trace")
+    assert script(*DISTIL, *options, cwd=folder, fault=fault).code == 0
+    return (folder / "trace").read_text().replace(f" {folder}/", " ").splitlines()
 
 
 def assert_in_order(lines, *wanted):
@@ -174,16 +175,14 @@ def assert_in_order(lines, *wanted):
 
 
 @needs_compiler
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_model_is_on_the_disk_before_it_replaces_the_one_before(syncs, links):
-    lines = syncs(links=links)
-    replaced = f"rename {RUN}/model"
-    before, after = lines[: lines.index(replaced)], lines[lines.index(replaced) :]
+def test_a_model_is_on_the_disk_before_it_replaces_the_one_before(operations):
+    replaced = operations.index(f"rename {RUN}/model")
+    before, after = operations[:replaced], operations[replaced:]
     files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     missing = [file for file in files if f"fsync {RUN}/model.new/{file}" not in before]
     assert not missing
     assert f"fsync {RUN}/model.new" in before
-    assert f"fsync {RUN}" in after[: after.index(f"mkdir {RUN}/checkpoints")]
+    assert f"fsync {RUN}" in after[: after.index(f"mkdir {RUN}/checkpoints/step-00000005-evaluated.new")]
 
 
 @needs_compiler
@@ -191,17 +190,17 @@ def test_a_model_is_on_the_disk_before_it_replaces_the_one_before(syncs, links):
     ("made", "parent"),
     [(f"mkdir {RUN}", TASK), (f"mkdir {TASK}", "runs"), (f"mkdir {RUN}/checkpoints", RUN)],
 )
-def test_the_entry_of_a_new_folder_is_on_the_disk_before_anything_counts_on_it(syncs, made, parent):
-    lines = syncs(links=True)
-    first = next(number for number, line in enumerate(lines) if "/step-0000" in line and line.startswith("rename "))
-    assert f"fsync {parent}" in lines[lines.index(made) : first]
+def test_the_entry_of_a_new_folder_is_on_the_disk_before_anything_counts_on_it(operations, made, parent):
+    first = operations.index(f"rename {RUN}/checkpoints/step-00000002")
+    assert f"fsync {parent}" in operations[operations.index(made) : first]
 
 
 @needs_compiler
-def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(syncs):
-    new, name = f"{RUN}/checkpoints/.new-step-00000002", f"{RUN}/checkpoints/step-00000002"
-    files = [f"fsync {new}/{file}" for file in ("state.json", "tensors.safetensors", "manifest.json")]
-    assert_in_order(syncs(links=True), *files, f"fsync {new}", f"rename {name}", f"fsync {RUN}/checkpoints")
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(operations):
+    new, name = f"{RUN}/checkpoints/step-00000002.new", f"{RUN}/checkpoints/step-00000002"
+    for file in ("state.json", "tensors.safetensors", "metrics.jsonl", "manifest.json"):
+        order = (f"fsync {new}/{file}", f"fsync {new}", f"rename {name}", f"fsync {RUN}/checkpoints")
+        assert_in_order(operations, *order)
 
 
 PLACES = ("checkpoints/step-00000004", "predictions_dev.json", "results.json")
