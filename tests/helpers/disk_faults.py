@@ -127,6 +127,7 @@ def forked_scripts(folder):
             env=environment,
         ) as server,
     ):
+        run.err = folder / "err"
         server.stdout.readline()  # the library is imported: from now on a script takes a second
         yield run
 

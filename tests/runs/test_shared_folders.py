@@ -1,5 +1,6 @@
 """Several processes, other file systems, clocks and people at work in the same folders as a run."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -24,31 +25,48 @@ RUN = TASK / "finetune-seed42"
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
 
-def held(folder, seconds):
-    """Holds the lock of a run folder for so long, as a process that runs in it."""
+@contextlib.contextmanager
+def held(script, folder, seconds=0.0):
+    """Holds the lock of a run folder, as a process that runs in it, until the script has said that it waits."""
     lock = folder.with_name(f".{folder.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    file = lock.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    threading.Timer(seconds, file.close).start()
+    script.err.write_text("")
+
+    def release_when_waited_for():
+        for _ in range(3000):
+            if ended.wait(0.01) or "waiting for" in script.err.read_text():
+                break
+        ended.wait(seconds)
+        file.close()
+
+    ended = threading.Event()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread = threading.Thread(target=release_when_waited_for)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_a_student_waits_for_its_teacher_that_another_process_is_training_and_says_so(script, tmp_path):
-    held(tmp_path / TASK / "teacher-seed42", 1.5)
-    done = script(*DISTIL, "method=kd", cwd=tmp_path)
+    with held(script, tmp_path / TASK / "teacher-seed42"):
+        done = script(*DISTIL, "method=kd", cwd=tmp_path)
     assert done.code == 0, done.err
     assert re.search(r"waiting for .*teacher-seed42", done.err)
 
 
 def test_a_student_whose_folder_another_process_has_is_refused(script, tmp_path):
-    held(tmp_path / RUN, 3)
-    script(*DISTIL, "method=finetune", cwd=tmp_path).assert_refused("another process is running", RUN)
+    with held(script, tmp_path / RUN):
+        script(*DISTIL, "method=finetune", cwd=tmp_path).assert_refused("another process is running", RUN)
 
 
 @pytest.mark.parametrize("row", ["teacher", "kd", "finetune"])
 def test_a_worker_of_a_table_that_waits_says_for_which_folder(script, tmp_path, row):
-    held(tmp_path / TASK / f"{row}-seed1", 2)
-    done = script(*TABLE, cwd=tmp_path)
+    with held(script, tmp_path / TASK / f"{row}-seed1"):
+        done = script(*TABLE, cwd=tmp_path)
     assert done.code == 0, done.err
     waiting = [line for line in done.err.splitlines() if "waiting" in line and f"{row}-seed1" in line]
     assert len(waiting) == 1, done.err
@@ -150,8 +168,8 @@ def test_a_worker_that_waits_costs_little(script, tmp_path):
     shutil.rmtree(tmp_path / TASK / "finetune-seed1")
     run = script(*table, cwd=tmp_path).cpu_seconds
     shutil.rmtree(tmp_path / TASK / "finetune-seed1")
-    held(tmp_path / TASK / "finetune-seed1", 6)
-    waited = script(*table, cwd=tmp_path)
+    with held(script, tmp_path / TASK / "finetune-seed1", seconds=5):
+        waited = script(*table, cwd=tmp_path)
     assert waited.code == 0
     assert waited.seconds > 5
     assert waited.cpu_seconds < max(whole, run) + 0.5
