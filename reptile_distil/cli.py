@@ -18,7 +18,7 @@ from typing import TextIO
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
-from reptile_distil.errors import ReptileDistilError
+from reptile_distil.errors import DataError, ReptileDistilError
 from reptile_distil.runtime.interrupts import Interrupted
 
 DRY_RUN = "check everything, take a few steps on copies, print plan and estimate, and train nothing"
@@ -30,7 +30,8 @@ EXIT_BROKEN_PIPE = 141  # as shells do for a program whose reader has gone, as `
 # Faults of the machine, the disk or a path that the user gave; any other is ours, and keeps its traceback.
 _MENDABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ENXIO),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.ENODEV, errno.ESTALE),
 )
 
 
@@ -97,6 +98,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
             )
         return EXIT_STOPPED
     return 0
+
+
+def write_output(option: str, path: Path, text: str) -> None:
+    """Replaces the file that an option names by this text. Raises `DataError` where it cannot be written."""
+    from reptile_distil.runtime.files import write_text  # not before it is needed: it takes safetensors
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be written: {error.strerror}") from None
 
 
 def _explain(error: MemoryError | RuntimeError) -> str | None:

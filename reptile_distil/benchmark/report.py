@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptile_distil.benchmark.steps import Case, Measurement
 from reptile_distil.errors import RunError
+from reptile_distil.runtime.files import replace_file
 
 Measured = tuple[Case, list[Measurement]]
 
@@ -77,7 +79,8 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
     """Time per step and peak memory of every case and method into an image file.
 
     As lines where the cases differ in one thing alone that grows (depth, width, batch size or row length), else as
-    bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes.
+    bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes. Raises `RunError`
+    where the file cannot be written.
     """
     check_can_plot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -103,7 +106,11 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
     handles, labels = time_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"One training step on {machine}", fontsize=10)
-    figure.savefig(path, dpi=150)
+    write = partial(figure.savefig, dpi=150, format=path.suffix.removeprefix(".") or "png")
+    try:
+        replace_file(path, write)
+    except OSError as error:
+        raise RunError(f"--plot {path}: cannot be written: {error.strerror}") from None
 
 
 def what_grows(cases: Sequence[Case]) -> tuple[str, list[float]] | None:

@@ -12,8 +12,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE
+from reptile_distil.errors import RunError
 from reptile_distil.export.report import Report
 from reptile_distil.models.toy import is_toy_model
+from reptile_distil.runtime.files import write_text
 from reptile_distil.runtime.measuring import Timing
 from reptile_distil.training.metrics import Scores
 
@@ -38,9 +40,12 @@ _PATHS = ("data.path", "teacher.pretrained", "teacher.finetuned", "student.pretr
 
 
 def write_card(report: Report, *, license: str = "other") -> Path:
-    """Writes README.md beside the student's weights; returns its path."""
+    """Writes README.md beside the student's weights; returns its path. Raises `RunError` where it cannot."""
     path = report.folder / "README.md"
-    path.write_text(render_card(report, license=license), encoding="utf-8")
+    try:
+        write_text(path, render_card(report, license=license))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from reptile_distil.models.cost import flops_per_sequence
 from reptile_distil.models.loading import find_folder
 from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
+from reptile_distil.runtime.files import read_json
 from reptile_distil.runtime.measuring import Timing, random_batch, time_in_turn
 from reptile_distil.training.evaluation import predict_logits, score_logits
 from reptile_distil.training.metrics import Scores
@@ -149,7 +149,7 @@ def find_run(model: str | Path) -> Path:
     """The run folder of `model`, which is it or its model/ folder. Raises `RunError`."""
     given = Path(model)
     for folder in (given, given.absolute().parent):
-        if all((folder / name).exists() for name in ("config.yaml", "results.json", "model")):
+        if all((folder / name).is_file() for name in ("config.yaml", "results.json")) and (folder / "model").is_dir():
             return folder
     raise RunError(f"--model {model}: is neither the folder of a finished run nor the model/ folder in one")
 
@@ -261,7 +261,7 @@ def _devices() -> tuple[str, ...]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
     return values

@@ -22,6 +22,7 @@ from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
 from reptile_distil.experiments.experiment import Experiment, tidy
 from reptile_distil.experiments.input_digests import check_inputs
 from reptile_distil.runs.folder import Results
+from reptile_distil.runtime.files import append_text, make_folder
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.tables.config import TEACHER, Cell
 
@@ -117,9 +118,8 @@ class Grid:
         if trace is not None:
             file = _failure_file(cell)
             with contextlib.suppress(OSError):  # a full disk may be the very reason
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("a", encoding="utf-8") as stream:
-                    stream.write(trace)
+                make_folder(file.parent)
+                append_text(file, trace)
                 reason += f" (traceback in {file})"
         self.failures[cell.name] = reason
         return self._note(cell, "failed", f"failed: {reason}")
