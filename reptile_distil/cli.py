@@ -45,7 +45,10 @@ def make_parser(description: str, *, config_required: bool = True) -> argparse.A
     """A parser with the options of every script: --config, key=value overrides, --print-config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--config", type=Path, required=config_required, help="YAML file, for example configs/sst2.yaml"
+        "--config",
+        type=Path,
+        required=config_required,
+        help="YAML file, or the name of one that comes with the package: sst2, quickstart, table-toy, ...",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1 train.epochs=3")
@@ -185,3 +188,5 @@ def _log_to_stderr() -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_WrappedLines("%(message)s"))
     logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)
+    if not (is_main and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported

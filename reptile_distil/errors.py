@@ -59,3 +59,8 @@ class OutOfMemoryError(ReptileDistilError):
 
 class MissingExtraError(ReptileDistilError):
     """An optional package that is not installed."""
+
+
+def first_sentence(error: Exception) -> str:
+    """What kind of error it is and what it says, on one line and not at length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from reptile_distil.benchmark.steps import Case, Measurement
 from reptile_distil.errors import RunError
 from reptile_distil.runtime.files import replace_file
+from reptile_distil.runtime.text_tables import markdown_table
 
 Measured = tuple[Case, list[Measurement]]
 
@@ -39,9 +40,8 @@ def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
     columns = (
         "method,s/step,quartiles,CPU s/step,examples/s,peak MB,GFLOP/s,of matmul peak,floor/time,faster,faster (CPU s)"
     )
-    lines = [f"{case}:", "", f"| {columns.replace(',', ' | ')} |", "|---|" + "---:|" * columns.count(",")]
-    for m in measurements:
-        cells = [
+    rows = [
+        (
             m.method,
             f"{m.seconds:.4g}",
             " ".join(f"{value:.3g}" for value in m.quartiles),
@@ -53,9 +53,10 @@ def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
             f"{m.fraction_of_floor:.0%}",
             "-" if released is None else f"{released.seconds / m.seconds:.2f}",
             "-" if released is None else f"{released.processor_seconds / m.processor_seconds:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        )
+        for m in measurements
+    ]
+    return f"{case}:\n\n{markdown_table(columns.split(','), rows)}"
 
 
 def to_json(measured: Sequence[Measured], **about: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from reptile_distil.config.sections import (
     TrackerName,
     TrainConfig,
 )
-from reptile_distil.config.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
+from reptile_distil.config.yaml_files import dump_yaml, find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -219,7 +219,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides, or one.
+    """The configuration in the YAML file `path`, on top of what it `extends`, under `key=value` overrides, or one.
+
+    `path` may be the name of a file that comes with the package, such as `sst2`.
 
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
 
@@ -227,7 +229,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     >>> config.train.lr, config.with_values(seed=8).seed
     (0.001, 8)
     """
-    values, origins = read_layers(Path(path))
+    path = find_config(path)
+    values, origins = read_layers(path)
     merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
     config = check_config(values, origins, str(path))
     _refuse_options_of_other_methods(config, overrides)

@@ -4,9 +4,11 @@ With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet
 local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files.
 """
 
+import functools
 import hashlib
 import io
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +25,12 @@ from reptile_distil.data.glue_files import files_read_with, find_official_file, 
 from reptile_distil.data.rows import Rows, class_index, score
 from reptile_distil.data.tasks import Task
 from reptile_distil.data.user_files import read_user_file
-from reptile_distil.errors import DataError
+from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import require_hub
+from reptile_distil.runtime.snapshots import cached_snapshots, download_snapshot
+
+logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -128,52 +133,86 @@ def _open_saved_split(task: Task, split: str, folder: Path) -> datasets.Dataset 
     try:
         if (folder / "dataset_dict.json").is_file() and (folder / name).is_dir():
             return datasets.load_from_disk(str(folder / name))
-        files = sorted(folder.glob(f"{name}-*.parquet"))
+        files = _parquet_files(folder, name)
         if not files:
             return None
-        total = re.search(r"-of-(\d+)", files[0].name)
-        if total and int(total[1]) != len(files):
-            raise DataError(f"{folder}: found {len(files)} of the {int(total[1])} files {name}-*.parquet")
         return datasets.Dataset(pa.concat_tables([pa.parquet.ParquetFile(file).read() for file in files]))
     except DataError:
         raise
     except Exception as error:  # each damage has an exception of its own
-        raise DataError(f"{folder}: the {name} split cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{folder}: the {name} split cannot be read: {first_sentence(error)}") from error
+
+
+def _parquet_files(folder: Path, name: str) -> list[Path]:
+    """The files of a split in order; raises `DataError` where some of them are missing."""
+    files = sorted(file for file in folder.glob(f"{name}-*.parquet") if file.is_file())
+    total = re.search(r"-of-(\d+)", files[0].name) if files else None
+    if total and int(total[1]) != len(files):
+        raise DataError(f"{folder}: found {len(files)} of the {int(total[1])} files {name}-*.parquet")
+    return files
 
 
 def _open_hub(task: Task, split: str) -> Source:
-    """The split of the hub's data set, from the cache of `datasets` if it is there."""
-    dataset = _open_cached_split(task, split)
+    """The split of the hub's data set, from the cache of `datasets` or of the hub if it is there."""
+    dataset, place = _open_cached_split(task, split), f"hub data set {HUB_NAME} {task.name}"
     if dataset is None:
+        folder = _find_hub_folder(task, split)
+        dataset = _open_saved_split(task, split, folder)
+        if dataset is None:
+            raise DataError(f"{place}: no {_hub_split(split)} split in {folder}")
+        _say_once(f"{place}: read from {folder}")
+    return _dataset_source(task, split, dataset, place)
+
+
+def _find_hub_folder(task: Task, split: str) -> Path:
+    """The folder of the task's Parquet files in the hub's cache; downloaded where no revision has all its splits."""
+    folders = [snapshot / task.name for snapshot in cached_snapshots(HUB_NAME, "dataset")]
+    for folder in folders:
+        if all(_has_split(folder, name) for name in task.splits):
+            return folder
+    part = f"the {split} split of " if any(folder.is_dir() for folder in folders) else ""
+    try:
         require_hub(
-            f"GLUE's {task.name} ({HUB_NAME})",
+            f"{part}GLUE's {task.name} ({HUB_NAME})",
             f"pass data.path=DIR with GLUE's TSV folder {task.folder} in DIR, or call "
-            f"datasets.load_dataset({HUB_NAME!r}, {task.name!r}) once with a network",
+            f"`hf download {HUB_NAME} --repo-type dataset` once with a network",
         )
-        if Path(HUB_NAME).exists():  # load_dataset would take it for the data set
-            raise DataError(f"the folder {Path(HUB_NAME).resolve()} hides the hub's data set: run from elsewhere")
-        try:
-            dataset = datasets.load_dataset(HUB_NAME, task.name, split=_hub_split(split))
-        except Exception as error:  # a download fails in the words of five libraries
-            raise DataError(f"{HUB_NAME} {task.name} cannot be loaded: {_one_line(error)}") from error
-    return _dataset_source(task, split, dataset, f"hub data set {HUB_NAME} {task.name}")
+    except DataError:
+        if folders and _has_split(folders[0], split):
+            return folders[0]
+        raise
+    return download_snapshot(HUB_NAME, "dataset", [f"{task.name}/*.parquet"], DataError) / task.name
+
+
+def _has_split(folder: Path, split: str) -> bool:
+    try:
+        return bool(_parquet_files(folder, _hub_split(split)))
+    except DataError:
+        return False
 
 
 def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
     """The split as an earlier `load_dataset` left it in the cache, or None; the network is not asked."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity_error()
     try:
         builder = Cache(repo_id=HUB_NAME, dataset_name="glue", config_name=task.name, version="auto", hash="auto")
-        return builder.as_dataset(split=_hub_split(split))
+        dataset = builder.as_dataset(split=_hub_split(split))
     except (OSError, ValueError):
         return None
     except Exception as error:
         cache = datasets.config.HF_DATASETS_CACHE
-        raise DataError(f"{HUB_NAME} {task.name} in the cache {cache} is damaged: {_one_line(error)}") from error
+        raise DataError(f"{HUB_NAME} {task.name} in the cache {cache} is damaged: {first_sentence(error)}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+    _say_once(f"hub data set {HUB_NAME} {task.name}: read from {builder.cache_dir}")
+    return dataset
 
 
-def _one_line(error: Exception) -> str:
-    """What kind of error it is, and its first line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+@functools.cache
+def _say_once(line: str) -> None:
+    """One line for all splits of a data set."""
+    logger.info("%s", line)
 
 
 def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: str) -> Source:
@@ -238,7 +277,7 @@ def _read_columns(dataset: datasets.Dataset, names: list[str], source: str) -> d
         table.validate(full=True)
         return {name: table.column(name).to_pylist() for name in names}
     except Exception as error:
-        raise DataError(f"{source} cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{source} cannot be read: {first_sentence(error)}") from error
 
 
 def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source: str) -> list[float]:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from reptile_distil.experiments.dry_run import Measured, ModelFacts, Plan, RunPlan, Status
 from reptile_distil.models.layer_map import LayerMap
+from reptile_distil.runtime.text_tables import plain_table
 
 WIDTH = 80
 ESTIMATE = "An estimate from two measured steps of each run, evaluation included, loading not."
@@ -30,24 +31,16 @@ def describe_plan(plan: Plan) -> str:
     to_run = [run for run in plan.runs if run.measured is not None]
     if to_run:
         models = [(role, facts.name, *_sizes(facts)) for role, facts in _models(to_run).items()]
-        blocks.append(align([("model", "start", "layers", "width", "parameters"), *models], left=2))
+        blocks.append(plain_table([("model", "start", "layers", "width", "parameters"), *models], num_left=2))
     blocks += [_layer_map(plan, run.measured) for run in to_run if run.measured and run.measured.layer_map]
-    blocks.append(align([(run.role, describe_status(run.status), str(run.status.folder)) for run in plan.runs], left=3))
+    blocks.append(
+        plain_table([(run.role, describe_status(run.status), str(run.status.folder)) for run in plan.runs], num_left=3)
+    )
     if to_run:
         header = ("run", "rows", "steps/epoch", "steps", "s/step", "time left", "memory")
-        blocks.append(align([header, *(_steps(run, run.measured) for run in to_run if run.measured)], left=1))
+        blocks.append(plain_table([header, *(_steps(run, run.measured) for run in to_run if run.measured)]))
         blocks.append("\n".join(_needs(plan)))
     return "\n\n".join(blocks)
-
-
-def align(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Rows of cells in columns, the first `left` of them aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [*map(str.ljust, row[:left], widths[:left]), *map(str.rjust, row[left:], widths[left:])]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def item(label: str, text: str) -> str:

@@ -32,13 +32,13 @@ from reptile_distil.runs.results import (
     describe_scores,
     name_label,
     name_predictions,
-    to_html,
 )
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.compute import choose_device, choose_precision, computing
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.processes import start_processes
 from reptile_distil.runtime.randomness import random_numbers_repeated
+from reptile_distil.runtime.text_tables import html_table
 from reptile_distil.training.callbacks import check_callbacks
 from reptile_distil.training.cuda_graphs import check_graphs
 from reptile_distil.training.evaluation import predict_logits, score_logits
@@ -216,7 +216,7 @@ class Experiment:
     def _repr_html_(self) -> str:
         names = ("method", "task", "seed", "folder", "device", "precision", "state")
         own = (self.config.method, self.task.name, self.config.seed, self.folder.path, self.device, self._precision)
-        return to_html([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
+        return html_table([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
 
     def _state(self) -> str:
         """How far the run is, in words."""

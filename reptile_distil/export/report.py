@@ -37,7 +37,7 @@ class Weight:
     num_parameters: int
     num_bytes: int | None
     """Size of the weights' files; None for a model that is no folder."""
-    flops: dict[int, int | None]
+    flops: dict[int, int]
     """Operations for one sequence, by its length in tokens."""
 
 

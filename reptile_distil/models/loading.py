@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import transformers
 
-from reptile_distil.errors import ModelError
-from reptile_distil.runtime.hub import hub_is_reachable
+from reptile_distil.errors import ModelError, first_sentence
 from reptile_distil.runtime.randomness import seeded
+from reptile_distil.runtime.snapshots import find_model_snapshot
 
 
 def load_config_file(name: str) -> Any:
@@ -79,39 +79,26 @@ def find_folder(name: str) -> Path | None:
 
 
 def load_files(loader: Any, name: str, **options: Any) -> Any:
-    """`loader.from_pretrained(name)`: from a folder or the local cache, and only then over the network.
+    """`loader.from_pretrained` of a folder, or of the hub's model `name` once it is whole in the local cache.
 
     Code that comes with a model is never run: not said, transformers would ask, and take a `y` on stdin for consent.
     """
     folder = find_folder(name)
-    is_folder = folder is not None
-    if folder is not None:
-        _check_sizes(folder)
-        name = str(folder)
-    options["trust_remote_code"] = False
+    place = "this folder"
+    if folder is None:
+        if name.startswith((".", "/", "~")):
+            raise ModelError(f"{name}: no such folder")
+        folder = find_model_snapshot(name)
+        place = str(folder)
+    _check_sizes(folder)
     with quiet_transformers():
         # Damaged files fail in many ways, each with an exception of its own.
         try:
-            return loader.from_pretrained(name, local_files_only=True, **options)
+            return loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
         except Exception as error:
-            local_fault = error
-        if is_folder:
             raise ModelError(
-                f"{name}: no model or tokenizer can be loaded from this folder: {first_sentence(local_fault)}"
+                f"{name}: no model or tokenizer can be loaded from {place}: {first_sentence(error)}"
             ) from None
-        if name.startswith((".", "/", "~")):
-            raise ModelError(f"{name}: no such folder")
-        if not hub_is_reachable():
-            # OSError says that it is not in the cache; anything else is a fault of what is.
-            reason = "" if isinstance(local_fault, OSError) else f" ({first_sentence(local_fault)})"
-            raise ModelError(
-                f"{name}: neither a folder here nor usable in the local cache{reason}, and the hub cannot be reached; "
-                "give the folder of a downloaded model instead"
-            )
-        try:
-            return loader.from_pretrained(name, **options)
-        except Exception as error:
-            raise ModelError(f"{name}: cannot be loaded from the hub: {first_sentence(error)}") from None
 
 
 def check_it_runs(name: str, model: Any) -> None:
@@ -131,11 +118,6 @@ def check_it_runs(name: str, model: Any) -> None:
         model.train(was_training)
     if logits.shape != (1, model.config.num_labels):
         raise ModelError(f"{name}: gives {tuple(logits.shape)} numbers for one text, not {model.config.num_labels}")
-
-
-def first_sentence(error: Exception) -> str:
-    """What kind of error it is and what it says, on one line and not at length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ from typing import Any
 
 import transformers
 
-from reptile_distil.errors import ModelError
-from reptile_distil.models.loading import first_sentence, load_files
+from reptile_distil.errors import ModelError, first_sentence
+from reptile_distil.models.loading import load_files
 from reptile_distil.models.toy import is_toy_model, toy_tokenizer
 
 

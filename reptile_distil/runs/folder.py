@@ -93,7 +93,6 @@ class RunFolder:
         # The other kind of lock that the library knows is a file that a process which is killed leaves behind for ever.
         lock = filelock.FileLock(self._lock, fallback_to_soft=False)
         try:
-            self.check_usable()
             make_folder(self._lock.parent)
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -109,6 +108,8 @@ class RunFolder:
                 "processes could run in one folder; give an output_dir or runs_dir on another one"
             ) from None
         try:
+            # Not before: a folder in which another process is just starting holds no run yet.
+            self.check_usable()
             yield
         finally:
             lock.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.runs.folder import Results
+from reptile_distil.runtime.text_tables import html_table, markdown_table, percent, plain_table
 from reptile_distil.training.metrics import Scores, predictions_from_logits
 
 Rows = list[tuple[str, ...]]
@@ -35,40 +35,11 @@ class RunResults(dict[str, Any]):
 
     def __repr__(self) -> str:
         tables = [_score_rows(self), _fact_rows(self)]
-        return "\n".join([_title(self), *map(to_text, filter(None, tables)), f"dict of {', '.join(self)}"])
+        return "\n".join([_title(self), *map(plain_table, filter(None, tables)), f"dict of {', '.join(self)}"])
 
     def _repr_html_(self) -> str:
         scores, facts = _score_rows(self), _fact_rows(self)
-        return to_html(scores, title=_title(self), has_header=True) + to_html(facts)
-
-
-def to_text(rows: Rows) -> str:
-    """Rows of cells as aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def to_html(rows: Rows, *, title: str = "", has_header: bool = False) -> str:
-    """Rows of cells as an HTML table, whatever the cells hold: the first column to the left, the others to the right.
-
-    Empty without rows, but for the title.
-    """
-    head = f"<p><b>{escape(title)}</b></p>" if title else ""
-    if not rows:
-        return head
-    lines = []
-    for number, row in enumerate(rows):
-        tag = "th" if has_header and number == 0 else "td"
-        sides = ["left", *["right"] * (len(row) - 1)]
-        cells = (
-            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"{head}<table>{''.join(lines)}</table>"
+        return html_table(scores, title=_title(self), has_header=True) + html_table(facts)
 
 
 def describe_scores(scores: Mapping[str, float | None]) -> str:
@@ -88,7 +59,7 @@ def split_predictions_html(
     left_out = len(predictions) - len(rows) + 1
     rest = f"<p>and {left_out:,} more rows</p>" if left_out else ""
     by_name: Rows = [(name, _number(score)) for name, score in (scores or {}).items()]
-    return to_html(by_name, title=f"{len(predictions):,} rows") + to_html(rows, has_header=True) + rest
+    return html_table(by_name, title=f"{len(predictions):,} rows") + html_table(rows, has_header=True) + rest
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -200,7 +171,7 @@ def comparison_table(results: Sequence[Results], *, width: int | None = None) ->
 def _columns(results: Sequence[Results]) -> dict[str, list[str]]:
     """The cells of each column, by heading."""
     scores = [
-        [_percent(score) for scores in result["scores"].values() for score in scores.values()] for result in results
+        [percent(score) for scores in result["scores"].values() for score in scores.values()] for result in results
     ]
     return {
         "run": [result["method"] for result in results],
@@ -214,12 +185,7 @@ def _columns(results: Sequence[Results]) -> dict[str, list[str]]:
 
 
 def _draw(columns: Mapping[str, Sequence[str]]) -> str:
-    """The first column to the left, numbers to the right."""
-    widths = [max(map(len, (heading, *cells))) for heading, cells in columns.items()]
-    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown_table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _width(table: str) -> int:
@@ -234,8 +200,4 @@ def _teacher_score(result: Results) -> str:
     if "teacher" not in result:
         return "-"
     first = next(iter(result["teacher"]["scores_at_end"].values()))
-    return " / ".join(_percent(score) for score in first.values())
-
-
-def _percent(score: float | None) -> str:
-    return "-" if score is None or score != score else f"{100 * score:.1f}"
+    return " / ".join(percent(score) for score in first.values())

@@ -1,7 +1,7 @@
 """Whether the Hugging Face hub can be asked at all, found out within three seconds.
 
-A hub call on a machine without a network tries for half a minute before it gives up. So callers look at local
-files first (`local_files_only=True`), call `require_hub` second, and only then download.
+A hub call on a machine without a network tries for half a minute before it gives up. So callers look into the local
+cache first (`snapshots`), call `require_hub` second, and only then download.
 """
 
 from __future__ import annotations

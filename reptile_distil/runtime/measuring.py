@@ -99,6 +99,18 @@ def time_in_turn(
     return {name: _summarise(values) for name, values in spent.items()}
 
 
+def best_seconds(work: Callable[[], object], device: str, *, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls of `work`, until the device has done it."""
+    best = float("inf")
+    for _ in range(repeats):
+        wait_for(device)
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
 def random_batch(num_rows: int, length: int, *, vocab_size: int, pad_token_id: int, seed: int = 0) -> dict[str, Tensor]:
     """Ids, mask and segments (B, L) of random tokens, none of them padding."""
     generator = torch.Generator().manual_seed(seed)

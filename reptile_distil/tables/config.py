@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName
-from reptile_distil.config.yaml_files import merge_layer, read_layers
+from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError
@@ -126,7 +126,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
 
     Raises `ConfigError` as `load_config` does, for any of the cells, and for what no table can have.
     """
-    values, origins = read_layers(Path(path))
+    values, origins = read_layers(find_config(path))
     command = parse_overrides(overrides)
     for layer in [layer for part in ("variants", "per_task") for layer in _mappings(values.get(part))]:
         _replace_leaves(layer, command)

@@ -26,13 +26,14 @@ from reptile_distil.experiments.dry_run import (
     look,
     measure,
 )
-from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, align, format_bytes, format_seconds, item
+from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, format_bytes, format_seconds, item
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.hub import reachability_cached
+from reptile_distil.runtime.text_tables import plain_table
 from reptile_distil.tables.config import TEACHER, Cell, TableConfig
 
 
@@ -111,7 +112,7 @@ def describe_table_plan(plan: TablePlan) -> str:
     """The whole plan: what is missing, each task and row, time and disk."""
     blocks = ["Dry run: nothing is trained, and nothing is written into a run folder."]
     header = ("task", "row", "cells", "finished", "steps", "s/step", "time left", "memory")
-    blocks.append(align([header, *_lines(plan)], left=2))
+    blocks.append(plain_table([header, *_lines(plan)], num_left=2))
     if plan.missing:
         blocks.append("\n".join(["Not to be had here:", *_grouped(plan.missing)]))
     if plan.faults:

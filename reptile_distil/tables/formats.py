@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from reptile_distil.errors import RunError
 from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.runs.history import read_records
 from reptile_distil.runtime.files import make_folder, write_text
+from reptile_distil.runtime.text_tables import escape_latex, latex_table, markdown_table
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.data import BySeed, TableData, columns_of, summarise_scores
 from reptile_distil.tables.sheets import (
     BASELINES,
-    Bold,
-    Cell,
     Sheet,
     difference_sheet,
     notes,
@@ -51,27 +49,15 @@ def write_table(data: TableData, output: Path) -> str:
 
 def to_markdown(sheets: Sequence[Sheet], paragraphs: Sequence[str]) -> str:
     """The sheets, aligned for the terminal, and the notes below them."""
-    blocks = []
-    for sheet in sheets:
-        rows = [sheet.header, *([_markdown(cell) for cell in row] for group in sheet.groups for row in group)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(sheet.header))]
-        lines = [
-            "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows
-        ]
-        rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-        blocks.append("\n".join([lines[0], rule, *lines[1:]]))
+    blocks = [markdown_table(sheet.header, [row for group in sheet.groups for row in group]) for sheet in sheets]
     return "\n\n".join([*blocks, *paragraphs]) + "\n"
 
 
 def to_latex(sheets: Sequence[Sheet], paragraphs: Sequence[str]) -> str:
-    """A `table*` to be taken into a paper, with the rules of the package booktabs, and the notes below."""
+    """A `table*` with the rules of the package booktabs, to be included in a paper, and the notes below."""
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table*}", r"\centering\scriptsize"]
     for sheet in sheets:
-        lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
-        lines.append(_latex_row([(text,) for text in sheet.header]))
-        for group in sheet.groups:
-            lines += [r"\midrule", *map(_latex_row, group)]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip"]
+        lines += [latex_table(sheet.header, sheet.groups), r"\par\medskip"]
     lines += [rf"\parbox{{\textwidth}}{{{escape_latex(text)}}}\par" for text in paragraphs]
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
@@ -143,37 +129,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:z.4f}".rstrip("0").rstrip(".")
     return "" if value is None else value
-
-
-def _markdown(cell: Cell) -> str:
-    return "".join(f"**{piece}**" if isinstance(piece, Bold) else piece for piece in cell)
-
-
-def _latex_row(row: Sequence[Cell]) -> str:
-    texts = []
-    for cell in row:
-        escaped = [(escape_latex(piece), isinstance(piece, Bold)) for piece in cell]
-        texts.append("".join(rf"\textbf{{{text}}}" if bold else text for text, bold in escaped))
-    return " & ".join(texts) + r" \\"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    **{char: "\\" + char for char in "&%$#_{}"},
-}
-
-
-def escape_latex(text: str) -> str:
-    """`text` so that LaTeX prints it, with a minus before a number."""
-    if text == "-":
-        return "--"
-    escaped = "".join(_LATEX.get(char, char) for char in text)
-    return re.sub(r"(?<![\w.-])-(?=[\d.])", "$-$", escaped).replace(" - ", " $-$ ")
 
 
 FIELDS = ("task", "method", "seed", "epoch", "step", "train_seconds", "model", "split", "metric", "value")

@@ -24,6 +24,7 @@ from reptile_distil.experiments.input_digests import check_inputs
 from reptile_distil.runs.folder import Results
 from reptile_distil.runtime.files import append_text, make_folder
 from reptile_distil.runtime.measuring import free_memory
+from reptile_distil.runtime.text_tables import percent
 from reptile_distil.tables.config import TEACHER, Cell
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,7 @@ class Grid:
     def _succeed(self, cell: Cell, results: Results, how: str, seconds: str = "") -> bool:
         with contextlib.suppress(OSError):
             _failure_file(cell).unlink(missing_ok=True)
-        score = results["score"]
-        said = "-" if score is None or score != score else f"{100 * score:.1f}"
-        return self._note(cell, how, said + seconds)
+        return self._note(cell, how, percent(results["score"]) + seconds)
 
     def _fail(self, cell: Cell, reason: str, trace: str | None = None) -> bool:
         if trace is not None:

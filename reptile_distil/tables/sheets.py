@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.models.cost import BATCH_SIZES
+from reptile_distil.runtime.text_tables import Bold, Cell
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.config import TEACHER
 from reptile_distil.tables.data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores
@@ -18,14 +19,6 @@ BASELINES = ("kd", "finetune")
 _GLUE_TASKS = [name for name in GLUE if name != "ax"]
 _SHORT = {"accuracy": "acc", "f1": "F1", "matthews_correlation": "MCC", "pearson": "P", "spearmanr": "S"}
 _MAX_PROBLEMS = 20
-
-
-class Bold(str):
-    """A piece of a cell that is set in bold."""
-
-
-Cell = tuple[str, ...]
-"""Pieces of text, one behind the other."""
 
 
 class Sheet(NamedTuple):
@@ -162,13 +155,13 @@ def _task_column(data: TableData, task: Task) -> dict[str, Cell]:
 def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, Cell]:
     """The cell of each row: its entry for each of the scores, the best student's bold, and n."""
     entries = {row: [summarise_scores(by_row[row]) for by_row in scores] for row in data.rows}
-    cells = {}
+    cells: dict[str, Cell] = {}
     for row, of_row in entries.items():
         pieces: list[str] = []
         for index, entry in enumerate(of_row):
             rivals = [other[index].mean for name, other in entries.items() if name in data.students]
             pieces += [" / "] * (index > 0)
-            pieces.append(_number(entry, best=row in data.students and _is_best(entry.mean, rivals)))
+            pieces.append(_mean_and_deviation(entry, best=row in data.students and _is_best(entry.mean, rivals)))
         cells[row] = (*pieces, f" ({_count(of_row, data.planned(row))})")
     return cells
 
@@ -179,7 +172,7 @@ def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
     return mean is not None and len(known) > 1 and round(mean, 1) >= round(max(known), 1)
 
 
-def _number(entry: Entry, *, best: bool) -> str:
+def _mean_and_deviation(entry: Entry, *, best: bool) -> str:
     if entry.mean is None:
         return "-"
     text = f"{entry.mean:z.1f}" if math.isnan(entry.std) else f"{entry.mean:z.1f} ± {entry.std:.1f}"

@@ -16,9 +16,8 @@ import torch
 from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.errors import ConfigError, ReptileDistilError, RunError
+from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
 from reptile_distil.methods.step import Logs
-from reptile_distil.models.loading import first_sentence
 
 LENGTH_STEP = 8
 """Batches are padded to a multiple of this many tokens: a graph for each length would be seldom replayed."""

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from reptile_distil.errors import MissingExtraError, RunError
+from reptile_distil.errors import MissingExtraError, RunError, first_sentence
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.files import read_json, write_text
 from reptile_distil.training.callbacks import RunInfo
@@ -151,7 +151,7 @@ class TrackerCallback:
             act(self._trackers[name])
         except Exception as error:  # whatever it is, the run does not depend on it
             del self._trackers[name]
-            logger.warning("tracker %s failed, and is told no more: %s", name, _one_line(error))
+            logger.warning("tracker %s failed, and is told no more: %s", name, first_sentence(error))
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -179,7 +179,7 @@ def tracked(names: Sequence[str], run: RunInfo, *, step: int) -> Iterator[list[T
             try:
                 trackers[name] = _KINDS[name](run, step=step)
             except Exception as error:
-                raise RunError(f"tracker {name} cannot be started: {_one_line(error)}") from error
+                raise RunError(f"tracker {name} cannot be started: {first_sentence(error)}") from error
         callback = TrackerCallback(trackers, run)
         yield [callback]
         failed = False
@@ -217,7 +217,3 @@ def _names(run: RunInfo) -> dict[str, Any]:
         names = read_json(run.folder / NAMES_FILE)
         return names if isinstance(names, dict) else {}
     return {}
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -342,22 +342,9 @@ def test_another_task_in_the_cache_is_not_taken_for_this_one(tmp_path):
         load_split(GLUE["cola"], "dev", None, check_rows=False)
 
 
-def test_the_hub_is_asked_for_the_full_name_and_the_hubs_split(monkeypatch):
-    asked = []
-
-    def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
-        return sst2(["good"], [1])
-
-    monkeypatch.setattr(sources, "require_hub", lambda *_: None)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_split(GLUE["sst2"], "dev", None, check_rows=False)["text"][:] == ["good"]
-    assert asked == [(("nyu-mll/glue", "sst2"), {"split": "validation"})]
-
-
 def test_a_failing_download_is_one_sentence(monkeypatch):
     monkeypatch.setattr(sources, "require_hub", lambda *_: None)
-    with pytest.raises(DataError, match=r"^nyu-mll/glue sst2 cannot be loaded: [^\n]+$"):
+    with pytest.raises(DataError, match=r"^nyu-mll/glue: cannot be downloaded from the hub: [^\n]+$"):
         load_split(GLUE["sst2"], "train", None)
 
 
@@ -380,20 +367,13 @@ def test_trap_16_data_in_the_working_directory_are_never_taken_for_the_hubs(monk
         load_split(GLUE["sst2"], "train", None, check_rows=False)
 
 
-def test_trap_16_a_folder_that_hides_the_hubs_data_set_is_named(monkeypatch):
-    monkeypatch.setattr(sources, "require_hub", lambda *_: None)
-    Path("nyu-mll/glue").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"cwd/nyu-mll/glue hides the hub's data set"):
-        load_split(GLUE["sst2"], "train", None)
-
-
 def test_trap_17_without_a_network_one_sentence_says_how_to_get_the_data():
     with pytest.raises(DataError) as caught:
         load_split(GLUE["sst2"], "train", None)
     assert str(caught.value) == (
         "GLUE's sst2 (nyu-mll/glue) is not in the local cache and HF_HUB_OFFLINE=1 forbids a download: "
         "pass data.path=DIR with GLUE's TSV folder SST-2 in DIR, or call "
-        "datasets.load_dataset('nyu-mll/glue', 'sst2') once with a network"
+        "`hf download nyu-mll/glue --repo-type dataset` once with a network"
     )
 
 

@@ -8,6 +8,8 @@ import pytest
 from reptile_distil.data.tasks import GLUE, Task, get_task
 from reptile_distil.errors import ConfigError
 
+pytestmark = pytest.mark.smoke
+
 
 def own_task(**changes):
     fields = {

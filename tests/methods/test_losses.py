@@ -11,6 +11,8 @@ import torch
 
 from reptile_distil.methods.losses import DistillationLoss, task_loss, tempered_kl
 
+pytestmark = pytest.mark.smoke
+
 TEACHER = torch.tensor([[2 * log(3), 0], [0, 0]], dtype=torch.float64)
 STUDENT = torch.tensor([[0, 0], [2 * log(4), 0]], dtype=torch.float64)
 LABELS = torch.tensor([1, 0])

@@ -61,6 +61,7 @@ def pair():
     return bert(4, seed=1), bert(2, seed=2)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("layer_map", ["first", "last", "skip", "both"])
 @pytest.mark.parametrize("update", ["adamw", "interpolate"])

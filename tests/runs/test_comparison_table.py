@@ -20,12 +20,12 @@ def result(method, scores=None, **changes):
 TAUGHT = result("reptile", teacher={"scores_at_end": {"dev": {"accuracy": 0.886}}})
 WIDE = """\
 | run      | dev accuracy | teacher at end | parameters | best epoch | train s | examples/s |
-|----------|-------------:|---------------:|-----------:|-----------:|--------:|-----------:|
+|:---------|-------------:|---------------:|-----------:|-----------:|--------:|-----------:|
 | reptile  |         80.0 |           88.6 | 66,956,546 |          3 |  1234.6 |        403 |
 | finetune |         80.0 |              - | 66,956,546 |          3 |  1234.6 |        403 |"""
 NARROW = """\
 | run      | accuracy | teacher | parameters | epoch | train s | ex/s |
-|----------|---------:|--------:|-----------:|------:|--------:|-----:|
+|:---------|---------:|--------:|-----------:|------:|--------:|-----:|
 | reptile  |     80.0 |    88.6 | 66,956,546 |     3 |  1234.6 |  403 |
 | finetune |     80.0 |       - | 66,956,546 |     3 |  1234.6 |  403 |"""
 
@@ -43,7 +43,7 @@ def test_on_80_columns_its_headings_are_short(width):
 def test_on_fewer_columns_the_last_ones_are_left_out_and_never_scores():
     assert comparison_table([TAUGHT], width=50).splitlines() == [
         "| run     | accuracy | teacher | parameters |",
-        "|---------|---------:|--------:|-----------:|",
+        "|:--------|---------:|--------:|-----------:|",
         "| reptile |     80.0 |    88.6 | 66,956,546 |",
     ]
     assert comparison_table([TAUGHT], width=5).splitlines()[0] == "| run     | accuracy |"

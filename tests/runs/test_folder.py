@@ -211,3 +211,13 @@ def test_damaged_predictions_are_refused_not_trusted(folder):
     (folder.path / "predictions_dev.json").write_text("{}")
     with pytest.raises(RunError, match=r"predictions_dev.json: cannot be read"):
         folder.read_predictions("dev")
+
+
+def test_a_folder_that_another_process_is_starting_in_is_in_use_and_not_strange(tmp_path):
+    """Between its first write and its second, a new run's folder holds nothing by which a run is known."""
+    other, folder = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with other.claimed():
+        folder.path.mkdir()
+        (folder.path / "config.yaml.new").write_text("task: r")
+        with pytest.raises(RunInUseError), folder.claimed():
+            pass

@@ -12,7 +12,7 @@ from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.data import TableData, collect, columns_of
-from reptile_distil.tables.formats import escape_latex, to_csv, to_latex, to_markdown, write_table
+from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, write_table
 from reptile_distil.tables.sheets import difference_sheet, notes, score_sheet
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 
@@ -147,22 +147,6 @@ def test_many_problems_are_counted_not_listed():
     data = table_of(["rte"], {("rte", "kd"): [(0.5,)]})
     data.problems += [f"cell {index}: not finished" for index in range(23)]
     assert notes(data)[-1].endswith("cell 19: not finished and 3 more.")
-
-
-@pytest.mark.parametrize(
-    ("text", "escaped"),
-    [
-        ("my_task & 50% #1 {x} $2", r"my\_task \& 50\% \#1 \{x\} \$2"),
-        ("a\\b~c^d", r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"),
-        ("-1.5 ± 0.2 / -0.3 (n=2)", r"$-$1.5 $\pm$ 0.2 / $-$0.3 (n=2)"),
-        ("+1.0 [-0.5, 2.0] p<0.001", r"+1.0 [$-$0.5, 2.0] p$<$0.001"),
-        ("-", "--"),
-        ("kd - finetune", "kd $-$ finetune"),
-        ("SST-2 and TinyBERT-6", "SST-2 and TinyBERT-6"),
-    ],
-)
-def test_latex_prints_every_character_as_it_is(text, escaped):
-    assert escape_latex(text) == escaped
 
 
 score = st.none() | st.floats(-1, 1)

@@ -1,13 +1,19 @@
 """Scores worked out by hand, and an `evaluate.Metric` that never leaves the machine."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reptile_distil.training.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
+
+pytestmark = pytest.mark.smoke
 
 # 2 true positives, 1 true negative, 1 false positive, 1 false negative.
 PREDICTIONS = [1, 1, 0, 1, 0]
@@ -93,6 +99,28 @@ def test_f1_without_any_class_1_is_0_without_a_warning():
 
 def test_trap_09_one_class_on_both_sides_scores_0_without_a_warning():
     assert score("matthews_correlation", [0, 0], [0, 0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_classes", "oracle"),
+    [
+        ("accuracy", 3, sklearn.metrics.accuracy_score),
+        ("f1", 2, partial(sklearn.metrics.f1_score, zero_division=0.0)),
+        ("matthews_correlation", 2, sklearn.metrics.matthews_corrcoef),
+        ("matthews_correlation", 3, sklearn.metrics.matthews_corrcoef),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@given(data=st.data())
+def test_scores_of_classes_are_scikit_learns_to_the_last_bit(metric, num_classes, oracle, data):
+    classes = st.lists(st.integers(0, num_classes - 1), min_size=6, max_size=6)
+    predictions, references = data.draw(classes), data.draw(classes)
+    assert score(metric, predictions, references) == oracle(references, predictions)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews_correlation"])
+def test_class_indices_may_be_stored_as_floats(metric):
+    assert score(metric, np.array(PREDICTIONS), np.array(REFERENCES, float)) == score(metric, PREDICTIONS, REFERENCES)
 
 
 def test_the_selection_score_is_the_mean():
