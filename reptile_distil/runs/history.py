@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reptile_distil.errors import RunError
+from reptile_distil.runtime.files import read_json, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,12 +57,12 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl. Raises `RunError` where there is no run, or the file is damaged."""
     file = folder / "metrics.jsonl"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         # What follows the last line's end is what a run that died was writing, or one that lives is.
         records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except FileNotFoundError:
         raise RunError(f"{folder}: no run yet; run fit() or scripts/distil.py first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{file}: cannot be read: {error}") from None
     if not all(isinstance(record, dict) and "event" in record for record in records):
         raise RunError(f"{file}: cannot be read: a line is no record of a run")
@@ -83,8 +84,8 @@ def read_run(run_folder: str | Path) -> tuple[Record, list[Record]]:
     """What is in a run's results.json, and in each line of its metrics.jsonl. Raises `RunError`."""
     folder = Path(run_folder)
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        results = read_json(folder / "results.json")
+        lines = read_text(folder / "metrics.jsonl").splitlines()
         return results, [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}: holds no finished run to draw: {error}") from None
