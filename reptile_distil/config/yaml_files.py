@@ -98,8 +98,6 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         _measure(loader, node, {})
         return loader.construct_document(node)
-    except RecursionError:
-        raise ConfigError(f"{where}: not readable as YAML: too many values within values") from None
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
         raise ConfigError(f"{where}: not readable as YAML: {reason}") from None
