@@ -176,7 +176,7 @@ def stopped(script, tmp_path_factory):
     done = script(*DISTIL, *EPOCHS, cwd=folder, fault=Fault(folder / "runs", "rename", at=last, errno=KILLED))
     assert done.code == -9
     checkpoints = sorted(path.name for path in (folder / "runs" / RUN / "checkpoints").iterdir())
-    assert checkpoints[-2:] == ["step-00000008", "step-00000010-evaluated"]
+    assert checkpoints == ["step-00000008", "step-00000010-evaluated", "step-00000012.new"]
     return folder
 
 
