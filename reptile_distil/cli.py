@@ -30,8 +30,7 @@ EXIT_BROKEN_PIPE = 141  # as shells do for a program whose reader has gone, as `
 # Faults of the machine, the disk or a path that the user gave; any other is ours, and keeps its traceback.
 _MENDABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ENXIO),
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY, errno.ENODEV, errno.ESTALE),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
 )
 
 

@@ -312,13 +312,12 @@ class Experiment:
                 self._run_once(folder, "teacher", run, overwrite=False, wait=True, quiet=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
-        components = self.setup.prepare_student(teacher_name)
-        return Run(self.setup, method, components, recovery).run(interrupts, self.callbacks)
+        prepare = partial(self.setup.prepare_student, teacher_name)
+        return Run(self.setup, method, prepare, recovery).run(interrupts, self.callbacks)
 
     def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         recovery.start_clock()
-        components = self.setup.prepare_teacher()
-        return Run(self.setup, "teacher", components, recovery).run(interrupts, self.callbacks)
+        return Run(self.setup, "teacher", self.setup.prepare_teacher, recovery).run(interrupts, self.callbacks)
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
+from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.input_digests import digest_inputs
 from reptile_distil.experiments.setup import VALIDATION, Components, Setup
@@ -35,12 +36,17 @@ class Run:
     Args:
         setup: configuration, task, device and processes.
         role: what the run does.
-        components: what it trains with.
+        prepare: returns what it trains with, read from its files.
         recovery: its folder and checkpoints.
+
+    Raises `RunError` where a file was replaced while it was read.
     """
 
-    def __init__(self, setup: Setup, role: Role, components: Components, recovery: Recovery) -> None:
-        self.setup, self.role, self.components, self.recovery = setup, role, components, recovery
+    def __init__(self, setup: Setup, role: Role, prepare: Callable[[], Components], recovery: Recovery) -> None:
+        self.setup, self.role, self.recovery = setup, role, recovery
+        self.inputs = setup.processes.on_main(lambda: digest_inputs(setup.config, setup.task, role))
+        self.components = components = prepare()
+        setup.processes.on_main(self._check_inputs)
         self.config, self.task, self.processes = setup.config, setup.task, setup.processes
         self.folder = recovery.folder
         self.batches = components.data["train"]
@@ -53,7 +59,6 @@ class Run:
         self.num_steps = count_steps(self.batches, components.settings.epochs, components.settings.max_steps)
         self.student, (self.method, optimizers) = setup.assemble(role, components)
         recovery.start(self.config.to_yaml(), components.fingerprints())
-        self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, role))
         self._announce()
         # The teacher is examined as it was at the start, before a checkpoint moves it.
         self.evaluator = Evaluator(
@@ -72,6 +77,13 @@ class Run:
         if components.teacher is not None and role in TEACHER_MOVES:
             modules["teacher"] = components.teacher
         self.progress = recovery.restore(modules, optimizers, self.schedules)
+
+    def _check_inputs(self) -> None:
+        """Raises `RunError` where a file is no longer what it was before it was read: the results would not be its."""
+        now = digest_inputs(self.setup.config, self.setup.task, self.role)
+        for name, digest in self.inputs.items():
+            if now.get(name) != digest:
+                raise RunError(f"the {name} has changed while it was read; run the same command again")
 
     def run(self, interrupts: Interrupts, callbacks: Sequence[object] = ()) -> Results:
         """Trains to the end, reporting to `callbacks`, and finishes the run folder; returns its results."""
