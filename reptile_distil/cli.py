@@ -20,6 +20,7 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
 from reptile_distil.errors import DataError, ReptileDistilError
 from reptile_distil.runtime.interrupts import Interrupted
+from reptile_distil.runtime.launcher import launched_rank, launched_several
 
 DRY_RUN = "check everything, take a few steps on copies, print plan and estimate, and train nothing"
 EXIT_FAULT = 2  # a fault that the user can mend
@@ -32,12 +33,6 @@ _MENDABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
 )
-
-
-def launched_rank() -> int:
-    """The process's number as its launcher gave it, before the processes have joined; 0 without a launcher."""
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return int(os.environ.get("RANK", "0")) if several else 0
 
 
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -127,7 +122,7 @@ def _explain(error: MemoryError | RuntimeError) -> str | None:
 
 def _leave_the_others() -> None:
     """Ends the exchange with the other processes of a run that is one of several."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if launched_several():
         from reptile_distil.runtime.processes import stop_processes
 
         stop_processes()

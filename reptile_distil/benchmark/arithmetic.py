@@ -1,4 +1,4 @@
-"""What a training step has to compute and to move, in closed form, and what the machine can do of it per second.
+"""Operations and bytes of a training step, in closed form, and the machine's measured peaks per second.
 
 One encoder layer of width H and inner width F, on B rows of L tokens, takes forwards
 
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """What the machine was seen to reach."""
+    """The machine's measured peaks."""
 
     flops: float
     """Floating point operations per second in a matrix product."""
@@ -128,7 +128,7 @@ def floor_seconds(
 
 
 def measure_peaks(device: str, dtype: torch.dtype, *, repeats: int = 8) -> Peaks:
-    """The best of some matrix products and copies, of sizes as they occur in training."""
+    """The fastest of some matrix products and copies, of sizes as they occur in training."""
     sizes = (512, 1024, 2048) if device == "cpu" else (4096, 8192)
     flops = 0.0
     for size in sizes:

@@ -23,6 +23,7 @@ from reptile_distil.config.sections import (
     MethodName,
     OwnTaskConfig,
     ReptileConfig,
+    Role,
     Section,
     StudentConfig,
     TeacherConfig,
@@ -131,9 +132,7 @@ class Config(Section):
         }.items():
             if is_on:
                 raise ValueError(f"{name} cannot be used with compute.cuda_graphs: choose one of the two")
-        reptile = self.reptile
-        is_plain = reptile.inner_steps == reptile.every == 1 and reptile.inner_batch == "same"
-        if "reptile" in methods and not (is_plain and reptile.inner_optimizer != "persistent_adamw"):
+        if "reptile" in methods and not (self.reptile.can_share_forward and self.reptile.every == 1):
             raise ValueError(
                 "compute.cuda_graphs takes one fresh inner step on the batch of each step: set it to false with "
                 "reptile.inner_steps > 1, every > 1, inner_batch: held_out or persistent_adamw"
@@ -155,8 +154,7 @@ class Config(Section):
             }.items():
                 if is_on:
                     raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
-        remembers = self.reptile.inner_steps > 1 or self.reptile.inner_optimizer == "persistent_adamw"
-        if self.distributed.shard and remembers and "reptile" in methods:
+        if self.distributed.shard and self.reptile.copies_student and "reptile" in methods:
             raise ValueError(
                 "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
                 "student: set it to false"
@@ -181,7 +179,7 @@ class Config(Section):
         """A copy with some top-level values replaced, checked again."""
         return Config.model_validate({**self.model_dump(), **changes})
 
-    def defining_settings(self, role: MethodName | Literal["teacher"]) -> dict[str, Any]:
+    def defining_settings(self, role: Role) -> dict[str, Any]:
         """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
         sections = {
             "teacher": ("data", "teacher"),

@@ -7,13 +7,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 2**17
 """Size at which a file is refused unread; a long configuration has 4 KiB."""
@@ -170,9 +169,8 @@ def find_config(name: str | Path) -> Path:
     if path.suffix or not path.name.isprintable():
         return path
     known = sorted(file.stem for file in PACKAGED.glob("*.yaml"))
-    close = get_close_matches(path.name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"those are {', '.join(known)}"
-    raise ConfigError(f"{name}: neither a YAML file here nor the name of one that comes with the package; {hint}")
+    hint = did_you_mean(path.name, known) or f"; those are {', '.join(known)}"
+    raise ConfigError(f"{name}: neither a YAML file here nor the name of one that comes with the package{hint}")
 
 
 def _packaged(name: str) -> Path | None:

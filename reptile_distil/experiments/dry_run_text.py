@@ -1,4 +1,4 @@
-"""A plan as text for a terminal of 80 columns, in plain ASCII where the terminal can show no more."""
+"""The text of a dry run, for a terminal of 80 columns; in ASCII where the terminal cannot show more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLAIN = str.maketrans({"↑": "^", "·": "."})
 
 
 def encodable_on(stream: TextIO, text: str) -> str:
-    """The text itself where the stream can show it, else with `^` and `.` for arrows and dots."""
+    """The text itself where the stream's encoding has its characters, else with `^` and `.` for arrows and dots."""
     try:
         text.encode(getattr(stream, "encoding", None) or "ascii")
     except UnicodeEncodeError:
@@ -51,7 +51,7 @@ def item(label: str, text: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """About so many seconds, in the unit that suits them."""
+    """Seconds as `8.5 s`, `12 min`, `3.1 h` or `2.5 days`."""
     for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
@@ -59,12 +59,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes as `12.3 MB` or `1.2 GB`."""
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 def describe_status(status: Status) -> str:
-    """What lies in a run's folder, in a few words."""
+    """The state of a run's folder: new, finished, or the step at which it goes on."""
     if status.state == "finished":
         return "finished: not run again"
     return "new" if status.state == "new" else f"goes on from step {status.step:,}"
@@ -84,7 +84,7 @@ def _facts(plan: Plan) -> Iterator[str]:
 
 
 def _models(runs: Sequence[RunPlan]) -> dict[str, ModelFacts]:
-    """Teacher and student, as far as runs have them."""
+    """The teacher and the student by role, where a run has them."""
     teachers = [run.measured.teacher for run in runs if run.measured and run.measured.teacher]
     teachers += [run.measured.student for run in runs if run.measured and run.role == "teacher"]
     students = [run.measured.student for run in runs if run.measured and run.role != "teacher"]

@@ -74,16 +74,16 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
         base_model=base if _is_hub_name(base) else None,
         datasets=["nyu-mll/glue"] if on_hub else None,
         metrics=[_HUB_METRICS.get(metric, metric) for metric in task.metrics],
-        tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results["method"] == "reptile" else [])],
+        tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results.method == "reptile" else [])],
         model_name=_name(report),
         eval_results=list(_eval_results(report)) or None,
     )
 
 
 def _eval_results(report: Report) -> Iterator[EvalResult]:
-    """Defined dev scores only: the hub takes no others."""
+    """The defined dev scores; the hub accepts no others."""
     task = report.task
-    for split, scores in report.results["scores"].items():
+    for split, scores in report.results.scores.items():
         for metric, score in scores.items():
             if score is not None and math.isfinite(score):
                 yield EvalResult(
@@ -100,7 +100,7 @@ def _eval_results(report: Report) -> Iterator[EvalResult]:
 
 
 def _sections(report: Report) -> Iterator[str]:
-    method, task = report.results["method"], report.task
+    method, task = report.results.method, report.task
     yield f"# {escape_markdown(_name(report))}"
     labels = ", ".join(task.label_names) if task.label_names else "one number"
     yield (
@@ -145,7 +145,7 @@ def _size_table(report: Report) -> str:
 
 
 def _score_table(report: Report) -> str:
-    scores = {"student": report.results["scores"]}
+    scores = {"student": report.results.scores}
     if report.teacher_scores is not None:
         scores["teacher"] = report.teacher_scores
     if report.int8_scores is not None:
@@ -178,7 +178,7 @@ def _speed_tables(report: Report) -> Iterator[str]:
 def _conditions(report: Report) -> str:
     sentences = [
         f"Scores are in percent, on the dev split, of the best epoch on that split, with one seed "
-        f"({report.results['seed']}): n = 1, so nothing is known of their spread."
+        f"({report.results.seed}): n = 1, so nothing is known of their spread."
     ]
     if report.speeds:
         rounds = min(timing.num_rounds for speed in report.speeds for timing in speed.timings.values())
@@ -204,15 +204,15 @@ def _conditions(report: Report) -> str:
 def _data_sentence(report: Report) -> str:
     source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
     return escape_markdown(
-        f"Trained on {report.results['num_train_rows']:,} rows of {source} in {report.results['num_steps']:,} steps, "
-        f"{report.results['train_seconds']:,.0f} seconds on {report.results['device']} "
-        f"(torch {report.environment['torch']}, transformers {report.environment['transformers']}). "
+        f"Trained on {report.results.num_train_rows:,} rows of {source} in {report.results.num_steps:,} steps, "
+        f"{report.results.train_seconds:,.0f} seconds on {report.results.device} "
+        f"(torch {report.environment.torch}, transformers {report.environment.transformers}). "
         "The values that decide the result:"
     )
 
 
 def _recipe_table(report: Report) -> str:
-    decisive: dict[str, Any] = {**report.results["decisive"]}
+    decisive: dict[str, Any] = {**report.results.decisive}
     if report.config.student.init != "pretrained":
         decisive.pop("student.pretrained", None)  # a default that nothing reads
     rows = [
@@ -236,7 +236,7 @@ def _limits(report: Report) -> Iterator[str]:
 
 
 def _name(report: Report) -> str:
-    return f"{report.task.name}-{report.results['method']}"
+    return f"{report.task.name}-{report.results.method}"
 
 
 def _is_hub_name(name: str | None) -> bool:
@@ -247,7 +247,7 @@ def _is_hub_name(name: str | None) -> bool:
 
 
 def _public(key: str, value: Any) -> Any:
-    """A folder's last part: where it lies on one's own disk is nobody's business."""
+    """The value, of a path on the disk only the last part: the rest is private."""
     return Path(value).name if key.startswith(_PATHS) and not _is_hub_name(value) else value
 
 

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -34,10 +33,10 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, Field, ValidationError
 
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.models.loading import quiet_transformers
+from reptile_distil.runs.records import Environment, Predictions, Results, read_record, read_results
 from reptile_distil.runtime.files import (
     append_text,
     copy_files,
@@ -52,10 +51,9 @@ from reptile_distil.runtime.files import (
     write_bytes,
     write_text,
 )
+from reptile_distil.training.records import EpochRecord, StepRecord, nan_to_null
 
 logger = logging.getLogger(__name__)
-
-Results = dict[str, Any]
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 """What a file system answers that knows no locks."""
@@ -117,17 +115,22 @@ class RunFolder:
     def read_results(self, decisive: Mapping[str, Any]) -> Results | None:
         """The results of a finished run; None where there is none.
 
-        Raises `RunError` where the finished run was made with other decisive values (flat, by dotted key).
+        Raises `RunError` where results.json is damaged, or the run was made with other values of the settings that
+        decide its result (`decisive`: flat, by dotted key).
         """
-        if not self.results.exists():
+        if not self.is_finished:
             return None
-        try:
-            results: Results = read_json(self.results)
-            old, _ = dict(results["decisive"]), dict(results.get("inputs", {}))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-            raise RunError(f"{self.results}: cannot be read ({error}); remove the folder, {self.remedy}") from None
-        self.check_same("a finished run", old, decisive)
+        results = read_results(self.results, f"remove the folder, {self.remedy}")
+        self.check_same("a finished run", results.decisive, decisive)
         return results
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a results.json, whatever it holds. Raises `RunError` where the folder cannot be read."""
+        try:
+            return self.results.exists()
+        except OSError as error:
+            raise RunError(f"{self.results}: cannot be read ({error.strerror}); {self.remedy}") from None
 
     def check_same(self, run: str, old: Mapping[str, Any], decisive: Mapping[str, Any]) -> None:
         """Raises `RunError` where `run` was made with other decisive values, naming the first."""
@@ -203,10 +206,10 @@ class RunFolder:
                     environment = {**first, "gone_on": [*first.get("gone_on", ()), environment]}
             write_text(self._environment, _to_json(environment))
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: EpochRecord | StepRecord) -> None:
         """Appends one line to metrics.jsonl. Raises `RunError` where it cannot."""
         with _writing(self.metrics):
-            append_text(self.metrics, json.dumps(_without_nan(record)) + "\n")
+            append_text(self.metrics, json.dumps(nan_to_null(record.to_dict())) + "\n")
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
         """Replaces model/ by this model and tokenizer; a reader never sees half of either.
@@ -229,18 +232,19 @@ class RunFolder:
         """
         values = {"predictions": np.asarray(predictions).tolist(), "labels": np.asarray(labels).tolist()}
         with _writing(self._predictions(split)):
-            write_text(self._predictions(split), json.dumps(_without_nan(values)) + "\n")
+            write_text(self._predictions(split), json.dumps(nan_to_null(values)) + "\n")
 
     def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
         file = self._predictions(split)
         if not file.exists():
             return None
-        try:
-            values = read_json(file)
-            return np.asarray(values["predictions"]), np.asarray(values["labels"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise RunError(f"{file}: cannot be read ({error}); run again with --overwrite") from None
+        found = read_record(file, Predictions, "run again with --overwrite")
+        return np.asarray(found.predictions), np.asarray(found.labels)
+
+    def read_environment(self) -> Environment:
+        """The versions that the run was made with. Raises `RunError`."""
+        return read_record(self._environment, Environment, "run again with --overwrite")
 
     def _predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.json"
@@ -248,35 +252,7 @@ class RunFolder:
     def finish(self, results: Results) -> None:
         """Writes results.json: from now on the run is finished. Raises `RunError` where it cannot be written."""
         with _writing(self.results):
-            write_text(self.results, _to_json(results))
-
-    def check_complete(self, results: Results) -> None:
-        """Raises `RunError` where the results of a finished run lack what a table of them shows."""
-        try:
-            _Shown.model_validate(results)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(map(str, fault["loc"]))
-            raise RunError(
-                f"{self.results}: cannot be read ({key}: {fault['msg']}); "
-                "remove the folder or run again with --overwrite"
-            ) from None
-
-
-class _ShownOfTeacher(BaseModel):
-    scores_at_end: dict[str, dict[str, float | None]] = Field(min_length=1)
-
-
-class _Shown(BaseModel):
-    """What a table shows of a run."""
-
-    method: str
-    scores: dict[str, dict[str, float | None]]
-    num_parameters: int
-    best_epoch: int
-    train_seconds: float
-    examples_per_second: float
-    teacher: _ShownOfTeacher | None = None
+            write_text(self.results, _to_json(results.to_dict()))
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -321,13 +297,4 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _to_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(_without_nan(values), indent=2) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: an undefined score is null."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(nan_to_null(values), indent=2) + "\n"

@@ -52,7 +52,7 @@ def use_precision(precision: Precision) -> None:
 
 @contextlib.contextmanager
 def computing(precision: Precision, num_threads: int | None) -> Iterator[None]:
-    """Inside, the process computes so; afterwards as before. Both are the whole process's, so one run at a time."""
+    """Sets number format and threads of the whole process inside, and restores them: one run at a time."""
     matmul_precision, threads_before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     use_precision(precision)
     if num_threads is not None:
@@ -123,7 +123,7 @@ def _check_compiler(device: str) -> None:
 
 
 def choose_device(wanted: str) -> str:
-    """The device to compute on. Raises `ConfigError` where it is not there."""
+    """The device to compute on. Raises `ConfigError` where it is not available."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         return "cpu"  # accelerate launch --cpu

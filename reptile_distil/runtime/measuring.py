@@ -22,14 +22,14 @@ _NO_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|can't allocate memory|not 
 
 
 def free_memory() -> None:
-    """Gives back what models took that are used no more."""
+    """Frees the memory of models that are no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: str) -> None:
-    """Starts a new measurement. Where the system cannot forget an earlier peak, it stays in."""
+    """Starts a new measurement of the peak. Where the system cannot reset it, an earlier peak is included."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -67,6 +67,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+class Stopwatch:
+    """Seconds from one lap to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last lap, or since the stopwatch was made."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
 
 
 class Timing(NamedTuple):
@@ -147,7 +160,7 @@ def _summarise(seconds: list[float]) -> Timing:
 
 
 def wait_for(device: str) -> None:
-    """Returns when the device has done all that it was given."""
+    """Returns when the device has finished all work given to it."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":

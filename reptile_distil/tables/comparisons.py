@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptile_distil.data.tasks import Task
+from reptile_distil.errors import RunError
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.tables.data import Column, TableData, columns_of
 from reptile_distil.tables.statistics import compare_paired, mcnemar, paired_bootstrap
@@ -105,12 +106,20 @@ def _compare_models(
 def _read_predictions(
     data: TableData, task: Task, row: str, seed: int, columns: Sequence[Column]
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Predictions (N,) and labels (N,) of the splits of `columns`, one behind the other; None where one is missing."""
+    """Predictions (N,) and labels (N,) of the splits of `columns`, one behind the other.
+
+    None where one is missing, or damaged, which is then among the problems of the table.
+    """
     if (task.name, row, seed) not in data.folders:
         return None
     folder = RunFolder(data.folders[task.name, row, seed])
     splits = dict.fromkeys(column.split for column in columns)
-    parts = [part for split in splits if (part := folder.read_predictions(split)) is not None]
+    try:
+        parts = [part for split in splits if (part := folder.read_predictions(split)) is not None]
+    except RunError as error:
+        problem = f"predictions of {task.name} {row} seed {seed}: {error}"
+        data.problems += [problem] * (problem not in data.problems)
+        return None
     if len(parts) < len(splits):
         return None
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

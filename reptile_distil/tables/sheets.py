@@ -1,4 +1,4 @@
-"""The sheets of a table, from its numbers to words: scores, differences, and the notes below them."""
+"""A table as cells of text: the sheet of scores, the sheet of differences, and the notes below them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_PROBLEMS = 20
 
 
 class Sheet(NamedTuple):
-    """A table of its own: a header, and rows in groups between which there is a rule."""
+    """A header, and groups of rows with a rule between them."""
 
     header: list[str]
     groups: list[list[list[Cell]]]
@@ -60,10 +60,10 @@ def difference_sheet(data: TableData) -> Sheet | None:
 
 def notes(data: TableData) -> list[str]:
     """What a reader must know to read the sheets, a paragraph each."""
-    lengths = {run["latency"]["length"] for run in data.runs.values() if run.get("latency")}
-    devices = {run["latency"]["device"] for run in data.runs.values() if run.get("latency")}
+    latencies = [run.latency for run in data.runs.values() if run.latency is not None]
+    lengths, devices = {latency.length for latency in latencies}, {latency.device for latency in latencies}
     # A run that chose by training rows held out has their score beside the dev set's.
-    by_validation = [("validation" in run["scores"]) for run in data.runs.values()]
+    by_validation = [("validation" in run.scores) for run in data.runs.values()]
     chosen = (
         "each of the best epoch on that very set"
         if not any(by_validation)
@@ -131,12 +131,12 @@ def average_name(tasks: Sequence[Task]) -> str:
 
 
 def published_rows(tasks: Sequence[Task]) -> list[PublishedRow]:
-    """Those that say something of these tasks."""
+    """The published rows with a score for one of these tasks."""
     return [row for row in PUBLISHED if any(task.name in row.scores for task in tasks)]
 
 
 def describe_comparison(comparison: Comparison | None) -> str:
-    """`+1.2 [0.8, 1.9] p=0.250 n=3`, or what of it there is."""
+    """`+1.2 [0.8, 1.9] p=0.250 n=3`, without the parts that are undefined."""
     if comparison is None:
         return "-"
     parts = [f"{comparison.difference:+z.1f}"]

@@ -65,7 +65,7 @@ def test_base_yaml_is_the_published_recipe():
 @pytest.mark.parametrize(
     ("text", "value"), [("5e-5", 5e-5), ("1E3", 1000.0), ("3e-4", 3e-4), ("1e+0", 1.0), (".5", 0.5), ("2", 2.0)]
 )
-def test_trap_14_5e_5_is_a_number(write, minimal, text, value):
+def test_5e_5_is_a_number(write, minimal, text, value):
     assert load_config(write(f"task: rte\ntrain:\n  lr: {text}\n")).train.lr == value
     assert load_config(minimal, [f"train.lr={text}"]).train.lr == value
 
@@ -197,7 +197,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("train.lr=[", "override 'train.lr=[': not readable as YAML"),
     ],
 )
-def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, message):
+def test_a_key_or_value_that_is_not_allowed_is_named(write, override, message):
     path = write("task: rte\nstudent:\n  pretrained: somewhere\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, [override])

@@ -13,6 +13,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from reptile_distil import Experiment, cli
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
+from reptile_distil.experiments.setup import build_task
 from reptile_distil.export import model_card, onnx_export, report
 from reptile_distil.runtime.hub import push
 from reptile_distil.runtime.measuring import Timing, pad_at_random, random_batch, time_in_turn
@@ -106,7 +107,7 @@ def test_another_teacher_can_be_asked_for_and_brings_its_own_scores(runs):
         seconds=0.0,
     )
     assert other.weights["teacher"].num_parameters == other.weights["student"].num_parameters
-    assert other.teacher_scores == other.results["scores"]
+    assert other.teacher_scores == other.results.scores
 
 
 def test_a_teachers_own_run_is_weighed_alone(runs):
@@ -132,14 +133,14 @@ def test_the_front_matter_is_what_the_hub_reads(weighed):
     assert data.base_model is None
     (result,) = data.eval_results
     assert (result.dataset_name, result.dataset_split, result.metric_type) == ("toy-sentence", "dev", "accuracy")
-    assert result.metric_value == pytest.approx(weighed.results["scores"]["dev"]["accuracy"])
+    assert result.metric_value == pytest.approx(weighed.results.scores["dev"]["accuracy"])
 
 
 def glue_report(weighed, **results):
     config = Experiment.from_yaml(ROOT / "configs/stsb.yaml", "data.path=/home/me/glue").config
-    task = report.build_task(config)
+    task = build_task(config)
     decisive = config.defining_settings("reptile")
-    values = {**weighed.results, "task": "stsb", "decisive": decisive, **results}
+    values = weighed.results.model_copy(update={"task": "stsb", "decisive": decisive, **results})
     return report.Report(
         weighed.folder, config, task, values, weighed.environment, weighed.weights, None, weighed.speeds
     )
@@ -180,7 +181,7 @@ def test_what_is_kept_is_the_students_score_over_the_teachers(weighed):
     shown = report.Report(
         **{
             **values,
-            "results": {**weighed.results, "scores": {"dev": {"accuracy": 0.6}}},
+            "results": weighed.results.model_copy(update={"scores": {"dev": {"accuracy": 0.6}}}),
             "teacher_scores": {"dev": {"accuracy": 0.8}},
         }
     )
@@ -265,7 +266,7 @@ def test_the_int8_score_is_measured_on_the_int8_file_itself(runs, monkeypatch):
 
     monkeypatch.setattr(report, "quantize_int8", write_the_opposite)
     found = report.make_report(runs / "reptile-seed42", lengths=(4,), batch_sizes=(1,), seconds=0.0, int8=True)
-    assert found.int8_scores["dev"]["accuracy"] == pytest.approx(1 - found.results["scores"]["dev"]["accuracy"])
+    assert found.int8_scores["dev"]["accuracy"] == pytest.approx(1 - found.results.scores["dev"]["accuracy"])
 
 
 def test_without_the_extra_onnx_is_refused_before_anything_is_measured(runs, monkeypatch):

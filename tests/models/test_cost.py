@@ -168,7 +168,9 @@ def test_operations_are_those_of_the_matrix_products(kind, attention):
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     if (kind, attention) != ("deberta-v2", "sdpa"):  # which it does not have
         model.set_attn_implementation(attention)
-    assert flops_per_sequence(model, LENGTH) == expected
+    with torch.no_grad():  # PyTorch's counter alone would fail on DeBERTa here
+        counted = flops_per_sequence(model, LENGTH)
+    assert counted == expected
 
 
 @pytest.mark.parametrize("kind", ["roberta", "electra", "mpnet", "albert", "distilbert"])

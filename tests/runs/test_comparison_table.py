@@ -3,6 +3,7 @@
 import pytest
 
 from reptile_distil.runs.results import comparison_table
+from tests.helpers.records import results_dict
 
 
 def result(method, scores=None, **changes):
@@ -14,7 +15,7 @@ def result(method, scores=None, **changes):
         "train_seconds": 1234.56,
         "examples_per_second": 403.4,
     }
-    return values | changes
+    return results_dict(**values, **changes)
 
 
 TAUGHT = result("reptile", teacher={"scores_at_end": {"dev": {"accuracy": 0.886}}})

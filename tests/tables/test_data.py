@@ -12,6 +12,7 @@ from reptile_distil.tables.comparisons import Comparison, compare, compare_over_
 from reptile_distil.tables.data import TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED
 from reptile_distil.training.metrics import compute_scores
+from tests.helpers import records as helper
 
 RTE, STSB, MNLI, COLA = GLUE["rte"], GLUE["stsb"], GLUE["mnli"], GLUE["cola"]
 
@@ -20,7 +21,7 @@ def results(task, *scores, **more):
     splits = {}
     for column, score in zip(columns_of(task), scores, strict=True):
         splits.setdefault(column.split, {})[column.metric] = score
-    return {"scores": splits, "num_parameters": 10_000_000, **more}
+    return helper.results(task=task.name, scores=splits, num_parameters=10_000_000, **more)
 
 
 def rte(**scores):

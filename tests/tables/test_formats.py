@@ -14,6 +14,7 @@ from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.data import TableData, collect, columns_of
 from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, write_table
 from reptile_distil.tables.sheets import difference_sheet, notes, score_sheet
+from tests.helpers import records as helper
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 
 GOLDEN = FIXTURES / "golden"
@@ -50,7 +51,8 @@ def write_golden_runs(tmp_path):
             results["latency"] = {"length": 128, "device": "cpu", "batches": batches}
         folder = tmp_path / f"runs/{cell.task.name}/{cell.row}-seed{cell.seed}"
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({**results, "decisive": cell.decisive}))
+        of_cell = {"task": cell.task.name, "method": cell.role, "seed": cell.seed, "decisive": cell.decisive}
+        (folder / "results.json").write_text(json.dumps(helper.results_dict(**results, **of_cell)))
     return table
 
 
@@ -72,7 +74,7 @@ def table_of(tasks, scores, seeds=(1,)):
                 splits = {}
                 for column, score in zip(columns_of(GLUE[task]), of_seed, strict=True):
                     splits.setdefault(column.split, {})[column.metric] = score
-                runs[task, row, seed] = {"scores": splits, "num_parameters": 1_500_000}
+                runs[task, row, seed] = helper.results(task=task, scores=splits, num_parameters=1_500_000)
     rows = tuple(dict.fromkeys(row for _, row in scores))
     return TableData(tuple(GLUE[task] for task in tasks), rows, tuple(seeds), runs)
 
@@ -205,7 +207,8 @@ def test_a_teacher_from_elsewhere_is_one_run_known_from_its_students(tmp_path):
         one.folder.mkdir(parents=True)
         teacher = {"num_parameters": 4_000_000, "scores_at_start": {"dev": {"accuracy": 0.75}}}
         results = {"scores": {"dev": {"accuracy": 0.5}}, "num_parameters": 2_000_000, "teacher": teacher}
-        (one.folder / "results.json").write_text(json.dumps({**results, "decisive": one.decisive}))
+        values = helper.results_dict(**results, method="kd", decisive=one.decisive)
+        (one.folder / "results.json").write_text(json.dumps(values))
     teacher, kd = score_sheet(collect(table)).groups[0]
     assert ["".join(cell) for cell in teacher[:4]] == ["teacher", "75.0 (n=1)", "75.0 (n=1)", "4.00"]
     assert ["".join(cell) for cell in kd[:4]] == ["kd", "50.0 ± 0.0 (n=2)", "50.0 ± 0.0 (n=2)", "2.00"]
@@ -239,6 +242,6 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 )
 def test_the_notes_say_what_the_epoch_was_chosen_by(splits, sentence):
     data = table_of(["rte"], {("rte", "kd"): [(0.5,), (0.6,)]}, seeds=(1, 2))
-    for run, names in zip(data.runs.values(), splits, strict=True):
-        run["scores"] = {name: {"accuracy": 0.5} for name in names}
+    for key, names in zip(data.runs, splits, strict=True):
+        data.runs[key] = helper.results(scores={name: {"accuracy": 0.5} for name in names})
     assert sentence in notes(data)[0]
