@@ -109,7 +109,7 @@ class Run:
         self.student, (self.method, self.optimizers) = self.setup.assemble(self.role, self.components)
 
     def _prepare_folder(self) -> None:
-        """Makes the run folder, or sets it back to the checkpoint; notes the inputs' digests."""
+        """Makes the run folder, or sets it back to the checkpoint."""
         self.recovery.start(self.config.to_yaml(), self.components.fingerprints())
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
