@@ -18,7 +18,7 @@ from typing import TextIO
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
-from reptile_distil.errors import ReptileDistilError
+from reptile_distil.errors import DataError, ReptileDistilError
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.launcher import launched_rank, launched_several
 
@@ -95,6 +95,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
             )
         return EXIT_STOPPED
     return 0
+
+
+def write_output(option: str, path: Path, text: str) -> None:
+    """Replaces the file that an option names by this text. Raises `DataError` where it cannot be written."""
+    from reptile_distil.runtime.files import write_text  # not before it is needed: it takes safetensors
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be written: {error.strerror}") from None
 
 
 def _explain(error: MemoryError | RuntimeError) -> str | None:

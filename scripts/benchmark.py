@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reptile_distil.cli import run
+from reptile_distil.cli import run, write_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         about = {"machine": machine, "torch": torch.__version__, "peaks": peaks._asdict()}
         if arguments.json:
             report = to_json(measured, **about, settings=settings._asdict())
-            arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_output("--json", arguments.json, json.dumps(report, indent=2) + "\n")
         if arguments.plot:
             on_one_thread = settings.device == "cpu" and torch.get_num_threads() == 1
             plot(measured, arguments.plot, machine, by_processor=on_one_thread)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.teacher.finetuned is None and config.needs_teacher(config.method):
         for experiment in experiments:
             experiment.check_pair()
-        results.append(experiments[0].fit_teacher())
+        results.append(experiments[0].fit_teacher(wait=True))
     results += [experiment.fit(overwrite=arguments.overwrite) for experiment in experiments]
     print(comparison_table(results, width=terminal_width(sys.stdout)))
 

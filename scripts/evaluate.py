@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, make_parser, run
+from reptile_distil.cli import config_of, make_parser, run, write_output
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.launcher import launched_rank
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
     if arguments.config is None:  # the configuration that the model was trained with
         places = (Path(arguments.model, "config.yaml"), Path(arguments.model).parent / "config.yaml")
-        arguments.config = next((place for place in places if place.exists()), None)
+        arguments.config = next((place for place in places if place.is_file()), None)
         if arguments.config is None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
     config = config_of(arguments)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if split_predictions.scores is None:
             print(f"{split}\tno labels, so no scores")
         if predictions and launched_rank() == 0:
-            predictions.write_text(split_predictions.to_tsv(), encoding="utf-8")
+            write_output("--predictions", predictions, split_predictions.to_tsv())
             print(f"{split}\tpredictions written to {predictions}")
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from reptile_distil import cli
+from tests.helpers.disk_faults import forked_scripts
 from tests.helpers.guard import sitecustomize as guard
 from tests.helpers.paths import ROOT, TINY
 
@@ -80,6 +81,13 @@ def call(tmp_path, capsys):
         return code, output.out, output.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def script(network_attempts, tmp_path_factory):
+    """Runs a script in a process of its own, but in a second: `script("distil", "seed=1")` is how it ended."""
+    with forked_scripts(tmp_path_factory.mktemp("scripts")) as run:
+        yield run
 
 
 def pytest_collection_modifyitems(items):

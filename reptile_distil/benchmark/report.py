@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reptile_distil.benchmark.steps import Case, Measurement
 from reptile_distil.errors import RunError
 from reptile_distil.plots.style import STYLES
+from reptile_distil.runtime.files import replace_file
 from reptile_distil.runtime.text_tables import markdown_table
 
 Measured = tuple[Case, list[Measurement]]
@@ -71,7 +73,8 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
     """Draws time per step and peak memory of every case and method into an image file.
 
     As lines where the cases differ in one thing alone that grows (depth, width, batch size or row length), else as
-    bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes.
+    bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes. Raises `RunError`
+    where the file cannot be written.
     """
     check_can_plot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -97,7 +100,11 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
     handles, labels = time_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"One training step on {machine}", fontsize=10)
-    figure.savefig(path, dpi=150)
+    write = partial(figure.savefig, dpi=150, format=path.suffix.removeprefix(".") or "png")
+    try:
+        replace_file(path, write)
+    except OSError as error:
+        raise RunError(f"--plot {path}: cannot be written: {error.strerror}") from None
 
 
 def what_grows(cases: Sequence[Case]) -> tuple[str, list[float]] | None:

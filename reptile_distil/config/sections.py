@@ -18,6 +18,8 @@ Role = MethodName | Literal["teacher"]
 """What a run does: one of the methods, or the teacher's fine-tuning."""
 
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Sizes that a number of the configuration may have, unless it is 0."""
 TEACHER_MOVES = ("reptile", "metadistil")
 """The methods that change their teacher."""
 
@@ -38,6 +40,14 @@ class Section(BaseModel):
     @classmethod
     def _freeze_lists(cls, values: Any) -> Any:
         return {key: _frozen(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+    @field_validator("*")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:
+        """Numbers whose squares can be computed with; one zero, so that two runs with it count as the same."""
+        if isinstance(value, float) and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+            raise ValueError(f"expected 0 or a number from {SMALLEST:g} to {LARGEST:g} (or its negative)")
+        return value + 0.0 if isinstance(value, float) else value
 
 
 class OwnTaskConfig(Section):

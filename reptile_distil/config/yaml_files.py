@@ -20,6 +20,7 @@ MAX_VALUES = 10_000
 """Values in one file, each alias counted as what it stands for: a few lines of aliases can stand for billions."""
 MAX_DEPTH = 16
 """Levels of values within values."""
+_TOO_DEEP = f"more than {MAX_DEPTH} levels of values within values"
 MAX_LAYERS = 16
 """Files that extend one another."""
 
@@ -37,6 +38,17 @@ _FLOAT = (
 
 class _Loader(yaml.SafeLoader):
     """YAML in which `5e-5` is a number, `no` and `2001-01-01` are words, and a key given twice is an error."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node. Raises `ConstructorError` before it reads one that lies too deep: to read on takes seconds."""
+        if self.depth == MAX_DEPTH and parent is not None:
+            raise _refusal(parent, _TOO_DEEP)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -85,8 +97,6 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         _measure(loader, node, {})
         return loader.construct_document(node)
-    except RecursionError:
-        raise ConfigError(f"{where}: not readable as YAML: too many values within values") from None
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
         raise ConfigError(f"{where}: not readable as YAML: {reason}") from None
@@ -124,7 +134,7 @@ def _measure(loader: _Loader, node: yaml.Node, known: dict[int, tuple[int, int] 
     if size > MAX_VALUES:
         raise _refusal(node, f"more than {MAX_VALUES} values, aliases counted as what they stand for")
     if depth > MAX_DEPTH:
-        raise _refusal(node, f"more than {MAX_DEPTH} levels of values within values")
+        raise _refusal(node, _TOO_DEEP)
     known[id(node)] = (size, depth)
     return size, depth
 
@@ -206,6 +216,8 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
 def _read(path: Path, *, extended_by: Path | None) -> str:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError(f"{path}: cannot be read: it is no regular file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:

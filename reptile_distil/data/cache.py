@@ -30,7 +30,7 @@ from reptile_distil.data.batches import draw_row_ids, draw_rows, tokenize
 from reptile_distil.data.features import TOKEN_COLUMNS, Features
 from reptile_distil.data.sources import Source
 from reptile_distil.errors import DataError
-from reptile_distil.runtime.files import hash_file
+from reptile_distil.runtime.files import hash_file, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _describe_tokenizer(tokenizer: Any) -> list[Any] | None:
 def _read_entry(entry: Path, key: str) -> Features | None:
     """The features of an entry, memory-mapped; None where it is missing or in any way not what was written."""
     try:
-        listed = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
+        listed = read_json(entry / "entry.json")
         hashes = listed["hashes"]
         if listed["key"] != key or any(hash_file(entry / f"{name}.npy") != hashes[name] for name in hashes):
             return None

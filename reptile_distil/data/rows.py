@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptile_distil.errors import DataError
+from reptile_distil.runtime.files import open_regular
 
 logger = logging.getLogger(__name__)
 Record = tuple[int, tuple[str, ...], str | None]
@@ -31,9 +32,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     Raises `DataError` for a file that cannot be opened and for a line that is not UTF-8.
     """
     try:
-        if file.exists() and not file.is_file():
-            raise DataError(f"{file} cannot be read: it is no regular file")
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)

@@ -19,7 +19,7 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
-from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Setup, build_batches, build_task, check_pair, check_processes
 from reptile_distil.models.classifier import Classifier
@@ -243,6 +243,7 @@ class Experiment:
                 results = finished()
                 if results is None:
                     return run(self.recovery(folder, role, afresh=overwrite), interrupts)
+        self.processes.on_main(lambda: tidy_finished_run(folder, self.config))
         if not quiet:
             logger.info("%s is finished: nothing to run", folder.path)
         return results
@@ -265,6 +266,7 @@ class Experiment:
         with contextlib.ExitStack() as held:
             if self.processes.count == 1:
                 held.enter_context(folder.claimed(wait=wait))
+            said = False
             while self.processes.count > 1:
                 try:
                     self.processes.on_main(lambda: held.enter_context(folder.claimed()))
@@ -272,6 +274,9 @@ class Experiment:
                 except RunInUseError:
                     if not wait:
                         raise
+                    if not said:
+                        logger.info("waiting for the process that is running in %s", folder.path)
+                    said = True
                     time.sleep(1.0)  # the others ask again with it: none may wait longer than processes.TIMEOUT
             yield
 
@@ -285,13 +290,12 @@ class Experiment:
                 self._run_once(folder, "teacher", run, overwrite=False, wait=True, quiet=True)
             teacher_name = config.teacher.finetuned or str(self.teacher_folder.model)
         recovery.start_clock()
-        components = self.setup.prepare_student(teacher_name)
-        return Run(self.setup, method, components, recovery).run(interrupts, self.callbacks)
+        prepare = partial(self.setup.prepare_student, teacher_name)
+        return Run(self.setup, method, prepare, recovery).run(interrupts, self.callbacks)
 
     def _fit_teacher(self, recovery: Recovery, interrupts: Interrupts) -> Results:
         recovery.start_clock()
-        components = self.setup.prepare_teacher()
-        return Run(self.setup, "teacher", components, recovery).run(interrupts, self.callbacks)
+        return Run(self.setup, "teacher", self.setup.prepare_teacher, recovery).run(interrupts, self.callbacks)
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
         if model is None and not self.folder.model.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -9,7 +10,7 @@ from typing import NamedTuple, get_args
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import MethodName, Role
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import RunError
+from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.experiments.input_digests import KnownDigests, digest_inputs
 from reptile_distil.experiments.setup import build_task
 from reptile_distil.runs.folder import RunFolder
@@ -43,6 +44,27 @@ def open_finished_run(
         _check(folder, results, role, task)
         _compare_inputs(folder, results, digest_inputs(config, task, role, known))
     return results
+
+
+def tidy_finished_run(folder: RunFolder, config: Config) -> None:
+    """Removes what the end of a finished run has left where it was cut short: its checkpoints, unless they are to stay.
+
+    They stay where `config`, or the run's own configuration, says so, and while another process has the folder.
+    """
+    with contextlib.suppress(RunError):
+        if folder.is_tidy():
+            return
+        with folder.claimed():
+            kept = config.checkpoint.keep_when_finished or _keeps_checkpoints(folder)
+            folder.tidy(keep_checkpoints=kept)
+
+
+def _keeps_checkpoints(folder: RunFolder) -> bool:
+    """Whether the run was told to keep its checkpoints; also where that cannot be read."""
+    try:
+        return load_config(folder.config).checkpoint.keep_when_finished
+    except ConfigError:
+        return True
 
 
 def open_run_folder(given: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:

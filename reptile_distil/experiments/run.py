@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
+from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.input_digests import digest_inputs
 from reptile_distil.experiments.setup import VALIDATION, Components, Setup
@@ -39,22 +40,26 @@ class Run:
     Args:
         setup: configuration, task, device and processes.
         role: what the run does.
-        components: what it trains with.
+        prepare: returns what it trains with, read from its files.
         recovery: its folder and checkpoints.
+
+    Raises `RunError` where a file was replaced while it was read.
     """
 
     # Made by `run`, in this order.
     student: Student
     method: Method
     optimizers: dict[str, Optimizer]
-    inputs: dict[str, Any]
     evaluator: Evaluator
     teacher_start: dict[str, Scores]
     schedules: dict[str, LRScheduler]
     progress: Progress
 
-    def __init__(self, setup: Setup, role: Role, components: Components, recovery: Recovery) -> None:
-        self.setup, self.role, self.components, self.recovery = setup, role, components, recovery
+    def __init__(self, setup: Setup, role: Role, prepare: Callable[[], Components], recovery: Recovery) -> None:
+        self.setup, self.role, self.recovery = setup, role, recovery
+        self.inputs = setup.processes.on_main(lambda: digest_inputs(setup.config, setup.task, role))
+        self.components = components = prepare()
+        setup.processes.on_main(self._check_inputs)
         self.config, self.task, self.processes = setup.config, setup.task, setup.processes
         self.folder = recovery.folder
         self.batches = components.data["train"]
@@ -64,6 +69,13 @@ class Run:
         self.unseen = {} if self.watched is dev else dev
         self._section = "teacher.train" if role == "teacher" else "train"
         self._predictions_are_kept = False
+
+    def _check_inputs(self) -> None:
+        """Raises `RunError` where a file is no longer what it was before it was read: the results would not be its."""
+        now = digest_inputs(self.setup.config, self.setup.task, self.role)
+        for name, digest in self.inputs.items():
+            if now.get(name) != digest:
+                raise RunError(f"the {name} has changed while it was read; run the same command again")
 
     def run(self, interrupts: Interrupts, callbacks: Sequence[object] = ()) -> Results:
         """Trains to the end, calling the callbacks, and finishes the run folder; returns its results."""
@@ -97,9 +109,8 @@ class Run:
         self.student, (self.method, self.optimizers) = self.setup.assemble(self.role, self.components)
 
     def _prepare_folder(self) -> None:
-        """Makes the run folder, or sets it back to the checkpoint; notes the inputs' digests."""
+        """Makes the run folder, or sets it back to the checkpoint."""
         self.recovery.start(self.config.to_yaml(), self.components.fingerprints())
-        self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, self.role))
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,

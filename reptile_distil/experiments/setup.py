@@ -30,7 +30,13 @@ from reptile_distil.models.pretrained import (
     start_from_teacher_layers,
     start_random,
 )
-from reptile_distil.models.tokenizer import check_same_tokenizer, check_vocabulary, load_tokenizer, wider_tokenizer
+from reptile_distil.models.tokenizer import (
+    check_same_tokenizer,
+    check_vocabulary,
+    forget_last_call,
+    load_tokenizer,
+    wider_tokenizer,
+)
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.resume import Fingerprints
 from reptile_distil.runs.state import weights_fingerprint
@@ -129,6 +135,7 @@ class Setup:
     def save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
         """Replaces the folder's model by this one, by the main process."""
         whole = whole_copy(model) if self.config.distributed.shard else model
+        forget_last_call(tokenizer)
         self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
 
     def _load_teacher(self, name: str, *, stand_in: bool) -> Teacher:

@@ -12,10 +12,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE
+from reptile_distil.errors import RunError
 from reptile_distil.export.report import Report
 from reptile_distil.models.toy import is_toy_model
+from reptile_distil.runtime.files import write_text
 from reptile_distil.runtime.measuring import Timing
-from reptile_distil.runtime.text_tables import Code, markdown_table, percent
+from reptile_distil.runtime.text_tables import Code, escape_markdown, markdown_table, percent
 from reptile_distil.training.metrics import Scores
 
 PAPER = "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression"
@@ -39,9 +41,12 @@ _PATHS = ("data.path", "teacher.pretrained", "teacher.finetuned", "student.pretr
 
 
 def write_card(report: Report, *, license: str = "other") -> Path:
-    """Writes README.md beside the student's weights; returns its path."""
+    """Writes README.md beside the student's weights; returns its path. Raises `RunError` where it cannot."""
     path = report.folder / "README.md"
-    path.write_text(render_card(report, license=license), encoding="utf-8")
+    try:
+        write_text(path, render_card(report, license=license))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     return path
 
 
@@ -96,12 +101,12 @@ def _eval_results(report: Report) -> Iterator[EvalResult]:
 
 def _sections(report: Report) -> Iterator[str]:
     method, task = report.results.method, report.task
-    yield f"# {_name(report)}"
+    yield f"# {escape_markdown(_name(report))}"
     labels = ", ".join(task.label_names) if task.label_names else "one number"
     yield (
-        f"A text classifier of {report.weights['student'].num_parameters:,} parameters for the task {task.name} "
-        f"({'pairs of texts' if task.is_pair else 'single texts'}; output: {labels}), "
-        f"{_METHODS.get(method, f'trained with the method {method}')}."
+        f"A text classifier of {report.weights['student'].num_parameters:,} parameters for the task "
+        f"{escape_markdown(task.name)} ({'pairs of texts' if task.is_pair else 'single texts'}; output: "
+        f"{escape_markdown(labels)}), {_METHODS.get(method) or escape_markdown(f'trained with the method {method}')}."
     )
     what = "The method is that of" if method == "reptile" else "It is something to compare with the method of"
     yield f"{what} Ma, Wang, Yu, Zhang: {PAPER}. COLING 2022. Trained with `reptile_distil`."
@@ -198,7 +203,7 @@ def _conditions(report: Report) -> str:
 
 def _data_sentence(report: Report) -> str:
     source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
-    return (
+    return escape_markdown(
         f"Trained on {report.results.num_train_rows:,} rows of {source} in {report.results.num_steps:,} steps, "
         f"{report.results.train_seconds:,.0f} seconds on {report.results.device} "
         f"(torch {report.environment.torch}, transformers {report.environment.transformers}). "

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from reptile_distil.errors import MissingExtraError, ModelError
+from reptile_distil.runtime.files import describe_fault, make_folder, replace_file
 from reptile_distil.runtime.measuring import pad_at_random, random_batch
 
 PARITY = 1e-4
@@ -60,14 +61,29 @@ def export_onnx(model: Any, tokenizer: Any, path: str | Path) -> float:
     """Writes the classifier (on the CPU) as ONNX, batch size and length free; returns `parity` with PyTorch.
 
     Inputs are those that the tokenizer gives and the model takes, int64 (B, L); the output is `logits` (B, C). Raises
-    `MissingExtraError`, or `ModelError` where a logit differs by more than `PARITY`.
+    `MissingExtraError`, or `ModelError` where a logit differs by more than `PARITY` or the file cannot be written; the
+    file that was there before is then as it was.
     """
     require_onnx()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    differences = []
+
+    def export(new: Path) -> None:
+        _export(model.eval(), tokenizer, new)
+        differences.append(parity(model, OnnxModel(new)))
+        if not differences[0] <= PARITY:
+            raise ModelError(
+                f"{path}: the ONNX export of {type(model).__name__} differs from PyTorch by {differences[0]:.1e} in a "
+                f"logit, more than {PARITY:.0e}; it is not kept"
+            )
+
+    _replace(path, export)
+    return differences[0]
+
+
+def _export(model: Any, tokenizer: Any, path: Path) -> None:
     taken = inspect.signature(model.forward).parameters
     names = [name for name in tokenizer.model_input_names if name in taken]
-    model.eval()
     example = _examples(model, shapes=[(2, 8)])[1]
     with _quiet():
         # The exporter that traces: the one on torch.export takes half a minute for a model of two layers.
@@ -81,14 +97,19 @@ def export_onnx(model: Any, tokenizer: Any, path: str | Path) -> float:
             opset_version=_OPSET,
             dynamo=False,
         )
-    difference = parity(model, OnnxModel(path))
-    if not difference <= PARITY:
-        path.unlink()
-        raise ModelError(
-            f"{path}: the ONNX export of {type(model).__name__} differs from PyTorch by {difference:.1e} in a logit, "
-            f"more than {PARITY:.0e}; it is not kept"
-        )
-    return difference
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file by what `write` writes, and makes its folder. Raises `ModelError`, also where that is a link."""
+    try:
+        if path.parent.is_symlink():
+            raise ModelError(f"{path.parent}: is a symbolic link, which is not followed; remove it")
+        make_folder(path.parent)
+        replace_file(path, write)
+    except Exception as error:  # onnx and onnxruntime have exceptions of their own
+        if isinstance(error, ModelError) or describe_fault(error) is None:
+            raise
+        raise ModelError(f"{path}: cannot be written: {describe_fault(error)}") from None
 
 
 @torch.no_grad()
@@ -104,12 +125,15 @@ def parity(model: Any, exported: OnnxModel) -> float:
 
 
 def quantize_int8(path: str | Path, target: str | Path) -> None:
-    """Writes the ONNX model with int8 weights; activations are quantised as they come (dynamic quantisation)."""
+    """Writes the ONNX model with int8 weights; activations are quantised as they come (dynamic quantisation).
+
+    Raises `MissingExtraError`, or `ModelError` where the file cannot be written.
+    """
     require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
-        quantize_dynamic(str(path), str(target), weight_type=QuantType.QInt8)
+        _replace(Path(target), lambda new: quantize_dynamic(str(path), str(new), weight_type=QuantType.QInt8))
 
 
 class _LogitsOf(nn.Module):

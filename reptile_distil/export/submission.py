@@ -5,7 +5,6 @@ Nothing is ever unpacked to disk, and no more than `MAX_BYTES` of a member is he
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import math
@@ -24,6 +23,7 @@ from reptile_distil.config.config import load_config
 from reptile_distil.data.glue_files import find_official_file
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError, RunError
+from reptile_distil.runtime.files import make_folder, write_bytes
 
 if TYPE_CHECKING:
     from reptile_distil.experiments.finished_run import FinishedRun
@@ -210,20 +210,23 @@ def write_submission(path: Path, predictions: Mapping[str, Sequence[str]]) -> No
         contents[name] = "".join((f"{HEADER}\n", *rows)).encode()
         for fault in _faults_of_file(name, io.BytesIO(contents[name])):
             raise DataError(fault)
-    temporary = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name, content in contents.items():
-                member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-                member.compress_type = zipfile.ZIP_DEFLATED
-                member.create_system, member.external_attr = 3, 0o644 << 16  # the same on every system
-                archive.writestr(member, content)
-        temporary.replace(path)
+        make_folder(path.parent)
+        write_bytes(path, _zip(contents))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _zip(contents: Mapping[str, bytes]) -> bytes:
+    """The same bytes for the same contents, on every system."""
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for name, content in contents.items():
+            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.create_system, member.external_attr = 3, 0o644 << 16
+            archive.writestr(member, content)
+    return zipped.getvalue()
 
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.runtime.measuring import time_in_turn, wait_for
+from reptile_distil.runtime.measuring import is_out_of_memory, time_in_turn, wait_for
 
 logger = logging.getLogger(__name__)
 BATCH_SIZES = (1, 32)
@@ -36,7 +36,9 @@ def compare_latency(teacher: Classifier, student: Classifier, *, length: int, de
     try:
         batches = {size: _batch(student.model.config, size, length, device) for size in BATCH_SIZES}
         measured = {str(size): _measure(teacher, student, batch, device) for size, batch in batches.items()}
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         logger.warning("latency not measured: the device has no room for a batch of %d", max(BATCH_SIZES))
         return None
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 import transformers
 
 from reptile_distil.errors import ModelError, first_sentence
+from reptile_distil.runtime.files import read_json
 from reptile_distil.runtime.randomness import seeded
 from reptile_distil.runtime.snapshots import find_model_snapshot
 
@@ -47,8 +47,8 @@ def _check_sizes(folder: Path) -> None:
     """Raises `ModelError` for absurd sizes in config.json; whatever else is wrong with it is left to transformers."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+        config = read_json(path)
+    except (OSError, ValueError):
         return
     for key, limit in _LARGEST.items():
         value = config.get(key) if isinstance(config, dict) else None

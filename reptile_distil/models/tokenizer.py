@@ -29,6 +29,13 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def forget_last_call(tokenizer: Any) -> None:
+    """Clears cutting and padding, which a fast tokenizer keeps from its last call and would write into its file."""
+    if getattr(tokenizer, "is_fast", False):
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
 def check_same_tokenizer(teacher_name: str, teacher: Any, student_name: str, student: Any) -> None:
     """Raises `ModelError` unless both tokenizers turn text into the same ids: one batch feeds both models."""
     probe = "Déjà-vu: ÀÉÎ, don't 中文 STRASSE ß?"

@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from reptile_distil.errors import MissingExtraError
+from reptile_distil.runtime.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,14 +82,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes the whole picture or nothing; the ending of `path` (.png, .pdf, .svg) chooses the format."""
     path = Path(path)
-    # Several workers may draw a table at the same moment, each into a file of its own.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        with drawing():
-            figure.savefig(temporary, dpi=DOTS_PER_INCH)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with drawing():
+        write = partial(figure.savefig, dpi=DOTS_PER_INCH, format=path.suffix.removeprefix(".") or "png")
+        replace_file(path, write, shared=True)  # several workers may draw a table at the same moment
     return path
 
 

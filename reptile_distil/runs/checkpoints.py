@@ -3,19 +3,19 @@
 checkpoints/step-00000120/             after step 120; step-00000120-evaluated after the evaluation that followed it
     tensors.safetensors                weights, optimizer states, random state
     state.json                         everything else
+    metrics.jsonl                      the run's, as far as it had been written; earlier versions kept none
     best/                              the best model so far
     manifest.json                      size and SHA-256 of each of the files above
 
-A checkpoint is written to a hidden folder beside these, flushed to the disk and renamed. Nothing in one is ever
-unpickled, and no file is read but by these names.
+A checkpoint is written to a folder of another name, flushed to the disk and renamed. It shares no file with another one
+or with the run, so that damage to one file leaves a checkpoint to go on from. Nothing in one is ever unpickled, and no
+file is read but by these names.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,19 +27,26 @@ from torch import Tensor
 
 from reptile_distil.errors import CheckpointError, RunError
 from reptile_distil.runtime.files import (
+    copy_files,
     describe_fault,
     files_in,
+    finished_name,
     hash_file,
+    read_bytes,
+    read_json,
     refuse_links,
     remove,
-    share_files,
-    sync_file,
+    remove_folder,
+    replace_folder,
     sync_folder,
 )
 
-TENSORS, STATE, MANIFEST, BEST = "tensors.safetensors", "state.json", "manifest.json", "best"
+TENSORS, STATE, METRICS = "tensors.safetensors", "state.json", "metrics.jsonl"
+MANIFEST, BEST = "manifest.json", "best"
 _NAME = re.compile(r"step-\d{8}(-evaluated)?")
-_FILE = re.compile(rf"{re.escape(TENSORS)}|{re.escape(STATE)}|{BEST}(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
+_FILE = re.compile(
+    rf"{re.escape(TENSORS)}|{re.escape(STATE)}|{re.escape(METRICS)}|{BEST}(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+"
+)
 
 
 class _File(BaseModel):
@@ -77,6 +84,14 @@ class Checkpoint:
             return {name: tensor.clone() for name, tensor in _load_file(self.path / TENSORS).items()}
         except (SafetensorError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.path / TENSORS}: holds no tensors: {error}") from None
+
+    def read_metrics(self) -> bytes | None:
+        """The run's metrics.jsonl when the checkpoint was written; None where it was not kept. Raises `RunError`."""
+        file = self.path / METRICS
+        try:
+            return read_bytes(file) if file.exists() else None
+        except OSError as error:
+            raise RunError(f"{file}: cannot be read: {error.strerror}") from None
 
     @property
     def best(self) -> Path:
@@ -120,28 +135,38 @@ class Checkpoints:
         """The checkpoint of that name, checked. Raises `CheckpointError`."""
         return Checkpoint(self.path / name)
 
-    def save(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: Path | None) -> None:
-        """Writes a checkpoint, with the model in the folder `best`, and removes those that are not kept.
+    def save(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        *,
+        metrics: Path | None = None,
+        best: Path | None = None,
+    ) -> None:
+        """Writes a checkpoint, with copies of the file `metrics` and of the folder `best`; removes those not kept.
 
         Raises `RunError` where it cannot be written; those before it are then as they were.
         """
-        new = self.path / f".new-{name}"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._remove(new)
+
+        def write(new: Path) -> None:
             new.mkdir()
             safetensors.torch.save_file({key: _plain(tensor) for key, tensor in tensors.items()}, new / TENSORS)
             (new / STATE).write_text(json.dumps(state), encoding="utf-8")
+            if metrics is not None:
+                (new / METRICS).write_bytes(read_bytes(metrics))
             if best is not None:
-                share_files(best, new / BEST)
+                copy_files(best, new / BEST)
             _write_manifest(new)
-            self._remove(self.path / name)
-            new.rename(self.path / name)
-            sync_folder(self.path)
+
+        try:
+            if not self.path.exists():
+                self.path.mkdir()  # not its parents: a run folder that was moved away is not made again
+                sync_folder(self.path.parent)
+            replace_folder(self.path / name, write)
             for old in self.names()[self.keep :]:
-                self._remove(self.path / old)
+                remove_folder(self.path / old)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(new, ignore_errors=True)
             before = f"{self.names()[0]} is intact" if self.names() else "there is none before it"
             raise RunError(
                 f"{self.path / name}: the checkpoint cannot be written: {describe_fault(error)}; {before}: "
@@ -149,39 +174,32 @@ class Checkpoints:
             ) from None
 
     def forget_after(self, name: str) -> None:
-        """Removes the checkpoints newer than this one, and what unfinished writes have left."""
-        for newer in self.names():
-            if newer > name:
-                self._remove(self.path / newer)
-        for entry in self.path.iterdir():
-            if entry.name.startswith((".new-", ".old-")):
-                remove(entry)
+        """Removes the checkpoints newer than this one, and what unfinished writes have left. Raises `RunError`."""
+        try:
+            for newer in self.names():
+                if newer > name:
+                    remove_folder(self.path / newer)
+            for entry in list(self.path.iterdir()):
+                if finished_name(entry.name) is not None:
+                    remove(entry)
+        except OSError as error:
+            raise RunError(f"{error.filename}: cannot be removed: {error.strerror}") from None
 
     def remove_all(self) -> None:
-        """Removes the folder."""
+        """Removes the folder. Raises `RunError`."""
         self.names()  # raises where it is a link
-        self._remove(self.path)
-
-    def _remove(self, path: Path) -> None:
-        """Removes a folder; where that is cut short, what is left no longer looks like a checkpoint."""
-        hidden = path.with_name(f".old-{path.name.removeprefix('.')}")
-        remove(hidden)
-        if os.path.lexists(path):
-            path.rename(hidden)
-            remove(hidden)
+        try:
+            remove_folder(self.path)
+        except OSError as error:
+            raise RunError(f"{error.filename}: cannot be removed: {error.strerror}") from None
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {}
-    for file in files_in(folder):
-        sync_file(file)
-        files[file.relative_to(folder).as_posix()] = _File(size=file.stat().st_size, sha256=hash_file(file))
-    manifest = folder / MANIFEST
-    manifest.write_text(_Manifest(format=1, files=files).model_dump_json(), encoding="utf-8")
-    sync_file(manifest)
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir():
-            sync_folder(path)
+    files = {
+        file.relative_to(folder).as_posix(): _File(size=file.stat().st_size, sha256=hash_file(file))
+        for file in files_in(folder)
+    }
+    (folder / MANIFEST).write_text(_Manifest(format=1, files=files).model_dump_json(), encoding="utf-8")
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -194,6 +212,6 @@ def _load_file(path: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json(path)
+    except ValueError as error:
         raise CheckpointError(f"{path}: is not readable as JSON: {error}") from None

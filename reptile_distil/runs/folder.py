@@ -17,13 +17,14 @@ however it ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import platform
-import shutil
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,37 @@ import filelock
 import numpy as np
 import torch
 import transformers
-import yaml
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
 
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.models.loading import quiet_transformers
 from reptile_distil.runs.records import Environment, Predictions, Results, read_record, read_results
-from reptile_distil.runtime.files import describe_fault, share_files, sync_file, sync_folder
+from reptile_distil.runtime.files import (
+    append_text,
+    copy_files,
+    describe_fault,
+    finished_name,
+    make_folder,
+    read_json,
+    remove,
+    remove_folder,
+    replace_folder,
+    sync_folder,
+    write_bytes,
+    write_text,
+)
 from reptile_distil.training.records import EpochRecord, StepRecord, nan_to_null
 
 logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""What a file system answers that knows no locks."""
+
+_WRITTEN = re.compile(
+    r"(config\.yaml|environment\.json|metrics\.jsonl|predictions_\w+\.json|results\.json|trackers\.json|curves\.png)"
+    r"|model|checkpoints"
+)
+"""What a run writes: a temporary file or folder of such a name is a run's own."""
 
 
 class RunFolder:
@@ -55,7 +76,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
-        self._config = self.path / "config.yaml"
+        self.config = self.path / "config.yaml"
         self._environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self._lock = self.path.absolute().parent / f".{self.path.absolute().name}.lock"
@@ -67,9 +88,10 @@ class RunFolder:
         Raises `RunInUseError` where another process has it, unless `wait`; `RunError` where the folder's parent cannot
         be written or its file system knows no locks.
         """
-        lock = filelock.FileLock(self._lock)
+        # The other kind of lock that the library knows is a file that a process which is killed leaves behind for ever.
+        lock = filelock.FileLock(self._lock, fallback_to_soft=False)
         try:
-            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._lock.parent)
             lock.acquire(blocking=False)
         except filelock.Timeout:
             if not wait:
@@ -77,7 +99,12 @@ class RunFolder:
             logger.info("waiting for the process that is running in %s", self.path)
             lock.acquire(poll_interval=1.0)
         except (OSError, NotImplementedError) as error:
-            raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
+            raise RunError(
+                f"{self.path}: lies on a file system without locks ({describe_fault(error) or error}), where two "
+                "processes could run in one folder; give an output_dir or runs_dir on another one"
+            ) from None
         try:
             # Not before: a folder in which another process is just starting holds no run yet.
             self.check_usable()
@@ -118,52 +145,71 @@ class RunFolder:
         """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file; give another output_dir")
-        if self.path.exists() and any(self.path.iterdir()) and not self._config.exists():
+        entries = list(self.path.iterdir()) if self.path.exists() else []
+        if not self.config.exists() and not all(map(_is_leftover, entries)):
             raise RunError(f"{self.path}: is not empty and holds no run; give another output_dir")
-        for entry in self.path.iterdir() if self.path.exists() else ():
+        for entry in entries:
             if entry.is_symlink():  # what is written through it would land outside
                 raise RunError(f"{entry}: is a symbolic link, which a run does not follow; remove it")
+
+    def remove_leftovers(self) -> None:
+        """Removes what a write or a removal that was cut short has left. Raises `RunError`."""
+        with _writing(self.path):
+            for entry in self._leftovers():
+                remove(entry)
+
+    def _leftovers(self) -> list[Path]:
+        return [entry for entry in self.path.iterdir() if finished_name(entry.name) and _is_leftover(entry)]
+
+    def is_tidy(self) -> bool:
+        """Whether the folder holds neither checkpoints nor what a write or a removal that was cut short has left."""
+        return not os.path.lexists(self.checkpoints) and not self._leftovers()
+
+    def tidy(self, *, keep_checkpoints: bool) -> None:
+        """Removes what a finished run needs no more; a warning says what cannot be removed."""
+        try:
+            self.remove_leftovers()
+            if not keep_checkpoints:
+                remove_folder(self.checkpoints)
+        except (RunError, OSError) as error:
+            logger.warning("not all of a finished run's checkpoints could be removed: %s", error)
 
     def start(self, config_yaml: str, device: str) -> None:
         """An empty folder for a new run: what an earlier run left here is removed. Raises `RunError`."""
         self.check_usable()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        with _writing(self.path):
+            make_folder(self.path)
+            self.remove_leftovers()
             # results.json first: while it exists, the folder counts as a finished run.
             leftovers = (self.results, self.metrics, self.path / "curves.png", *self.path.glob("predictions_*.json"))
             of_trackers = (self.path / "trackers.json", *self.path.glob("events.out.tfevents.*"))
-            for file in (*leftovers, *of_trackers):
-                file.unlink(missing_ok=True)
-            _remove(self.model)
-            _write(self._config, config_yaml)
-            _write(self._environment, _to_json(describe_environment(device)))
+            for path in (*leftovers, *of_trackers, self.model):
+                remove(path)
+            write_text(self.config, config_yaml)
+            write_text(self._environment, _to_json(describe_environment(device)))
             self.metrics.touch()
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+            sync_folder(self.path)
 
-    def go_on(self, config_yaml: str, device: str, *, metrics_size: int, best: Path) -> None:
-        """The folder as it was at a checkpoint: with so many bytes of metrics.jsonl, and the model in `best`."""
+    def go_on(self, config_yaml: str, device: str, *, metrics: bytes, best: Path) -> None:
+        """The folder as it was at a checkpoint: with these bytes of metrics.jsonl, and the model in `best`."""
         self.check_usable()
-        try:
-            os.truncate(self.metrics, metrics_size)
+        with _writing(self.path):
+            self.remove_leftovers()
+            write_bytes(self.metrics, metrics)
             if best.is_dir():
-                self._replace_model(lambda new: share_files(best, new))
-            _write(self._config, config_yaml)
+                replace_folder(self.model, lambda new: copy_files(best, new))
+            write_text(self.config, config_yaml)
             environment = describe_environment(device)
             with contextlib.suppress(OSError, ValueError):  # a damaged environment.json is no reason to stop
-                first = json.loads(self._environment.read_text(encoding="utf-8"))
-                environment = {**first, "gone_on": [*first.get("gone_on", ()), environment]}
-            _write(self._environment, _to_json(environment))
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
+                first = read_json(self._environment)
+                if isinstance(first, dict):
+                    environment = {**first, "gone_on": [*first.get("gone_on", ()), environment]}
+            write_text(self._environment, _to_json(environment))
 
     def log(self, record: EpochRecord | StepRecord) -> None:
         """Appends one line to metrics.jsonl. Raises `RunError` where it cannot."""
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(nan_to_null(record.to_dict())) + "\n")
-        except OSError as error:
-            raise RunError(f"{self.metrics}: cannot be written: {error.strerror}") from None
+        with _writing(self.metrics):
+            append_text(self.metrics, json.dumps(nan_to_null(record.to_dict())) + "\n")
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
         """Replaces model/ by this model and tokenizer; a reader never sees half of either.
@@ -176,26 +222,17 @@ class RunFolder:
                 model.save_pretrained(new)
                 tokenizer.save_pretrained(new)
 
-        try:
-            self._replace_model(save)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(self.path / "model.new", ignore_errors=True)
-            raise RunError(f"{self.model}: cannot be written: {describe_fault(error)}") from None
-
-    def _replace_model(self, write: Callable[[Path], None]) -> None:
-        new, old = self.path / "model.new", self.path / "model.old"
-        for leftover in (new, old):
-            _remove(leftover)
-        write(new)
-        if self.model.exists():
-            self.model.rename(old)
-        new.rename(self.model)
-        _remove(old)
+        with _writing(self.model):
+            replace_folder(self.model, save)
 
     def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
-        """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers."""
+        """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers.
+
+        Raises `RunError` where that cannot be written.
+        """
         values = {"predictions": np.asarray(predictions).tolist(), "labels": np.asarray(labels).tolist()}
-        _write(self._predictions(split), json.dumps(nan_to_null(values)) + "\n")
+        with _writing(self._predictions(split)):
+            write_text(self._predictions(split), json.dumps(nan_to_null(values)) + "\n")
 
     def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
@@ -213,16 +250,9 @@ class RunFolder:
         return self.path / f"predictions_{split}.json"
 
     def finish(self, results: Results) -> None:
-        """Writes results.json: from now on the run is finished."""
-        _write(self.results, _to_json(results.to_dict()))
-
-    def read_config(self) -> dict[str, Any]:
-        """The configuration that the run was started with, as plain values. Raises `RunError`."""
-        try:
-            values: dict[str, Any] = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise RunError(f"{self._config}: cannot be read: {error}") from None
-        return values
+        """Writes results.json: from now on the run is finished. Raises `RunError` where it cannot be written."""
+        with _writing(self.results):
+            write_text(self.results, _to_json(results.to_dict()))
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -244,21 +274,26 @@ def _without_end_slash(value: Any) -> Any:
     return value.rstrip("/") if isinstance(value, str) else value
 
 
-def _remove(path: Path) -> None:
-    """Removes a file, a link (not what it points to) or a folder, as far as that is allowed."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+def _is_leftover(entry: Path) -> bool:
+    """Whether a write or a removal of a run that was cut short has left this entry of a run folder."""
+    if entry.name == "checkpoints" and entry.is_dir():  # with no checkpoint in it yet
+        return all(finished_name(inside.name) for inside in entry.iterdir())
+    return _WRITTEN.fullmatch(finished_name(entry.name) or "") is not None
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes the whole file or nothing, and waits until it is on the disk."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    sync_file(temporary)
-    temporary.replace(path)
-    sync_folder(path.parent)
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Where `path`, or something in it, cannot be written inside, raises `RunError` with what the system says."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        reason = describe_fault(error)
+        if reason is None:
+            raise
+        file = error.filename if isinstance(error, OSError) and error.filename else path
+        raise RunError(f"{file}: cannot be written: {reason}") from None
 
 
 def _to_json(values: Mapping[str, Any]) -> str:

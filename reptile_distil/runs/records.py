@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from reptile_distil.errors import RunError, first_fault
+from reptile_distil.runtime.files import read_bytes
 from reptile_distil.training.records import EpochRecord, Number, Record, SplitScores, StepRecord, nan_to_null
 
 _Kind = TypeVar("_Kind", bound=Record)
@@ -163,9 +164,7 @@ class _Event(Record):
 
 def _read_bytes(path: Path, remedy: str) -> bytes:
     try:
-        if not path.is_file():
-            raise RunError(f"{path}: cannot be read (is no plain file); {remedy}")
-        return path.read_bytes()
+        return read_bytes(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RunError(f"{path}: cannot be read ({reason}); {remedy}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -31,7 +32,7 @@ from reptile_distil.runs.state import (
     optimizer_values,
     random_tensors,
 )
-from reptile_distil.runtime.files import sync_file
+from reptile_distil.runtime.files import read_bytes
 from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
 from reptile_distil.runtime.processes import ALONE, Processes, whole
@@ -70,9 +71,9 @@ class _State(_Strict):
     optimizers: dict[str, list[dict[str, Any]]]
     schedules: dict[str, dict[str, Any]]
     num_processes: PositiveInt
-    metrics_size: NonNegativeInt
-    """Bytes of metrics.jsonl."""
-    metrics_sha256: str
+    metrics_size: NonNegativeInt | None = None
+    """Bytes of metrics.jsonl, and their SHA-256, in a checkpoint of an earlier version, which holds no copy of it."""
+    metrics_sha256: str | None = None
     wall_seconds: NonNegativeFloat
     """Seconds from the run's start, pauses between its parts not counted."""
     peak_memory: NonNegativeInt
@@ -161,7 +162,7 @@ class Recovery:
         checkpoint, state = self._found
         self.check_inputs(self._fingerprints)
         self._checkpoints.forget_after(checkpoint.path.name)
-        self.folder.go_on(config_yaml, self._device, metrics_size=state.metrics_size, best=checkpoint.best)
+        self.folder.go_on(config_yaml, self._device, metrics=self._metrics_of(checkpoint, state), best=checkpoint.best)
         logger.info("%s: going on from the checkpoint of step %d", self.folder.path, state.position.step)
 
     def restore(
@@ -219,7 +220,9 @@ class Recovery:
             return
         best = None if progress.best is None else self.folder.model
         tensors = self._tensors(progress)
-        self._processes.on_main(lambda: self._checkpoints.save(name, tensors, self._state(progress), best))
+        self._processes.on_main(
+            lambda: self._checkpoints.save(name, tensors, self._state(progress), metrics=self.folder.metrics, best=best)
+        )
         self._saved_name, self._saved_at = name, time.perf_counter()
 
     def finish(self, values: Mapping[str, Any]) -> Results:
@@ -240,8 +243,7 @@ class Recovery:
         }
         results = Results.model_validate({**values, **of_whole_run})
         self.folder.finish(results)
-        if not self._keep_when_finished:
-            self._checkpoints.remove_all()
+        self.folder.tidy(keep_checkpoints=self._keep_when_finished)
         return results
 
     def _find(self, *, afresh: bool) -> tuple[Checkpoint, _State] | None:
@@ -267,9 +269,18 @@ class Recovery:
             state = _State.model_validate(checkpoint.read_state())
         except ValidationError as error:
             raise CheckpointError(f"{checkpoint.path}: its state is no run's: {first_fault(error)}") from None
-        if self._metrics_digest(state.metrics_size) != state.metrics_sha256:
-            raise CheckpointError(f"{checkpoint.path}: metrics.jsonl no longer begins as it was then")
+        self._metrics_of(checkpoint, state)
         return state
+
+    def _metrics_of(self, checkpoint: Checkpoint, state: _State) -> bytes:
+        """metrics.jsonl as it was then. Raises `CheckpointError` where it was not kept, and has changed since."""
+        kept = checkpoint.read_metrics()
+        if kept is None:
+            with contextlib.suppress(OSError):
+                kept = read_bytes(self.folder.metrics)[: state.metrics_size]
+            if kept is None or hashlib.sha256(kept).hexdigest() != state.metrics_sha256:
+                raise CheckpointError(f"{checkpoint.path}: metrics.jsonl no longer begins as it was then")
+        return kept
 
     def _tensors(self, progress: Progress) -> Tensors:
         groups: dict[str, Mapping[str, Tensor]] = {
@@ -306,8 +317,6 @@ class Recovery:
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         """What state.json will hold; what a record has not is left out, since null would be an undefined number."""
-        sync_file(self.folder.metrics)
-        size = self.folder.metrics.stat().st_size
         values = {field.name: getattr(progress, field.name) for field in fields(progress)}
         state = _State(
             decisive=self.decisive,
@@ -317,18 +326,7 @@ class Recovery:
             optimizers={name: optimizer_values(optimizer) for name, optimizer in self._optimizers.items()},
             schedules={name: schedule.state_dict() for name, schedule in self._schedules.items()},
             num_processes=self._processes.count,
-            metrics_size=size,
-            metrics_sha256=self._metrics_digest(size),
             wall_seconds=time.perf_counter() - self._started,
             peak_memory=peak_memory(self._device),
         )
         return state.model_dump(exclude_unset=True)
-
-    def _metrics_digest(self, size: int) -> str:
-        """SHA-256 of the first `size` bytes of metrics.jsonl; empty where it is shorter or missing."""
-        try:
-            with self.folder.metrics.open("rb") as file:
-                content = file.read(size)
-        except OSError:
-            return ""
-        return hashlib.sha256(content).hexdigest() if len(content) == size else ""

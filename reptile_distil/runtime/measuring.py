@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import resource
 import statistics
 import sys
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from reptile_distil.errors import OutOfMemoryError
+
+_NO_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 def free_memory() -> None:
@@ -57,9 +60,13 @@ def explain_out_of_memory(setting: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on a device, in PyTorch on the CPU (a plain RuntimeError), or in Python and NumPy."""
-    is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_ours or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    """Whether memory ran out: on a device, in PyTorch on the CPU, or in Python and NumPy.
+
+    CUDA's libraries, graph captures and the CPU's allocator raise a `RuntimeError`, which only its words tell apart.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 class Stopwatch:

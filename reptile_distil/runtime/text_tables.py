@@ -77,8 +77,8 @@ def html_table(rows: Sequence[Row], *, title: str = "", has_header: bool = False
 
 
 def escape_markdown(text: str) -> str:
-    """`text` on one line so that a cell of a Markdown table shows it: no new cell, emphasis, code, tag or entity."""
-    return re.sub(r"[\\|`*]|<(?=[A-Za-z/!?])|&(?=#?\w+;)", r"\\\g<0>", _one_line(text))
+    """`text` on one line so that Markdown shows it as it is: no new cell, emphasis, code, tag, entity or link."""
+    return re.sub(r"[\\|`*]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|!(?=\[)|\](?=[(\[])", r"\\\g<0>", _one_line(text))
 
 
 def escape_latex(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from reptile_distil.errors import RunError
 from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.runs.records import Results
+from reptile_distil.runtime.files import make_folder, write_text
 from reptile_distil.runtime.text_tables import escape_latex, latex_table, markdown_table
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.data import BySeed, TableData, columns_of, summarise_scores
@@ -40,12 +40,9 @@ def write_table(data: TableData, output: Path) -> str:
     files = {".md": markdown, ".tex": to_latex(sheets, notes(data)), ".csv": to_csv(data)}
     for suffix, text in (*files.items(), ("-epochs.csv", to_epochs_csv(data))):
         path = output.with_name(output.name + suffix)
-        # Several workers may be done at the same moment, each with a file of its own.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            make_folder(path.parent)
+            write_text(path, text, shared=True)  # several workers may be done at the same moment
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     return markdown

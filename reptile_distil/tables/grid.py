@@ -19,9 +19,10 @@ import torch
 
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError, first_sentence
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
 from reptile_distil.experiments.input_digests import KnownDigests
 from reptile_distil.runs.records import Results
+from reptile_distil.runtime.files import append_text, make_folder
 from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import percent
@@ -50,6 +51,7 @@ class Grid:
         self._teachers = {(cell.task.name, cell.seed): cell for cell in cells if cell.row == TEACHER}
         self._pending = list(cells)
         self._num_threads = torch.get_num_threads()
+        self._waiting: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._digests: KnownDigests = {}  # of one look at the cells: a run takes long, and files may change meanwhile
 
@@ -75,6 +77,7 @@ class Grid:
             return self._fail(cell, f"its teacher failed: {self.failures[teacher.name]}")
         try:
             if (results := self._open(cell)) is not None:
+                tidy_finished_run(cell.run, cell.config)
                 return self._succeed(cell, results.score, "already finished")
             if teacher is not None and not self._is_ready(teacher):
                 return False
@@ -90,6 +93,9 @@ class Grid:
             experiment = Experiment(cell.config)
             results = experiment.fit_teacher() if cell.row == TEACHER else experiment.fit()
         except RunInUseError:
+            if cell.name not in self._waiting:
+                logger.info("waiting for the process that is running in %s", cell.folder)
+            self._waiting.add(cell.name)
             return False
         except Exception as error:
             settled = self._fail_unless_waiting(cell, teacher, error)
@@ -128,9 +134,8 @@ class Grid:
         if trace is not None:
             file = _failure_file(cell)
             with contextlib.suppress(OSError):  # a full disk may be the very reason
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("a", encoding="utf-8") as stream:
-                    stream.write(trace)
+                make_folder(file.parent)
+                append_text(file, trace)
                 reason += f" (traceback in {file})"
         self.failures[cell.name] = reason
         return self._note(cell, "failed", f"failed: {reason}")

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
 from reptile_distil.methods.step import Logs
+from reptile_distil.runtime.measuring import is_out_of_memory
 from reptile_distil.training.loop import Method
 
 LENGTH_STEP = 8
@@ -114,11 +115,14 @@ class GraphedSteps:
         inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
         try:
             replay = self._recorder.record(lambda: self._take(inputs))
-        except (ReptileDistilError, torch.OutOfMemoryError):
+        except ReptileDistilError:
             raise
         except RuntimeError as error:
             # PyTorch ends the recording on the way out, which then fails too.
             cause = error.__context__ if isinstance(error.__context__, Exception) else error
+            for fault in (error, cause):
+                if is_out_of_memory(fault):
+                    raise fault from None
             raise RunError(
                 f"compute.cuda_graphs = true: this model's step cannot be recorded ({first_sentence(cause)}); use false"
             ) from error

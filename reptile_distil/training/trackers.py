@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from reptile_distil.errors import MissingExtraError, RunError, first_sentence
 from reptile_distil.methods.step import Logs
+from reptile_distil.runtime.files import read_json, write_text
 from reptile_distil.training.callbacks import RunInfo
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def _name(run: RunInfo) -> str:
 def _remember(run: RunInfo, tracker: str, name: str) -> str:
     """Notes what a tracker calls the run; returns it."""
     names = {**_names(run), tracker: name}
-    (run.folder / NAMES_FILE).write_text(json.dumps(names), encoding="utf-8")
+    write_text(run.folder / NAMES_FILE, json.dumps(names))
     return name
 
 
@@ -213,6 +214,6 @@ def _remembered(run: RunInfo, tracker: str) -> str | None:
 
 def _names(run: RunInfo) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        names = json.loads((run.folder / NAMES_FILE).read_text(encoding="utf-8"))
+        names = read_json(run.folder / NAMES_FILE)
         return names if isinstance(names, dict) else {}
     return {}

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from reptile_distil import Experiment
 from reptile_distil.errors import CallbackError, ModelError, RunError
+from reptile_distil.experiments.setup import Setup
 from reptile_distil.export.report import make_report
 from reptile_distil.models.loading import find_folder
 from reptile_distil.tables.config import load_table_config
@@ -55,6 +56,20 @@ def test_rows_that_have_changed_since_are_noticed(own, tmp_path, split):
         own("method=finetune").fit()
     file.write_text(before)
     own("method=finetune").fit()
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_rows_that_are_replaced_while_they_are_read_are_noticed(own, tmp_path, split, monkeypatch):
+    load_data = Setup.load_data
+
+    def replaced(*args, **options):
+        data = load_data(*args, **options)
+        (tmp_path / f"{split}.csv").write_text("text,label\na bad film,down\n")
+        return data
+
+    monkeypatch.setattr(Setup, "load_data", replaced)
+    with pytest.raises(RunError, match=rf"the {split} split has changed while it was read; run the same command again"):
+        own("method=finetune").fit()
 
 
 def test_another_teacher_under_the_same_name_is_noticed(own, teacher):

@@ -103,9 +103,10 @@ def test_every_architecture_can_be_measured(kind):
     assert all(of_size["student_ms"] > 0 for of_size in measured["batches"].values())
 
 
-def test_a_device_without_room_costs_the_measurement_not_the_run(clock, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")])
+def test_a_device_without_room_costs_the_measurement_not_the_run(clock, monkeypatch, caplog, error):
     def full(*_):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(latency, "_measure", full)
     with caplog.at_level(logging.WARNING):

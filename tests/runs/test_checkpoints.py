@@ -13,7 +13,7 @@ import torch
 
 from reptile_distil.errors import CheckpointError, RunError
 from reptile_distil.runs.checkpoints import Checkpoints
-from reptile_distil.runtime.files import share_files
+from reptile_distil.runtime.files import copy_files
 
 TENSORS = {"student/weight": torch.arange(6.0).reshape(2, 3), "random/cpu": torch.tensor([1, 255], dtype=torch.uint8)}
 STATE = {"step": 1, "learning rate": 0.1 + 0.2}
@@ -37,7 +37,7 @@ def best(tmp_path):
 @pytest.fixture
 def saved(checkpoints, best):
     """The folder of a checkpoint."""
-    checkpoints.save("step-00000001", TENSORS, STATE, best)
+    checkpoints.save("step-00000001", TENSORS, STATE, best=best)
     return checkpoints.path / "step-00000001"
 
 
@@ -72,32 +72,32 @@ def test_a_checkpoint_holds_these_files_and_the_sums_of_them(saved):
     assert sorted([*manifest, "manifest.json"]) == FILES
 
 
-def test_the_best_model_takes_no_room_of_its_own_and_outlives_its_replacement(saved, best):
-    assert (saved / "best" / "model.safetensors").samefile(best / "model.safetensors")
-    shutil.rmtree(best)
-    assert (saved / "best" / "model.safetensors").read_bytes() == b"weights"
-
-
-def test_the_best_model_is_copied_where_the_disk_knows_no_links(checkpoints, best, monkeypatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
-    checkpoints.save("step-00000001", TENSORS, STATE, best)
-    assert (checkpoints.open("step-00000001").best / "model.safetensors").read_bytes() == b"weights"
+def test_damage_to_the_best_model_or_to_the_metrics_leaves_a_checkpoint_as_it_was(checkpoints, best, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(b"{}\n")
+    checkpoints.save("step-00000001", TENSORS, STATE, best=best, metrics=metrics)
+    for file in (best / "model.safetensors", metrics):
+        with file.open("r+b") as stream:
+            stream.write(b"?")
+    checkpoint = checkpoints.open("step-00000001")
+    assert (checkpoint.best / "model.safetensors").read_bytes() == b"weights"
+    assert checkpoint.read_metrics() == b"{}\n"
 
 
 def test_the_newest_two_are_kept_and_an_evaluated_step_is_newer_than_the_same_step(checkpoints):
     for name in ("step-00000009", "step-00000010", "step-00000010-evaluated", "step-00000011"):
-        checkpoints.save(name, TENSORS, STATE, None)
+        checkpoints.save(name, TENSORS, STATE)
     assert checkpoints.names() == ["step-00000011", "step-00000010-evaluated"]
     assert sorted(path.name for path in checkpoints.path.iterdir()) == sorted(checkpoints.names())
 
 
 def test_an_old_checkpoint_goes_only_when_the_new_one_is_there(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save("step-00000001", TENSORS, STATE, None)
+    checkpoints.save("step-00000001", TENSORS, STATE)
     seen = []
     remove = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path, **o: (seen.append(checkpoints.names()), remove(path, **o)))
-    checkpoints.save("step-00000002", TENSORS, STATE, None)
+    checkpoints.save("step-00000002", TENSORS, STATE)
     assert seen == [["step-00000002"]]
 
 
@@ -106,7 +106,7 @@ def test_everything_is_on_the_disk_before_the_checkpoint_gets_its_name(checkpoin
     real_fsync = os.fsync
 
     def fsync(descriptor):
-        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).partition(".new-step-00000001")[2])
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()).partition("step-00000001.new")[2])
         real_fsync(descriptor)
 
     def renamed(source, target):
@@ -115,7 +115,7 @@ def test_everything_is_on_the_disk_before_the_checkpoint_gets_its_name(checkpoin
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", renamed)
-    checkpoints.save("step-00000001", TENSORS, STATE, best)
+    checkpoints.save("step-00000001", TENSORS, STATE, best=best)
     before, after = synced[: synced.index("renamed")], synced[synced.index("renamed") + 1 :]
     assert {f"/{name}" for name in FILES} | {"", "/best"} == set(before)
     assert after == [""]
@@ -252,40 +252,38 @@ def test_a_pickle_where_tensors_are_expected_is_refused_and_not_run(checkpoints,
 def test_links_in_the_best_model_are_not_followed(tmp_path, best):
     (best / "vocab.txt").symlink_to("/etc/hostname")
     with pytest.raises(CheckpointError, match="symbolic link"):
-        share_files(best, tmp_path / "copy")
+        copy_files(best, tmp_path / "copy")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before_as_it_was(checkpoints, best):
-    checkpoints.save("step-00000001", TENSORS, STATE, best)
+    checkpoints.save("step-00000001", TENSORS, STATE, best=best)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(RunError, match=r"step-00000002: .*: File too large; step-00000001 is intact") as error:
-            checkpoints.save("step-00000002", {"x": torch.zeros(1000)}, STATE, best)
+            checkpoints.save("step-00000002", {"x": torch.zeros(1000)}, STATE, best=best)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
     assert [path.name for path in checkpoints.path.iterdir()] == ["step-00000001"]
     assert checkpoints.open("step-00000001").read_state() == STATE
-    checkpoints.save("step-00000002", {"x": torch.zeros(1000)}, STATE, best)
+    checkpoints.save("step-00000002", {"x": torch.zeros(1000)}, STATE, best=best)
     assert checkpoints.names() == ["step-00000002", "step-00000001"]
 
 
-@pytest.mark.parametrize(
-    ("failing", "number"), [("fsync", 28), ("fsync", 30), ("rename", 122), ("rename", 13), ("link", 28), ("link", 122)]
-)
+@pytest.mark.parametrize(("failing", "number"), [("fsync", 28), ("fsync", 30), ("rename", 122), ("rename", 13)])
 def test_whatever_write_fails_nothing_is_left_of_it(checkpoints, best, monkeypatch, failing, number):
-    checkpoints.save("step-00000001", TENSORS, STATE, best)
+    checkpoints.save("step-00000001", TENSORS, STATE, best=best)
     monkeypatch.setattr(os, failing, lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
     with pytest.raises(RunError, match=f"cannot be written: {os.strerror(number)}; step-00000001 is intact"):
-        checkpoints.save("step-00000002", TENSORS, STATE, best)
+        checkpoints.save("step-00000002", TENSORS, STATE, best=best)
     assert [path.name for path in checkpoints.path.iterdir()] == ["step-00000001"]
 
 
 def test_what_unfinished_writes_and_removals_left_is_cleared_and_newer_checkpoints_forgotten(checkpoints):
     for name in ("step-00000001", "step-00000002"):
-        checkpoints.save(name, TENSORS, STATE, None)
-    for name in (".new-step-00000003", ".old-step-00000000"):
+        checkpoints.save(name, TENSORS, STATE)
+    for name in ("step-00000003.new", "step-00000000.old", ".new-step-00000004", ".old-step-00000001"):
         (checkpoints.path / name / "best").mkdir(parents=True)
     checkpoints.forget_after("step-00000001")
     assert [path.name for path in checkpoints.path.iterdir()] == ["step-00000001"]
@@ -302,9 +300,9 @@ def test_a_removal_cut_short_leaves_nothing_that_looks_like_a_checkpoint(checkpo
 
 
 def test_removing_all_leaves_no_folder_also_where_an_earlier_removal_was_cut_short(checkpoints, saved, tmp_path):
-    (tmp_path / ".old-checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints.old" / "step-00000001").mkdir(parents=True)
     checkpoints.remove_all()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    (tmp_path / ".old-checkpoints").mkdir()
+    (tmp_path / "checkpoints.old").mkdir()
     checkpoints.remove_all()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -52,13 +52,6 @@ def test_damaged_results_are_refused_not_trusted(folder, content):
         folder.read_results({})
 
 
-@pytest.mark.parametrize("content", [b"[", b"\xff", b"[" * 9000])
-def test_a_damaged_configuration_is_refused(folder, content):
-    (folder.path / "config.yaml").write_bytes(content)
-    with pytest.raises(RunError, match=r"config\.yaml: cannot be read"):
-        folder.read_config()
-
-
 @pytest.mark.parametrize("name", ["model", "model.old", "model.new", "metrics.jsonl"])
 def test_a_link_in_the_folder_is_refused_and_what_it_points_to_stays(folder, tmp_path, name):
     (tmp_path / "precious").mkdir()

@@ -61,6 +61,7 @@ def test_bold_and_code_are_marked_in_markdown_and_latex_and_nowhere_else():
         ("<!-- -->", r"\<!-- -->"),
         ("&lt;b&gt;", r"\&lt;b\&gt;"),
         ("a*b*", r"a\*b\*"),
+        ("![x](http://x.y/z.png) [a](b) [c] x[1]!", r"\![x\](http://x.y/z.png) [a\](b) [c] x[1]!"),
         (r"C:\models\|", r"C:\\models\\\|"),
         ("my_variant, p<0.001, R&D: 1 < 2", "my_variant, p<0.001, R&D: 1 < 2"),
     ],

@@ -291,7 +291,14 @@ def test_a_step_that_cannot_be_recorded_says_so_in_one_sentence(graphed, recorde
     )
 
 
-@pytest.mark.parametrize("error", [ModelError("no hidden states"), torch.OutOfMemoryError("out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelError("no hidden states"),
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    ],
+)
 def test_other_faults_in_a_recording_stay_what_they_are(graphed, recorders, error):
     method, _, _ = graphed("finetune")
 
