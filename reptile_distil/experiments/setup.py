@@ -22,6 +22,7 @@ from reptile_distil.errors import ConfigError, DataError, LayerMapError
 from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
+from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.packing import check_packable
 from reptile_distil.models.pretrained import (
     check_length,
@@ -135,13 +136,14 @@ class Setup:
         if stand_in:
             model = load_pretrained(name, self.task, seed=self.config.seed)
         else:
-            model = load_finetuned(name, self.task, self.config.teacher.label_names)
+            model = load_finetuned(name, self.task, teacher_label_names(self.config))
         check_length(name, model, self.config.data.max_length)
         return Teacher(self._placed(model), **forward_options(self.config))
 
     def load_trained(self, name: str) -> tuple[Classifier, Any]:
         """A fine-tuned model, a folder or hub name, ready to be asked, and its tokenizer."""
-        classifier = load_finetuned(name, self.task, self.config.teacher.label_names)
+        names = () if is_model_of_a_run(name) else self.config.teacher.label_names
+        classifier = load_finetuned(name, self.task, names)
         prepare_model(classifier, self.config, self.device, may_compile=False)
         tokenizer = load_tokenizer(name)
         check_vocabulary(name, classifier, tokenizer)
@@ -173,7 +175,7 @@ def build_student(config: Config, task: Task, finetuned_teacher: str | None = No
     start, source = config.student, student_source(config)
     if start.init == "finetuned_layers" and finetuned_teacher is not None:
         source = finetuned_teacher
-        model = load_finetuned(source, task, config.teacher.label_names)
+        model = load_finetuned(source, task, teacher_label_names(config))
     else:
         model = load_pretrained(source, task, seed=config.seed)
     if start.init in ("teacher_layers", "finetuned_layers"):
@@ -190,6 +192,11 @@ def student_source(config: Config) -> str:
     if config.student.init == "pretrained" and config.student.pretrained is not None:
         return config.student.pretrained
     return config.teacher.pretrained
+
+
+def teacher_label_names(config: Config) -> tuple[str, ...]:
+    """What the outputs of a teacher from elsewhere mean; one that a run has fine-tuned says so itself."""
+    return config.teacher.label_names if config.teacher.finetuned is not None else ()
 
 
 def check_pair(config: Config, task: Task) -> None:

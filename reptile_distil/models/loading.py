@@ -78,6 +78,12 @@ def find_folder(name: str) -> Path | None:
     raise ModelError(f"{name}: this run is not finished; its best model so far is {model}")
 
 
+def is_model_of_a_run(name: str) -> bool:
+    """Whether the model `name` lies in the folder of a finished run, or of one under way."""
+    folder = find_folder(name)
+    return folder is not None and folder.name == "model" and (folder.parent / "config.yaml").is_file()
+
+
 def load_files(loader: Any, name: str, **options: Any) -> Any:
     """`loader.from_pretrained` of a folder, or of the hub's model `name` once it is whole in the local cache.
 

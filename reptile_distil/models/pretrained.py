@@ -57,7 +57,7 @@ def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> An
 
     Labels are compared by the names in the model's own `id2label`, or, where those are not the task's (LABEL_0,
     LABEL_1, ...), by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is
-    missing or its labels are not the task's.
+    missing, its labels are not the task's, or `label_names` gives them another order than the model does.
     """
     model, report = load_files(
         transformers.AutoModelForSequenceClassification,
@@ -132,17 +132,7 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
         raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
     if task.is_regression:
         return
-    has = [model.config.id2label.get(i, f"LABEL_{i}") for i in range(task.num_labels)]
-    wanted = [_plain(label) for label in task.label_names]
-    if label_names and sorted(map(_plain, has)) != sorted(wanted):
-        has = list(label_names)
-    if sorted(map(_plain, has)) != sorted(wanted):
-        raise ModelError(
-            f"{name}: its labels are {', '.join(map(str, has))}, "
-            f"but task {task.name} has {', '.join(task.label_names)}; "
-            "if they mean the same, say in which order: teacher.label_names=[...]"
-        )
-    order = [[_plain(label) for label in has].index(label) for label in wanted]
+    order = _find_order(model, name, task, label_names)
     output = _output_layer(model, task.num_labels)
     with torch.no_grad():
         for parameter in output.parameters():
@@ -150,8 +140,44 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
     _with_labels(model.config, task)
 
 
-def _plain(label: Any) -> str:
-    return str(label).strip().lower().replace("-", "_").replace(" ", "_")
+def _find_order(model: Any, name: str, task: Task, label_names: Sequence[str]) -> list[int]:
+    """The output of each of the task's labels; raises `ModelError` where it is not known, or given in two ways."""
+    own_names = [str(model.config.id2label.get(i, f"LABEL_{i}")) for i in range(task.num_labels)]
+    own, given = match_labels(own_names, task.label_names), match_labels(label_names, task.label_names)
+    order = given if own is None else own
+    if order is None or (label_names and given is None):
+        raise ModelError(
+            f"{name}: its labels are {', '.join(label_names or own_names)}, "
+            f"but task {task.name} has {', '.join(task.label_names)}; "
+            "if they mean the same, say in which order: teacher.label_names=[...]"
+        )
+    if own is not None and given not in (None, own):
+        raise ModelError(
+            f"{name}: its labels are {', '.join(own_names)}, but teacher.label_names says {', '.join(label_names)}; "
+            "leave teacher.label_names out, or correct id2label in the model's config.json"
+        )
+    return order
+
+
+def match_labels(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """The place among `names` of each wanted label; None where they do not name the same labels.
+
+    Capitals, hyphens and the blanks around a name do not count, unless labels differ in nothing else.
+
+    >>> match_labels(["Not-Entailment", "Entailment"], ["entailment", "not_entailment"])
+    [1, 0]
+    >>> match_labels(["us", "US"], ["US", "us"])
+    [1, 0]
+    """
+    for spelling in (str, _plain):
+        has, needed = [spelling(name) for name in names], [spelling(name) for name in wanted]
+        if len(set(has)) == len(has) and sorted(has) == sorted(needed):
+            return [has.index(name) for name in needed]
+    return None
+
+
+def _plain(label: str) -> str:
+    return label.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def _output_layer(model: Any, num_labels: int) -> nn.Linear:
