@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from reptile_distil.errors import ModelError, first_sentence
-from reptile_distil.runtime.randomness import seeded
 from reptile_distil.runtime.snapshots import find_model_snapshot
 
 
@@ -105,25 +103,6 @@ def load_files(loader: Any, name: str, **options: Any) -> Any:
             raise ModelError(
                 f"{name}: no model or tokenizer can be loaded from {place}: {first_sentence(error)}"
             ) from None
-
-
-def check_it_runs(name: str, model: Any) -> None:
-    """Raises `ModelError` for weights that are no finite numbers, and for a model that fails on a single token."""
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise ModelError(f"{name}: the weights {key!r} hold infinite or undefined numbers; the file is damaged")
-    was_training = model.training
-    try:
-        with seeded(0), torch.no_grad():  # in training mode, where dropout has its say
-            logits = model.train()(
-                input_ids=torch.zeros(1, 1, dtype=torch.long), attention_mask=torch.ones(1, 1)
-            ).logits
-    except Exception as error:
-        raise ModelError(f"{name}: the model fails on its first token: {first_sentence(error)}") from None
-    finally:
-        model.train(was_training)
-    if logits.shape != (1, model.config.num_labels):
-        raise ModelError(f"{name}: gives {tuple(logits.shape)} numbers for one text, not {model.config.num_labels}")
 
 
 @contextlib.contextmanager

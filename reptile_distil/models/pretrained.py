@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import nn
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ModelError
+from reptile_distil.models.checks import check_it_runs
 from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
-from reptile_distil.models.loading import check_it_runs, load_config_file, load_files
+from reptile_distil.models.loading import load_config_file, load_files
 from reptile_distil.models.toy import is_toy_model, toy_config
 from reptile_distil.runtime.randomness import seeded
 
@@ -96,16 +96,6 @@ def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module
         return _new_classifier(_with_layers(teacher.config, range(num_layers)))
 
 
-def check_length(name: str, model: Any, max_length: int) -> None:
-    """Raises `ModelError` where the model has fewer positions than `max_length` tokens need."""
-    limit = getattr(model.config, "max_position_embeddings", math.inf)
-    # RoBERTa's positions start behind the padding index.
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        limit -= (model.config.pad_token_id or 0) + 1
-    if max_length > limit:
-        raise ModelError(f"{name}: has {limit} positions, but data.max_length is {max_length} tokens; lower it")
-
-
 def _new_classifier(config: Any) -> nn.Module:
     # A configuration remembers the dtype its checkpoint was saved in; weights to be trained are float32 all the same.
     model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -131,6 +121,7 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
     if model.config.num_labels != task.num_labels:
         raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
     if task.is_regression:
+        _with_labels(model.config, task)
         return
     order = _find_order(model, name, task, label_names)
     output = _output_layer(model, task.num_labels)
