@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ import transformers
 from torch import nn
 
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import ModelError
+from reptile_distil.errors import ModelError, first_sentence
 from reptile_distil.models.checks import check_it_runs
-from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
+from reptile_distil.models.layer_map import copy_layers, encoder_layers, resolve_layer_map
 from reptile_distil.models.loading import load_config_file, load_files
 from reptile_distil.models.toy import is_toy_model, toy_config
 from reptile_distil.runtime.randomness import seeded
+
+logger = logging.getLogger(__name__)
 
 
 def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
@@ -82,11 +85,10 @@ def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.M
         raise ModelError("a student needs at least one of the teacher's layers")
     depth = len(encoder_layers(teacher)[1])
     layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
-    with seeded(0):  # every weight drawn here is overwritten below
+    with seeded(0):  # nearly every weight drawn here is overwritten below
         student = _new_classifier(_with_layers(teacher.config, layers))
-    with torch.no_grad():
-        for pair in pair_parameters(teacher, student, layer_map):
-            pair.student.copy_(pair.teacher)
+    if new := copy_layers(teacher, student, layer_map):
+        logger.info("%d weights that the copied layers do not have start anew: %s", len(new), ", ".join(new[:4]))
     return student
 
 
@@ -111,10 +113,26 @@ def _with_labels(config: Any, task: Task) -> Any:
 
 
 def _with_layers(config: Any, layers: Sequence[int]) -> Any:
+    """The configuration of a model that has these layers alone; lists with an entry for each layer are cut too."""
     values = config.to_dict()
-    if values.get("layer_types"):  # which layers look at all tokens, and which at their neighbours alone
-        values["layer_types"] = [values["layer_types"][layer] for layer in layers]
-    return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+    for key, value in values.items():
+        if _is_per_layer(key, value, config.num_hidden_layers):
+            values[key] = [value[layer] for layer in layers]
+    try:
+        return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+    except Exception as error:  # each architecture checks itself in its own way
+        raise ModelError(
+            f"{type(config).__name__}: cannot be cut to {len(layers)} layers: {first_sentence(error)}; "
+            "give the student a checkpoint of its own: student.init=pretrained"
+        ) from None
+
+
+def _is_per_layer(key: str, value: Any, num_layers: int) -> bool:
+    """Whether a value lists something of each layer: its kind of attention, the width of its window."""
+    if not isinstance(value, list) or len(value) != num_layers:
+        return False
+    # Words and token ids of another matter may be as many by chance: DeBERTa's pos_att_type, BART's eos_token_id.
+    return key.endswith("layer_types") or not (any(isinstance(item, str) for item in value) or key.endswith("_id"))
 
 
 def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str]) -> None:
