@@ -12,7 +12,6 @@ from pathlib import Path
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role
-from reptile_distil.data import toy
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, ModelError, RunError
@@ -39,7 +38,7 @@ def digest_inputs(config: Config, task: Task, role: Role) -> dict[str, str]:
         if config.student.init != "finetuned_layers":
             models["model that the student starts as"] = student_source(config)
     digests = {name: _digest_model(model) for name, model in models.items()}
-    if not isinstance(config.task, str) or (task.name not in toy.TASKS and config.data.path is not None):
+    if task.files is not None or (config.data.path is not None and not task.is_generated):
         for split in ("train", *task.dev_splits):
             digests[f"{split} split"] = _digest_split(task, split, config.data.path)
     return {name: digest for name, digest in digests.items() if digest is not None}

@@ -12,7 +12,7 @@ from torch import nn
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data import toy
-from reptile_distil.data.batches import Batches, draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.extra_batches import BatchStream, ExtraBatches, hold_out
 from reptile_distil.data.features import Features
@@ -319,21 +319,14 @@ def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, fo
 
 def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
-    max_rows = data.max_train_rows if for_training else None
-    if isinstance(config.task, str) and task.name in toy.TASKS:  # an own task may have a toy's name
-        rows = toy.load_split(task, split)
-        drawn = draw_row_ids(len(rows), max_rows)
-        features = Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, data.max_length), drawn)
-    else:
-        features = load_features(
-            open_split(task, split, None if data.path is None else Path(data.path)),
-            tokenizer,
-            max_length=data.max_length,
-            max_rows=max_rows,
-            check_rows=data.check_rows,
-            cache=_cache_folder(data.cache_dir),
-        )
-    return features
+    return load_features(
+        open_split(task, split, None if data.path is None else Path(data.path)),
+        tokenizer,
+        max_length=data.max_length,
+        max_rows=data.max_train_rows if for_training else None,
+        check_rows=data.check_rows,
+        cache=_cache_folder(data.cache_dir),
+    )
 
 
 def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int, *, for_training: bool) -> Batches:

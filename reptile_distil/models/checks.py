@@ -45,35 +45,28 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
 def check_rows(name: str, model: Any, tokenizer: Any, *, is_pair: bool, max_length: int) -> None:
     """Raises `ModelError` where the model cannot read what the tokenizer makes of texts, or of `max_length` tokens."""
 
-    def read(words: int, length: int) -> dict[str, Tensor]:
-        text = " ".join(["a"] * words)
-        rows = {"text": [text, "a"], **({"text_pair": ["a a", text]} if is_pair else {})}
-        encoded = tokenizer(**rows, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return dict(encoded)
-
-    def fault(inputs: dict[str, Tensor]) -> str:
+    def fault(*texts: str, length: int = max_length, without: str = "") -> str:
+        """What goes wrong with these rows, cut to so many tokens; "" for nothing."""
+        pairs = {"text_pair": texts[::-1]} if is_pair else {}
         try:
-            _logits(model, inputs)
+            rows = tokenizer(text=texts, **pairs, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            _logits(model, {key: values for key, values in rows.items() if key != without})
         except Exception as error:  # IndexError, RuntimeError, ValueError: each architecture has its own
             return first_sentence(error)
         return ""
 
     few = min(_NUM_TOKENS, max_length)
-    if reason := fault(read(2, few)):
-        _refuse(name, read(2, few), fault, "a pair of texts" if is_pair else "a text", reason)
-    if fault(read(max_length, max_length)):
-        longest = _largest(lambda length: not fault(read(length, length)), few, max_length)
+    if reason := fault("a", "a a", length=few):
+        if not fault("a", "a a", length=few, without="token_type_ids"):
+            reason = (
+                "its tokenizer tells the texts of a row apart by token_type_ids that the model has no embeddings for "
+                "(type_vocab_size in its config.json); choose another model"
+            )
+        raise ModelError(f"{name}: the model fails on {'a pair of texts' if is_pair else 'a text'}: {reason}")
+    long = " ".join(["a"] * max_length)
+    if fault(long):
+        longest = _largest(lambda length: not fault(long, length=length), few, max_length)
         raise ModelError(f"{name}: has {longest} positions, but data.max_length is {max_length} tokens; lower it")
-
-
-def _refuse(name: str, inputs: dict[str, Tensor], fault: Callable[..., str], what: str, reason: str) -> None:
-    segments = inputs.pop("token_type_ids", None)
-    if segments is not None and not fault(inputs):
-        raise ModelError(
-            f"{name}: its tokenizer numbers the texts of a row up to {int(segments.max())} (token_type_ids), which the "
-            "model has no embedding for (type_vocab_size in its config.json); choose another model"
-        )
-    raise ModelError(f"{name}: the model fails on {what}: {reason}")
 
 
 def _largest(is_fine: Callable[[int], bool], low: int, high: int) -> int:

@@ -11,12 +11,13 @@ from typing import Any
 import transformers
 
 from reptile_distil.errors import ModelError, first_sentence
+from reptile_distil.models.toy import is_toy_model, toy_config
 from reptile_distil.runtime.snapshots import find_model_snapshot
 
 
 def load_config_file(name: str) -> Any:
-    """The configuration of the model `name`, fit to be used here."""
-    config = load_files(transformers.AutoConfig, name)
+    """The configuration of the model `name` (folder, hub name or toy), fit to be used here."""
+    config = toy_config(name) if is_toy_model(name) else load_files(transformers.AutoConfig, name)
     # A name with a slash is that of code on the hub, which transformers would download and run.
     if "/" in str(config._attn_implementation):
         raise ModelError(

@@ -15,7 +15,7 @@ from reptile_distil.errors import ModelError, first_sentence
 from reptile_distil.models.checks import check_it_runs
 from reptile_distil.models.layer_map import copy_layers, encoder_layers, resolve_layer_map
 from reptile_distil.models.loading import load_config_file, load_files
-from reptile_distil.models.toy import is_toy_model, toy_config
+from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.randomness import seeded
 
 logger = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
     A head in the checkpoint is dropped. Raises `ModelError` where the model is missing or incomplete.
     """
     with seeded(seed):
-        if is_toy_model(name):
-            return _new_classifier(_with_labels(toy_config(name), task))
         config = _with_labels(load_config_file(name), task)
+        if is_toy_model(name):
+            return _new_classifier(config)
         model, report = load_files(
             transformers.AutoModelForSequenceClassification,
             name,
