@@ -674,7 +674,7 @@ def test_one_text_is_not_taken_for_a_list_of_letters(tiny):
 def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny):
     experiment = tiny("method=finetune")
     experiment.fit()
-    with pytest.raises(DataError, match="no split 'validation'; it has train, dev, test"):
+    with pytest.raises(DataError, match="no split 'validation', only train, dev, test"):
         experiment.predict_split("validation")
 
 
