@@ -19,6 +19,7 @@ from typing import TextIO
 from reptile_distil.config.config import Config, describe_config, load_config
 from reptile_distil.errors import ReptileDistilError
 from reptile_distil.runtime.interrupts import Interrupted
+from reptile_distil.runtime.launcher import launched_rank, launched_several
 
 DRY_RUN = "check everything, take a few steps on copies, print plan and estimate, and train nothing"
 EXIT_FAULT = 2  # a fault that the user can mend
@@ -33,17 +34,14 @@ _MENDABLE = (
 )
 
 
-def launched_rank() -> int:
-    """The process's number as its launcher gave it, before the processes have joined; 0 without a launcher."""
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return int(os.environ.get("RANK", "0")) if several else 0
-
-
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
     """A parser with the options of every script: --config, key=value overrides, --print-config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--config", type=Path, required=config_required, help="YAML file, for example configs/sst2.yaml"
+        "--config",
+        type=Path,
+        required=config_required,
+        help="YAML file, or the name of one that comes with the package: sst2, quickstart, table-toy, ...",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1 train.epochs=3")
@@ -112,7 +110,7 @@ def _explain(error: MemoryError | RuntimeError) -> str | None:
 
 def _leave_the_others() -> None:
     """Ends the exchange with the other processes of a run that is one of several."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if launched_several():
         from reptile_distil.runtime.processes import stop_processes
 
         stop_processes()

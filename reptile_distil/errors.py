@@ -3,6 +3,15 @@
 The scripts print the message and exit with code 2; nothing else in the package catches them.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 _LONGEST = 1500
 """Characters of a message; the middle of a longer one is left out."""
 
@@ -61,6 +70,19 @@ class MissingExtraError(ReptileDistilError):
     """An optional package that is not installed."""
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic has found, as `key.path: what is wrong`."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join(map(str, fault["loc"]))
+    return f"{path}: {fault['msg']}" if path else fault["msg"]
+
+
 def first_sentence(error: Exception) -> str:
     """What kind of error it is and what it says, on one line and not at length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'epochs'?` for the known name that is most like `name`; empty where none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix + close[0]!r}?" if close else ""

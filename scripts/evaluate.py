@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, launched_rank, make_parser, run
+from reptile_distil.cli import config_of, make_parser, run
 from reptile_distil.errors import DataError
+from reptile_distil.runtime.launcher import launched_rank
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.path=glue")
     arguments = parser.parse_intermixed_args(argv)
 
+    from reptile_distil.experiments.finished_run import find_run
     from reptile_distil.export.model_card import performance_tables, write_card
-    from reptile_distil.export.report import find_run, make_report
+    from reptile_distil.export.report import make_report
     from reptile_distil.runtime.hub import check_hub, push
 
     folder = find_run(arguments.model) / "model"

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import launched_rank, run
+from reptile_distil.cli import run
 from reptile_distil.errors import DataError
+from reptile_distil.runtime.launcher import launched_rank
 
 
 def main(argv: Sequence[str] | None = None) -> None:

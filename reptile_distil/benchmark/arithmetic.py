@@ -1,4 +1,4 @@
-"""What a training step has to compute and to move, in closed form, and what the machine can do of it per second.
+"""Operations and bytes of a training step, in closed form, and the machine's measured peaks per second.
 
 One encoder layer of width H and inner width F, on B rows of L tokens, takes forwards
 
@@ -11,14 +11,13 @@ out: under one percent at BERT's sizes.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from reptile_distil.benchmark.token_lengths import Lengths
-from reptile_distil.models.cost import layer_flops
-from reptile_distil.runtime.measuring import wait_for
+from reptile_distil.runtime.measuring import best_seconds
 
 
 class Shape(NamedTuple):
@@ -33,7 +32,7 @@ class Shape(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """What the machine was seen to reach."""
+    """The machine's measured peaks."""
 
     flops: float
     """Floating point operations per second in a matrix product."""
@@ -94,6 +93,12 @@ def step_flops(method: str, shape: Shape, lengths: Lengths, quiz_lengths: Length
     return layers * of_layer + quiz_layers * of_quiz
 
 
+def layer_flops(lengths: Lengths, width: int, inner_width: int) -> float:
+    """Operations of one layer's forward pass over rows of these lengths."""
+    tokens, squares = float(lengths.sum()), float((lengths**2).sum())
+    return 2 * tokens * (4 * width**2 + 2 * width * inner_width) + 4 * squares * width
+
+
 def step_bytes(method: str, shape: Shape) -> float:
     """Bytes of weights that one step has to move at least; activations are left out.
 
@@ -123,25 +128,13 @@ def floor_seconds(
 
 
 def measure_peaks(device: str, dtype: torch.dtype, *, repeats: int = 8) -> Peaks:
-    """The best of some matrix products and copies, of sizes as they occur in training."""
+    """The fastest of some matrix products and copies, of sizes as they occur in training."""
     sizes = (512, 1024, 2048) if device == "cpu" else (4096, 8192)
     flops = 0.0
     for size in sizes:
         a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
-        flops = max(flops, 2 * size**3 / _best_seconds(lambda a=a, b=b: a @ b, device, repeats))
+        flops = max(flops, 2 * size**3 / best_seconds(partial(torch.matmul, a, b), device, repeats=repeats))
     source = torch.empty(2**26, device=device)  # 256 MB
     target = torch.zeros_like(source)
     num_bytes = 2 * source.numel() * source.element_size()
-    return Peaks(flops, num_bytes / _best_seconds(lambda: target.copy_(source), device, repeats))
-
-
-def _best_seconds(work: object, device: str, repeats: int) -> float:
-    assert callable(work)
-    best = float("inf")
-    for _ in range(repeats):
-        wait_for(device)
-        started = time.perf_counter()
-        work()
-        wait_for(device)
-        best = min(best, time.perf_counter() - started)
-    return best
+    return Peaks(flops, num_bytes / best_seconds(partial(target.copy_, source), device, repeats=repeats))

@@ -1,34 +1,27 @@
-"""What a benchmark has measured: as a table, as JSON, and as a picture."""
+"""A benchmark's measurements as a Markdown table, as JSON, and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from reptile_distil.benchmark.steps import Case, Measurement
 from reptile_distil.errors import RunError
+from reptile_distil.plots.style import STYLES
+from reptile_distil.runtime.text_tables import markdown_table
 
 Measured = tuple[Case, list[Measurement]]
 
 
-class SeriesStyle(NamedTuple):
-    """How a method is drawn: Okabe and Ito's colours, and a hatch or a marker each for print."""
-
-    name: str
-    color: str
-    hatch: str
-    marker: str
-
-
-STYLES = {
-    "finetune": SeriesStyle("fine-tuning", "#56B4E9", "", "^"),
-    "kd": SeriesStyle("frozen-teacher KD", "#E69F00", "//", "v"),
-    "reptile": SeriesStyle("Reptile", "#009E73", "", "o"),
-    "metadistil": SeriesStyle("MetaDistil", "#CC79A7", "xx", "D"),
-    "released": SeriesStyle("as released", "#555555", "\\\\", "s"),
+NAMES = {
+    "finetune": "fine-tuning",
+    "kd": "frozen-teacher KD",
+    "reptile": "Reptile",
+    "metadistil": "MetaDistil",
+    "released": "as released",
 }
-"""Of every method that can be measured."""
+"""The legend's name of each method that can be measured."""
 
 
 def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
@@ -37,9 +30,8 @@ def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
     columns = (
         "method,s/step,quartiles,CPU s/step,examples/s,peak MB,GFLOP/s,of matmul peak,floor/time,faster,faster (CPU s)"
     )
-    lines = [f"{case}:", "", f"| {columns.replace(',', ' | ')} |", "|---|" + "---:|" * columns.count(",")]
-    for m in measurements:
-        cells = [
+    rows = [
+        (
             m.method,
             f"{m.seconds:.4g}",
             " ".join(f"{value:.3g}" for value in m.quartiles),
@@ -51,13 +43,14 @@ def to_markdown(case: Case, measurements: Sequence[Measurement]) -> str:
             f"{m.fraction_of_floor:.0%}",
             "-" if released is None else f"{released.seconds / m.seconds:.2f}",
             "-" if released is None else f"{released.processor_seconds / m.processor_seconds:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        )
+        for m in measurements
+    ]
+    return f"{case}:\n\n{markdown_table(columns.split(','), rows)}"
 
 
 def to_json(measured: Sequence[Measured], **about: Any) -> dict[str, Any]:
-    """Everything, with what the machine was and could do in `about`."""
+    """All cases and measurements as JSON values; `about` describes the machine."""
     cases = [
         {**case._asdict(), "methods": [{**m._asdict(), "flops": m.flops_per_second * m.seconds} for m in measurements]}
         for case, measurements in measured
@@ -74,7 +67,7 @@ def check_can_plot() -> None:
 
 
 def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor: bool = False) -> None:
-    """Time per step and peak memory of every case and method into an image file.
+    """Draws time per step and peak memory of every case and method into an image file.
 
     As lines where the cases differ in one thing alone that grows (depth, width, batch size or row length), else as
     bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes.
@@ -107,7 +100,7 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
 
 
 def what_grows(cases: Sequence[Case]) -> tuple[str, list[float]] | None:
-    """What three or more cases differ in, if it is one number alone, in words and as its values by case."""
+    """Name and values, by case, of the one number in which three or more cases differ; None if there is none."""
     if len(cases) < 3 or any(case.teacher is not None for case in cases):
         return None
     first, *_ = cases
@@ -135,9 +128,9 @@ def _draw_lines(
     label: str,
 ) -> None:
     for index, m in enumerate(measured[0][1]):
-        look = STYLES[m.method]
+        style = STYLES[m.method]
         points = sorted(zip(growth[1], (of_case[index] for of_case in values), strict=True))
-        axes.plot(*zip(*points, strict=True), color=look.color, marker=look.marker, label=look.name)
+        axes.plot(*zip(*points, strict=True), color=style.color, marker=style.marker, label=NAMES[m.method])
     axes.set_xlabel(growth[0])
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
@@ -151,10 +144,10 @@ def _draw_bars(axes: Any, measured: Sequence[Measured], values: Sequence[Sequenc
     methods = [m.method for m in measured[0][1]]
     height = 0.8 / len(methods)
     for index, method in enumerate(methods):
-        look = STYLES[method]
+        style = {"color": STYLES[method].color, "hatch": STYLES[method].hatch, "edgecolor": "white"}
         places = [row - 0.4 + height * (index + 0.5) for row in range(len(measured))]
         widths = [of_case[index] for of_case in values]
-        bars = axes.barh(places, widths, height, color=look.color, hatch=look.hatch, edgecolor="white", label=look.name)
+        bars = axes.barh(places, widths, height, label=NAMES[method], **style)
         axes.bar_label(bars, [label.format(width) for width in widths], padding=3, fontsize=8)
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -38,11 +38,13 @@ from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher, count_parameters
 from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
-from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, Stepping
+from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps
+from reptile_distil.training.loop import Method
 
 METHODS = tuple(PASSES)
 
-Step = Callable[[dict[str, Tensor]], Any]
+Step = Callable[..., Any]
+"""A method's `step`, of a batch and perhaps a quiz batch."""
 
 
 class Case(NamedTuple):
@@ -202,18 +204,17 @@ def quiz_lengths(lengths: Lengths, settings: Settings) -> Lengths:
     return np.resize(lengths, settings.quiz_batch_size or len(lengths))
 
 
-def make_training_batch(method: str, lengths: Lengths, case: Case, settings: Settings) -> dict[str, Tensor]:
-    """A batch as the method's step takes it, for MetaDistil with a quiz of other tokens."""
+def make_step_batches(method: str, lengths: Lengths, case: Case, settings: Settings) -> list[dict[str, Tensor]]:
+    """The arguments of the method's step: a training batch, for MetaDistil also a quiz batch of other tokens."""
     batch = make_batch(lengths, padded_length(method, lengths, case, settings), settings.device)
-    if PASSES[method].quizzes:
-        of_quiz = quiz_lengths(lengths, settings)
-        quiz = make_batch(of_quiz, int(of_quiz.max()), settings.device, seed=1)
-        batch |= {f"quiz/{name}": tensor for name, tensor in quiz.items()}
-    return batch
+    if not PASSES[method].quizzes:
+        return [batch]
+    of_quiz = quiz_lengths(lengths, settings)
+    return [batch, make_batch(of_quiz, int(of_quiz.max()), settings.device, seed=1)]
 
 
 def build_step(method: str, case: Case, settings: Settings, *, attention: str | None = None) -> tuple[Step, Shape]:
-    """A method on models of its own, as a function of the batch; `attention` as in transformers, None: its choice."""
+    """A method's step on models of its own, and their shape; `attention` as in transformers, None: its choice."""
     attention = "eager" if method == "released" else attention
     teacher = _model(case.teacher, case.teacher_layers, case.width, attention, settings.device)
     student = _model(case.student, case.student_layers, case.width, attention, settings.device)
@@ -256,7 +257,8 @@ def time_in_turns(
     turns = [*warm_up, *(place for _ in range(settings.num_rounds) for place in range(len(rows)))]
     for turn, place in enumerate(turns, start=-len(warm_up)):
         for method, step in steps.items():
-            time_of_step = _time(step, make_training_batch(method, rows[place], case, settings), settings.device)
+            batches = make_step_batches(method, rows[place], case, settings)
+            time_of_step = _time(step, batches, settings.device)
             if turn >= 0:
                 taken[method][place].append(time_of_step)
     return taken
@@ -284,14 +286,14 @@ def describe_machine(device: str) -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _step_of(method: Stepping, optimizers: Sequence[torch.optim.Optimizer], case: Case, settings: Settings) -> Step:
+def _step_of(method: Method, optimizers: Sequence[torch.optim.Optimizer], case: Case, settings: Settings) -> Step:
     return GraphedSteps(method, optimizers, batch_size=case.batch_size).step if settings.graphs else method.step
 
 
-def _time(step: Step, batch: dict[str, Tensor], device: str) -> StepCost:
+def _time(step: Step, batches: Sequence[dict[str, Tensor]], device: str) -> StepCost:
     wait_for(device)
     started, processor_started = time.perf_counter(), time.process_time()
-    step(batch)
+    step(*batches)
     wait_for(device)
     return StepCost(time.perf_counter() - started, time.process_time() - processor_started)
 
@@ -300,11 +302,11 @@ def _memory_of(method: str, case: Case, settings: Settings) -> int:
     before = 0 if settings.device == "cuda" else peak_memory(settings.device)
     step, _ = build_step(method, case, settings)
     longest = grouped_rows(case, settings)[-1]
-    batch = make_training_batch(method, longest, case, settings)
+    batches = make_step_batches(method, longest, case, settings)
     for _ in range(WARM_UP_STEPS if settings.graphs else 1):
-        step(batch)
-    reset_peak_memory(settings.device)  # what a graph takes is allocated when it is recorded, that is now
-    step(batch)
+        step(*batches)
+    reset_peak_memory(settings.device)  # a graph's memory is allocated when it is recorded, that is now
+    step(*batches)
     return peak_memory(settings.device) - before
 
 

@@ -23,13 +23,14 @@ from reptile_distil.config.sections import (
     MethodName,
     OwnTaskConfig,
     ReptileConfig,
+    Role,
     Section,
     StudentConfig,
     TeacherConfig,
     TrackerName,
     TrainConfig,
 )
-from reptile_distil.config.yaml_files import dump_yaml, merge_layer, parse_yaml, read_layers
+from reptile_distil.config.yaml_files import dump_yaml, find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -131,9 +132,7 @@ class Config(Section):
         }.items():
             if is_on:
                 raise ValueError(f"{name} cannot be used with compute.cuda_graphs: choose one of the two")
-        reptile = self.reptile
-        is_plain = reptile.inner_steps == reptile.every == 1 and reptile.inner_batch == "same"
-        if "reptile" in methods and not (is_plain and reptile.inner_optimizer != "persistent_adamw"):
+        if "reptile" in methods and not (self.reptile.can_share_forward and self.reptile.every == 1):
             raise ValueError(
                 "compute.cuda_graphs takes one fresh inner step on the batch of each step: set it to false with "
                 "reptile.inner_steps > 1, every > 1, inner_batch: held_out or persistent_adamw"
@@ -155,8 +154,7 @@ class Config(Section):
             }.items():
                 if is_on:
                     raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
-        remembers = self.reptile.inner_steps > 1 or self.reptile.inner_optimizer == "persistent_adamw"
-        if self.distributed.shard and remembers and "reptile" in methods:
+        if self.distributed.shard and self.reptile.copies_student and "reptile" in methods:
             raise ValueError(
                 "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
                 "student: set it to false"
@@ -181,7 +179,7 @@ class Config(Section):
         """A copy with some top-level values replaced, checked again."""
         return Config.model_validate({**self.model_dump(), **changes})
 
-    def defining_settings(self, role: MethodName | Literal["teacher"]) -> dict[str, Any]:
+    def defining_settings(self, role: Role) -> dict[str, Any]:
         """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
         sections = {
             "teacher": ("data", "teacher"),
@@ -219,7 +217,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides, or one.
+    """The configuration in the YAML file `path`, on top of what it `extends`, under `key=value` overrides, or one.
+
+    `path` may be the name of a file that comes with the package, such as `sst2`.
 
     Raises `ConfigError` for a missing file, broken YAML, unknown keys and values that are not allowed.
 
@@ -227,6 +227,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     >>> config.train.lr, config.with_values(seed=8).seed
     (0.001, 8)
     """
+    path = find_config(path)
     values, origins = _read(path, overrides)
     config = check_config(values, origins, str(path))
     _refuse_options_of_other_methods(config, overrides)
@@ -238,6 +239,7 @@ def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
 
     Raises `ConfigError` for everything else that `load_config` refuses.
     """
+    path = find_config(path)
     values, origins = _read(path, overrides)
     missing = () if "task" in values else ("task",)
     config = check_config({"task": "sst2", **values}, origins, str(path))
@@ -245,9 +247,9 @@ def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
     return describe(config, missing=missing)
 
 
-def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values, and where each comes from by dotted key."""
-    values, origins = read_layers(Path(path))
+    values, origins = read_layers(path)
     merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
     return values, origins
 

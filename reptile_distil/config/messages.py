@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.sections import OwnTaskConfig
 from reptile_distil.config.yaml_files import dump_yaml
+from reptile_distil.errors import did_you_mean
 
 
 def describe(config: BaseModel, without: Collection[str] = (), missing: Collection[str] = ()) -> str:
@@ -63,7 +63,7 @@ def explain(
         known = known.rpartition(".")[0]
     where = origins.get(known, path)
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_did_you_mean(location, root, also_known)}"
+        return f"{where}: unknown key {key!r}{_hint(location, root, also_known)}"
     if fault["type"] == "missing":
         return f"{path}: the key {key!r} is missing"
     if fault["type"] == "value_error":
@@ -100,7 +100,7 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _did_you_mean(location: Sequence[str], root: type[BaseModel], also_known: Sequence[str]) -> str:
+def _hint(location: Sequence[str], root: type[BaseModel], also_known: Sequence[str]) -> str:
     section: Any = root
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
@@ -109,10 +109,9 @@ def _did_you_mean(location: Sequence[str], root: type[BaseModel], also_known: Se
         first, _, rest = location[-1].partition(".")
         return f"; in a file the keys of a section stand below it: {first}: {{{rest}: ...}}"
     names = [*section.model_fields, *(also_known if section is root else ())]
-    close = difflib.get_close_matches(location[-1], names, n=1)
     prefix = "".join(f"{part}." for part in location[:-1])
-    if close:
-        return f"; did you mean {prefix + close[0]!r}?"
+    if hint := did_you_mean(location[-1], names, prefix):
+        return hint
     below = [prefix + key for key in _keys_below(section) if key.endswith(f".{location[-1]}")]
     return f"; did you mean {' or '.join(map(repr, below))}?" if below else f"; known here: {', '.join(names)}"
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reptile_distil.inner_step import can_share_forward, has_closed_form
+
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -233,10 +235,21 @@ class ReptileConfig(Section):
     pull: float = Field(0.0, ge=0, le=1)
     """Upkeep: the fraction of its way back to its start that each teacher weight goes after that; 0: none."""
 
+    @property
+    def copies_student(self) -> bool:
+        """Whether equation 1 steps a copy of the student."""
+        return not has_closed_form(inner_steps=self.inner_steps, inner_optimizer=self.inner_optimizer)
+
+    @property
+    def can_share_forward(self) -> bool:
+        """Whether one forward pass of the student can serve equations 1 and 3."""
+        return can_share_forward(
+            inner_steps=self.inner_steps, inner_batch=self.inner_batch, inner_optimizer=self.inner_optimizer
+        )
+
     @model_validator(mode="after")
     def _options_fit(self) -> ReptileConfig:
-        plain = self.inner_steps == 1 and self.inner_batch == "same" and self.inner_optimizer != "persistent_adamw"
-        if self.share_forward and not plain:
+        if self.share_forward and not self.can_share_forward:
             raise ValueError(
                 "share_forward: equation 1 can share equation 3's forward pass only as one fresh step on the same "
                 "batch; set it to false with inner_steps > 1, inner_batch: held_out or persistent_adamw"

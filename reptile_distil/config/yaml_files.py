@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 2**17
 """Size at which a file is refused unread; a long configuration has 4 KiB."""
@@ -22,6 +22,10 @@ MAX_DEPTH = 16
 """Levels of values within values."""
 MAX_LAYERS = 16
 """Files that extend one another."""
+
+_PACKAGE = Path(__file__).parents[1]
+PACKAGED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
+"""Folder of the YAML files that come with the package: an installed one holds it, a checkout has it beside."""
 
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = (
@@ -142,6 +146,36 @@ def _refusal(node: yaml.Node, reason: str) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
 
 
+def find_config(name: str | Path) -> Path:
+    """The YAML file that is meant by a path, or by the name of one that comes with the package, such as `sst2`.
+
+    A file at the path itself goes first. Raises `ConfigError` for a bare name that is neither.
+    """
+    path = Path(name)
+    if _exists(path) or path.name != str(path):
+        return path
+    if packaged := _packaged(path.name):
+        return packaged
+    if path.suffix or not path.name.isprintable():
+        return path
+    known = sorted(file.stem for file in PACKAGED.glob("*.yaml"))
+    hint = did_you_mean(path.name, known) or f"; those are {', '.join(known)}"
+    raise ConfigError(f"{name}: neither a YAML file here nor the name of one that comes with the package{hint}")
+
+
+def _packaged(name: str) -> Path | None:
+    """The file of this name, with or without `.yaml`, that comes with the package; None where there is none."""
+    path = PACKAGED / f"{name.removesuffix('.yaml')}.yaml"
+    return path if path.parent == PACKAGED and _exists(path) else None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
+
+
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of `path` laid over those of the file it `extends`, and the file that each dotted key came from.
 
@@ -164,7 +198,8 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if base is not None:
-        values, origins = read_layers(path.parent / base, (*above, resolved))
+        beside = path.parent / base
+        values, origins = read_layers((None if _exists(beside) else _packaged(base)) or beside, (*above, resolved))
     merge_layer(values, layer, origins, str(path))
     return values, origins
 

@@ -1,14 +1,14 @@
 """Rows → token ids, once → batches, padded to their longest row and grouped by length.
 
-The order of an epoch's batches is a function of (seed, epoch) alone, so that every method sees the same batches and
-a run that is taken up again sees those it would have seen.
+The order of an epoch's batches is a function of (seed, epoch) alone, so that every method gets the same batches, and a
+resumed run gets the same ones as a run that was never interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -23,6 +23,15 @@ Rows = TypeVar("Rows", datasets.Dataset, Features)
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
+
+
+class StepBatches(NamedTuple):
+    """What one training step is taken on: `method.step(batch, *extra)`."""
+
+    batch: Batch
+    """The training batch."""
+    extra: tuple[Batch | Sequence[Batch], ...] = ()
+    """The step's second argument, where the method takes one: MetaDistil's quiz, or the batches of the inner steps."""
 
 
 def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> datasets.Dataset:
@@ -75,15 +84,15 @@ def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoc
 
 
 class ExtraBatchSource(Protocol):
-    """Further rows for each training batch (see `extra_batches`)."""
+    """Where a step's second argument comes from (see `extra_batches`)."""
 
     @property
     def features(self) -> Features:
-        """The rows they are taken from."""
+        """The rows that the extra batches are made of."""
         ...
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        """What the batch of this step of the run, counted from 0, has beside its own entries."""
+    def __getitem__(self, step: int) -> Batch | Sequence[Batch]:
+        """The second argument of this step of the run, counted from 0: a batch or several, as the method takes it."""
         ...
 
 
@@ -117,7 +126,7 @@ class Batches:
         self.length_step = length_step
         self._longest = int(self.lengths.max(initial=0))
         self.extra_batches: ExtraBatchSource | None = None
-        """What each training batch has beside its own rows; None: nothing."""
+        """Where the second argument of the method's step comes from; None: the method takes the batch alone."""
         self._padding = Padding.of(tokenizer)
 
     @property
@@ -136,12 +145,14 @@ class Batches:
         return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels.
+        """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels."""
+        for rows in self._order(epoch)[skip:]:
+            yield self.batch(rows)
 
-        ExtraBatches, if any, are those of the step's number in the run, whatever is left out.
-        """
-        for step, rows in enumerate(self._order(epoch)[skip:], start=(epoch - 1) * self.num_batches + skip):
-            yield self.batch(rows) | (self.extra_batches(step) if self.extra_batches else {})
+    def steps(self, epoch: int, *, skip: int = 0) -> Iterator[StepBatches]:
+        """The batches of one epoch as `epoch` gives them, each with the extra batches of its step of the run."""
+        for step, batch in enumerate(self.epoch(epoch, skip=skip), start=(epoch - 1) * self.num_batches + skip):
+            yield StepBatches(batch, () if self.extra_batches is None else (self.extra_batches[step],))
 
     def row_ids(self, epoch: int, batch: int) -> list[int]:
         """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""

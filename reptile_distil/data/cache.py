@@ -4,6 +4,9 @@ An entry is a folder whose name is the hash of its key: the bytes of the source,
 tokenizer, the length. It holds plain arrays (`.npy`, no pickle) and entry.json with the key and each array's hash; an
 entry that differs from its hashes in one byte counts as missing and is written anew. It comes into being by a rename,
 so any number of processes may read and write the same cache.
+
+Why not the Arrow cache of `datasets`: with the rows of MNLI (392,702) a batch of 32 from it took 4 times the processor
+time of one from these arrays, and 20 times through the tokenizer's own `pad`; both start again within half a second.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ Nothing is read or loaded here: `sources.load_split` does that with a `Task` in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import MappingProxyType
 
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +195,5 @@ def get_task(name: str) -> Task:
     """The GLUE task of this name; raises `ConfigError` for an unknown one."""
     if name in GLUE:
         return GLUE[name]
-    close = get_close_matches(name.lower().replace("-", ""), GLUE, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name.lower().replace("-", ""), GLUE)
     raise ConfigError(f"unknown task {name!r}, known: {', '.join(GLUE)}{hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.config import Config
-from reptile_distil.config.sections import MethodName, TrainConfig
+from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
@@ -20,7 +20,7 @@ from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
-from reptile_distil.methods.step import adamw
+from reptile_distil.methods.step import GradientStep, adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training.cuda_graphs import GraphedSteps
@@ -57,7 +57,7 @@ def build_method(
     teacher: Teacher | None,
     settings: TrainConfig,
     *,
-    role: MethodName | Literal["teacher"],
+    role: Role,
     processes: Processes = ALONE,
 ) -> BuiltMethod:
     """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
@@ -74,7 +74,7 @@ def _build_method(
     teacher: Teacher | None,
     settings: TrainConfig,
     *,
-    role: MethodName | Literal["teacher"],
+    role: Role,
     processes: Processes,
 ) -> BuiltMethod:
     optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
@@ -111,12 +111,8 @@ def _build_reptile(
         else torch.optim.SGD(teacher.parameters(), lr=reptile.mu, fused=config.compute.cuda_graphs or None)
     )
     optimizers = {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer}
-    regularization = None
-    if reptile.task_lr or reptile.pull:
-        task_optimizer = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps) if reptile.task_lr else None
-        optimizers |= {"teacher_task_lr": task_optimizer} if task_optimizer is not None else {}
-        options = {name: value for name, value in shared.items() if name != "student_optimizer"}
-        regularization = TeacherRegularization(teacher, task_optimizer=task_optimizer, pull=reptile.pull, **options)
+    if reptile.task_lr:
+        optimizers["teacher_task_lr"] = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps)
     distiller = ReptileDistiller(
         teacher,
         student,
@@ -128,19 +124,33 @@ def _build_reptile(
         inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
         inner_eps=reptile.inner_eps,
         share_forward=reptile.share_forward,
-        ablation=Ablation(
-            inner_steps=reptile.inner_steps,
-            inner_batch=reptile.inner_batch,
-            every=reptile.every,
-            move_head=reptile.move_head,
-            move_embeddings=reptile.move_embeddings,
-        ),
-        regularization=regularization,
+        ablation=_ablation(reptile),
+        regularization=_regularization(reptile, teacher, optimizers.get("teacher_task_lr"), shared),
         **shared,
     )
     if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
         optimizers["inner_lr"] = distiller.inner_learner.optimizer
     return BuiltMethod(distiller, optimizers)
+
+
+def _ablation(reptile: ReptileConfig) -> Ablation:
+    return Ablation(
+        inner_steps=reptile.inner_steps,
+        inner_batch=reptile.inner_batch,
+        every=reptile.every,
+        move_head=reptile.move_head,
+        move_embeddings=reptile.move_embeddings,
+    )
+
+
+def _regularization(
+    reptile: ReptileConfig, teacher: Teacher, task_optimizer: Optimizer | None, shared: dict[str, Any]
+) -> TeacherRegularization | None:
+    """The teacher's task step and pull; None where there is neither."""
+    options = {name: value for name, value in shared.items() if name != "student_optimizer"}
+    task_step = None if task_optimizer is None else GradientStep(task_optimizer, **options)
+    has_none = task_step is None and not reptile.pull
+    return None if has_none else TeacherRegularization(teacher, task_step=task_step, pull=reptile.pull)
 
 
 def _build_metadistil(

@@ -19,12 +19,13 @@ from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.input_digests import check_inputs
+from reptile_distil.experiments.finished_run import open_finished_run
 from reptile_distil.experiments.setup import VALIDATION, Components
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.runs.resume import Recovery
+from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.training.loop import count_steps
 from reptile_distil.training.trackers import check_trackers
@@ -61,7 +62,7 @@ class Measured:
     """A run's parts, and what a few of its steps took."""
 
     num_rows: Mapping[str, int]
-    """Of each split: what is trained on, and what is examined."""
+    """Of each split: the training rows, and those of each evaluation."""
     batches_per_epoch: int
     epochs: int
     num_steps: int
@@ -146,7 +147,7 @@ def experiment_for(config: Config, role: Role) -> Experiment:
 
 def check_one_process() -> None:
     """Raises `ConfigError` where a launcher has started several processes."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if launched_several():
         raise ConfigError("--dry-run takes one process: start it with python")
 
 
@@ -154,10 +155,7 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     """What lies in a run's folder. Raises `RunError` for what the run could not go on with, or write to."""
     folder = experiment.teacher_folder if role == "teacher" else experiment.folder
     check_writable(folder.path)
-    results = None if overwrite else folder.read_results(experiment.config.defining_settings(role))
-    if results:
-        folder.check_complete(results)
-        check_inputs(folder, results, experiment.config, experiment.task, role)
+    if not overwrite and open_finished_run(folder, experiment.config, experiment.task, role) is not None:
         return Status(folder.path, "finished")
     recovery = experiment.recovery(folder, role, afresh=overwrite)
     return Status(folder.path, "new" if recovery.step is None else "unfinished", recovery)
@@ -274,7 +272,7 @@ def _prepare(experiment: Experiment, role: Role) -> tuple[Components, bool]:
     if config.teacher.finetuned is not None:
         return experiment.setup.prepare_student(config.teacher.finetuned), False
     folder = experiment.teacher_folder
-    if folder.read_results(config.defining_settings("teacher")):
+    if open_finished_run(folder, config, experiment.task, "teacher") is not None:
         return experiment.setup.prepare_student(str(folder.model)), False
     return experiment.setup.prepare_student(config.teacher.pretrained, stand_in=True), True
 

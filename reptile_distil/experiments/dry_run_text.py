@@ -1,4 +1,4 @@
-"""A plan as text for a terminal of 80 columns, in plain ASCII where the terminal can show no more."""
+"""The text of a dry run, for a terminal of 80 columns; in ASCII where the terminal cannot show more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TextIO
 
 from reptile_distil.experiments.dry_run import Measured, ModelFacts, Plan, RunPlan, Status
 from reptile_distil.models.layer_map import LayerMap
+from reptile_distil.runtime.text_tables import plain_table
 
 WIDTH = 80
 ESTIMATE = "An estimate from two measured steps of each run, evaluation included, loading not."
@@ -16,7 +17,7 @@ _PLAIN = str.maketrans({"↑": "^", "·": "."})
 
 
 def encodable_on(stream: TextIO, text: str) -> str:
-    """The text itself where the stream can show it, else with `^` and `.` for arrows and dots."""
+    """The text itself where the stream's encoding has its characters, else with `^` and `.` for arrows and dots."""
     try:
         text.encode(getattr(stream, "encoding", None) or "ascii")
     except UnicodeEncodeError:
@@ -30,24 +31,16 @@ def describe_plan(plan: Plan) -> str:
     to_run = [run for run in plan.runs if run.measured is not None]
     if to_run:
         models = [(role, facts.name, *_sizes(facts)) for role, facts in _models(to_run).items()]
-        blocks.append(align([("model", "start", "layers", "width", "parameters"), *models], left=2))
+        blocks.append(plain_table([("model", "start", "layers", "width", "parameters"), *models], num_left=2))
     blocks += [_layer_map(plan, run.measured) for run in to_run if run.measured and run.measured.layer_map]
-    blocks.append(align([(run.role, describe_status(run.status), str(run.status.folder)) for run in plan.runs], left=3))
+    blocks.append(
+        plain_table([(run.role, describe_status(run.status), str(run.status.folder)) for run in plan.runs], num_left=3)
+    )
     if to_run:
         header = ("run", "rows", "steps/epoch", "steps", "s/step", "time left", "memory")
-        blocks.append(align([header, *(_steps(run, run.measured) for run in to_run if run.measured)], left=1))
+        blocks.append(plain_table([header, *(_steps(run, run.measured) for run in to_run if run.measured)]))
         blocks.append("\n".join(_needs(plan)))
     return "\n\n".join(blocks)
-
-
-def align(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Rows of cells in columns, the first `left` of them aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [*map(str.ljust, row[:left], widths[:left]), *map(str.rjust, row[left:], widths[left:])]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def item(label: str, text: str) -> str:
@@ -58,7 +51,7 @@ def item(label: str, text: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """About so many seconds, in the unit that suits them."""
+    """Seconds as `8.5 s`, `12 min`, `3.1 h` or `2.5 days`."""
     for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
@@ -66,12 +59,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes as `12.3 MB` or `1.2 GB`."""
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 def describe_status(status: Status) -> str:
-    """What lies in a run's folder, in a few words."""
+    """The state of a run's folder: new, finished, or the step at which it goes on."""
     if status.state == "finished":
         return "finished: not run again"
     return "new" if status.state == "new" else f"goes on from step {status.step:,}"
@@ -91,7 +84,7 @@ def _facts(plan: Plan) -> Iterator[str]:
 
 
 def _models(runs: Sequence[RunPlan]) -> dict[str, ModelFacts]:
-    """Teacher and student, as far as runs have them."""
+    """The teacher and the student by role, where a run has them."""
     teachers = [run.measured.teacher for run in runs if run.measured and run.measured.teacher]
     teachers += [run.measured.student for run in runs if run.measured and run.role == "teacher"]
     students = [run.measured.student for run in runs if run.measured and run.role != "teacher"]

@@ -19,12 +19,13 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
-from reptile_distil.experiments.input_digests import check_inputs
+from reptile_distil.experiments.finished_run import open_finished_run
 from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Setup, build_batches, build_task, check_pair, check_processes
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.runs.folder import Results, RunFolder
+from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
+from reptile_distil.runs.records import Results
 from reptile_distil.runs.results import (
     Prediction,
     RunResults,
@@ -32,13 +33,13 @@ from reptile_distil.runs.results import (
     describe_scores,
     name_label,
     name_predictions,
-    to_html,
 )
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.compute import choose_device, choose_precision, computing
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.processes import start_processes
 from reptile_distil.runtime.randomness import random_numbers_repeated
+from reptile_distil.runtime.text_tables import html_table
 from reptile_distil.training.callbacks import check_callbacks
 from reptile_distil.training.cuda_graphs import check_graphs
 from reptile_distil.training.evaluation import predict_logits, score_logits
@@ -59,7 +60,7 @@ class Experiment:
 
     Args:
         config: the configuration.
-        callbacks: objects that are told what happens (see `Callback`).
+        callbacks: objects whose hooks are called as the runs go (see `Callback`).
 
     >>> experiment = Experiment.from_yaml("configs/quickstart.yaml", "method=finetune", "train.max_steps=3")
     >>> experiment
@@ -106,8 +107,8 @@ class Experiment:
         """The experiment of a YAML file with `key=value` overrides."""
         return cls(load_config(path, overrides), callbacks=callbacks)
 
-    def fit(self, *, overwrite: bool = False) -> Results:
-        """Trains the student with the configured method; returns the results of its run folder.
+    def fit(self, *, overwrite: bool = False) -> RunResults:
+        """Trains the student with the configured method; returns what results.json in its run folder holds.
 
         A finished run is not run again unless `overwrite`; an unfinished one goes on from its newest valid checkpoint.
         A signal (SIGTERM, Ctrl-C, SIGUSR1) writes a checkpoint and raises `Interrupted`. Where a teacher is needed and
@@ -115,20 +116,21 @@ class Experiment:
         at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
         folder.
         """
-        return RunResults(self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite))
+        results = self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
+        return RunResults(results.to_dict())
 
-    def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> Results:
-        """Fine-tunes `teacher.pretrained`; returns the results of its run folder, as `fit` does.
+    def fit_teacher(self, *, overwrite: bool = False, wait: bool = False) -> RunResults:
+        """Fine-tunes `teacher.pretrained`; returns what results.json in its run folder holds, as `fit` does.
 
         Raises `RunInUseError` where another process is running in the teacher's folder; with `wait`, waits for it.
         """
         folder, run = self.teacher_folder, self._fit_teacher
-        return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait))
+        return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait).to_dict())
 
     def check_pair(self) -> None:
-        """Before a teacher is fine-tuned for hours: that teacher and student can be had and fit each other.
+        """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
-        Does nothing where the teacher is there, or none is needed. Raises `ModelError`, `LayerMapError` and whatever
+        Does nothing where the teacher is finished, or none is needed. Raises `ModelError`, `LayerMapError` and whatever
         else `fit` would raise for such a pair once the teacher is trained.
         """
         is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
@@ -149,7 +151,7 @@ class Experiment:
         return scores
 
     def predict_split(self, split: str, *, model: str | Path | None = None) -> SplitPredictions:
-        """What the trained student, or `model`, says of each row of a split, and its scores where there are labels."""
+        """Predictions of the trained student, or of `model`, for each row of a split; scores where there are labels."""
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
         logits = self._logits(classifier, batches)
@@ -160,7 +162,7 @@ class Experiment:
         return SplitPredictions(name_predictions(logits, self.task), labels, scores)
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
-        """What the trained student says of texts, or of pairs of texts for a pair task, in order."""
+        """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order."""
         if isinstance(texts, str):
             raise DataError(f"predict takes a list of texts, not one text: predict([{texts!r}])")
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -195,22 +197,21 @@ class Experiment:
     def _repr_html_(self) -> str:
         names = ("method", "task", "seed", "folder", "device", "precision", "state")
         own = (self.config.method, self.task.name, self.config.seed, self.folder.path, self.device, self._precision)
-        return to_html([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
+        return html_table([(name, str(value)) for name, value in zip(names, (*own, self._state()), strict=True)])
 
     def _state(self) -> str:
-        """How far the run is, in words."""
+        """How far the run is, in words; the reason where its folder cannot be read."""
         try:
             results = self.folder.read_results(self.config.defining_settings(self.config.method))
         except RunError as error:
             return str(error)
         if results is None:
             return "unfinished" if self.folder.metrics.exists() else "not run yet"
-        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results["scores"].items())
+        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results.scores.items())
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-        self.folder.read_results(
-            self.config.defining_settings(self.config.method)
-        )  # another configuration's is refused
+        # Refuses a run of another configuration.
+        self.folder.read_results(self.config.defining_settings(self.config.method))
         return read(self.folder.path)
 
     def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
@@ -231,19 +232,17 @@ class Experiment:
 
         A finished run is worth a line in the log, unless `quiet`.
         """
-        decisive = self.config.defining_settings(role)
-        finished = partial(self.processes.on_main, lambda: None if overwrite else folder.read_results(decisive))
+        look = partial(open_finished_run, folder, self.config, self.task, role)
+        finished = partial(self.processes.on_main, lambda: None if overwrite else look())
         results = finished()
-        if not results:
+        if results is None:
             check_trackers(self.config.trackers)
             claimed = self._claimed(folder, wait=wait)
             with self.own_settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
                 # Another run may have finished it since.
                 results = finished()
-                if not results:
+                if results is None:
                     return run(self.recovery(folder, role, afresh=overwrite), interrupts)
-        folder.check_complete(results)
-        self.processes.on_main(lambda: check_inputs(folder, results, self.config, self.task, role))
         if not quiet:
             logger.info("%s is finished: nothing to run", folder.path)
         return results

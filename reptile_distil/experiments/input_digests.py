@@ -1,34 +1,38 @@
 """What is in the files that a run reads, so that a finished run is not taken for one on other files.
 
-A run that is under way compares what came out of them, in its checkpoints; here are the files themselves, which can be
-compared without loading anything.
+The files are compared as they are, without loading anything. A run that is under way compares what came out of them:
+that is in its checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import DataError, ModelError, RunError
+from reptile_distil.errors import DataError, ModelError
 from reptile_distil.experiments.setup import student_source
 from reptile_distil.models.loading import find_folder
-from reptile_distil.runs.folder import Results, RunFolder
 from reptile_distil.runtime.files import digest_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
 
+KnownDigests = MutableMapping[tuple[str, ...], str | None]
+"""Digests of what was looked at before, so that one look at many runs reads each file once."""
 
-def digest_inputs(config: Config, task: Task, role: Role) -> dict[str, str]:
+
+def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | None = None) -> dict[str, str]:
     """SHA-256 of each local file or folder that a run reads, by what it is: `train split`, `teacher` and so on.
 
-    What comes from the hub, or is not there, is left out.
+    What comes from the hub, or is missing, is left out. Nothing in `known` is read again; what is read is added to it.
     """
+    known = {} if known is None else known
     models: dict[str, str | Path] = {}
     if role == "teacher":
         models["pretrained teacher"] = config.teacher.pretrained
@@ -37,21 +41,19 @@ def digest_inputs(config: Config, task: Task, role: Role) -> dict[str, str]:
             models["teacher"] = config.teacher.finetuned or config.teacher_run
         if config.student.init != "finetuned_layers":
             models["model that the student starts as"] = student_source(config)
-    digests = {name: _digest_model(model) for name, model in models.items()}
+    digests = {}
+    for name, model in models.items():
+        key: tuple[str, ...] = ("model", str(model))
+        if key not in known:
+            known[key] = _digest_model(model)
+        digests[name] = known[key]
     if task.files is not None or (config.data.path is not None and not task.is_generated):
         for split in ("train", *task.dev_splits):
-            digests[f"{split} split"] = _digest_split(task, split, config.data.path)
+            key = ("split", task.name, split, str(config.data.path))
+            if key not in known:
+                known[key] = _digest_split(task, split, config.data.path)
+            digests[f"{split} split"] = known[key]
     return {name: digest for name, digest in digests.items() if digest is not None}
-
-
-def check_inputs(folder: RunFolder, results: Results, config: Config, task: Task, role: Role) -> None:
-    """Raises `RunError` where the finished run was made with other files; those that are gone do not count."""
-    before, now = results.get("inputs", {}), digest_inputs(config, task, role)
-    for name in sorted(before.keys() & now.keys()):
-        if before[name] != now[name]:
-            raise RunError(
-                f"{folder.path}: the {name} has changed since this run was made; put the old one back, {folder.remedy}"
-            )
 
 
 def _digest_split(task: Task, split: str, path: str | None) -> str | None:

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.input_digests import digest_inputs
 from reptile_distil.experiments.setup import VALIDATION, Components, Setup
-from reptile_distil.models.classifier import Classifier, count_parameters
+from reptile_distil.models.classifier import Classifier, Student, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots.run import draw_after_run
-from reptile_distil.runs.folder import Results
+from reptile_distil.runs.records import Results
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
 from reptile_distil.training.evaluation import Evaluator, evaluate_splits
-from reptile_distil.training.loop import Outcome, count_steps, train
+from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
 from reptile_distil.training.metrics import Scores
+from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 from reptile_distil.training.trackers import tracked
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A run, ready to go on from its start or from its newest checkpoint.
+    """A run of a method in its folder, from its start or from its newest checkpoint.
 
     Args:
         setup: configuration, task, device and processes.
@@ -39,115 +43,159 @@ class Run:
         recovery: its folder and checkpoints.
     """
 
+    # Made by `run`, in this order.
+    student: Student
+    method: Method
+    optimizers: dict[str, Optimizer]
+    inputs: dict[str, Any]
+    evaluator: Evaluator
+    teacher_start: dict[str, Scores]
+    schedules: dict[str, LRScheduler]
+    progress: Progress
+
     def __init__(self, setup: Setup, role: Role, components: Components, recovery: Recovery) -> None:
         self.setup, self.role, self.components, self.recovery = setup, role, components, recovery
         self.config, self.task, self.processes = setup.config, setup.task, setup.processes
         self.folder = recovery.folder
         self.batches = components.data["train"]
         dev = {split: components.data[split] for split in self.task.dev_splits}
-        # What is looked at after each epoch, and chooses the best one; without validation rows the dev splits.
-        watched = {VALIDATION: components.data[VALIDATION]} if VALIDATION in components.data else dev
-        self.watched = watched
-        self.unseen = {} if watched is dev else dev
+        # Evaluated after each epoch, and chooses the best one: the validation rows, or else the dev splits.
+        self.watched = {VALIDATION: components.data[VALIDATION]} if VALIDATION in components.data else dev
+        self.unseen = {} if self.watched is dev else dev
+        self._section = "teacher.train" if role == "teacher" else "train"
         self._predictions_are_kept = False
-        self.num_steps = count_steps(self.batches, components.settings.epochs, components.settings.max_steps)
-        self.student, (self.method, optimizers) = setup.assemble(role, components)
-        recovery.start(self.config.to_yaml(), components.fingerprints())
-        self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, role))
-        self._announce()
-        # The teacher is examined as it was at the start, before a checkpoint moves it.
-        self.evaluator = Evaluator(
-            self.student,
-            watched,
-            self.task.metrics,
-            teacher=components.teacher,
-            teacher_moves=role in TEACHER_MOVES,
-            processes=self.processes,
-        )
-        self.teacher_start = self.evaluator.teacher_start | self._score(components.teacher, self.unseen)
-        self.processes.seed_dropout(self.config.seed)
-        mu_until = self.config.reptile.mu_until if role == "reptile" else 1.0
-        self.schedules = build_schedules(optimizers, self.batches, components.settings, mu_until=mu_until)
-        modules: dict[str, Any] = {"student": self.student}
-        if components.teacher is not None and role in TEACHER_MOVES:
-            modules["teacher"] = components.teacher
-        self.progress = recovery.restore(modules, optimizers, self.schedules)
 
     def run(self, interrupts: Interrupts, callbacks: Sequence[object] = ()) -> Results:
-        """Trains to the end, reporting to `callbacks`, and finishes the run folder; returns its results."""
-        run = RunInfo(
-            task=self.task.name,
-            method=self.role,
-            seed=self.config.seed,
-            folder=self.folder.path,
-            num_steps=self.num_steps,
-            config=self.config.model_dump(mode="json"),
-        )
-        trackers = self.config.trackers if self.processes.is_main else ()
-        key = "teacher.train" if self.role == "teacher" else "train"
-        sparing = explain_out_of_memory(f"{key}.micro_batch_size or data.max_length")
-        with sparing, tracked(trackers, run, step=self.progress.step) as tracker_callbacks:
-            reported = RunCallbacks(
-                (*callbacks, *tracker_callbacks), run, device=self.setup.device, processes=self.processes
-            )
-            outcome = self._train(key, interrupts, reported)
-        results = self.recovery.finish(self._results_of(outcome))
-        if self.processes.is_main:
-            draw_after_run(self.folder.path)
-        reported.on_train_end(results)
+        """Trains to the end, calling the callbacks, and finishes the run folder; returns its results."""
+        self._assemble()
+        self._prepare_folder()
+        self._score_teacher()  # as it is at the start, before a checkpoint moves it
+        self._restore()
+        with self._reported_to(callbacks) as reports:
+            outcome = self._train(interrupts, reports)
+        results = self._finish(outcome)
+        reports.on_train_end(results.to_dict())
         return results
 
-    def _announce(self) -> None:
+    def evaluate(self) -> Evaluation:
+        """Evaluates student and teacher as they are."""
+        with explain_out_of_memory(f"{self._section}.eval_batch_size"):
+            return self.evaluator.evaluate()
+
+    def keep_best(self) -> None:
+        """Saves the student just evaluated, and its predictions, as the best so far."""
+        self.setup.save_model(self.folder, self.components.model, self.components.tokenizer)
+        self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
+        self._predictions_are_kept = True
+
+    def log(self, record: StepRecord | EpochRecord) -> None:
+        """Writes a record to metrics.jsonl."""
+        if self.processes.is_main:
+            self.folder.log(record)
+
+    def _assemble(self) -> None:
+        self.student, (self.method, self.optimizers) = self.setup.assemble(self.role, self.components)
+
+    def _prepare_folder(self) -> None:
+        """Makes the run folder, or sets it back to the checkpoint; notes the inputs' digests."""
+        self.recovery.start(self.config.to_yaml(), self.components.fingerprints())
+        self.inputs = self.processes.on_main(lambda: digest_inputs(self.config, self.task, self.role))
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,
             self.task.name,
             f"{count_parameters(self.components.model):,}",
             self.batches.num_rows,
-            self.num_steps,
+            self._num_steps(),
             self.folder.path,
         )
 
-    def _train(self, key: str, interrupts: Interrupts, callbacks: RunCallbacks) -> Outcome:
-        settings = self.components.settings
-        return train(
-            self.method,
-            self.batches,
-            num_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            schedules=self.schedules,
-            evaluate=explain_out_of_memory(f"{key}.eval_batch_size")(self.evaluator.evaluate),
-            keep_best=self._keep_best,
-            log=lambda record: self.folder.log(record) if self.processes.is_main else None,
-            patience=settings.patience,
-            log_every=settings.log_every,
+    def _score_teacher(self) -> None:
+        teacher = self.components.teacher
+        self.evaluator = Evaluator(
+            self.student,
+            self.watched,
+            self.task.metrics,
+            teacher=teacher,
+            teacher_moves=self.role in TEACHER_MOVES,
+            processes=self.processes,
+        )
+        self.teacher_start = self.evaluator.score_teacher_at_start() | self._score(teacher, self.unseen)
+
+    def _restore(self) -> None:
+        """Starts dropout and schedules, then sets models, optimizers and all else as they were at the checkpoint."""
+        self.processes.seed_dropout(self.config.seed)
+        mu_until = self.config.reptile.mu_until if self.role == "reptile" else 1.0
+        self.schedules = build_schedules(self.optimizers, self.batches, self.components.settings, mu_until=mu_until)
+        modules: dict[str, Any] = {"student": self.student}
+        if self.components.teacher is not None and self.role in TEACHER_MOVES:
+            modules["teacher"] = self.components.teacher
+        self.progress = self.recovery.restore(modules, self.optimizers, self.schedules)
+
+    @contextlib.contextmanager
+    def _reported_to(self, callbacks: Sequence[object]) -> Iterator[RunCallbacks]:
+        """The callbacks, and the configured trackers while inside."""
+        run = RunInfo(
+            task=self.task.name,
+            method=self.role,
+            seed=self.config.seed,
+            folder=self.folder.path,
+            num_steps=self._num_steps(),
+            config=self.config.model_dump(mode="json"),
+        )
+        trackers = self.config.trackers if self.processes.is_main else ()
+        sparing = explain_out_of_memory(f"{self._section}.micro_batch_size or data.max_length")
+        with sparing, tracked(trackers, run, step=self.progress.step) as tracker_callbacks:
+            every = (*callbacks, *tracker_callbacks)
+            yield RunCallbacks(every, run, device=self.setup.device, processes=self.processes)
+
+    def _train(self, interrupts: Interrupts, callbacks: RunCallbacks) -> Outcome:
+        settings = LoopSettings(
+            num_epochs=self.components.settings.epochs,
+            max_steps=self.components.settings.max_steps,
+            patience=self.components.settings.patience,
+            log_every=self.components.settings.log_every,
             show_progress=self.processes.is_main,
             title=f"{self.role} on {self.task.name}",
+        )
+        loop = TrainingLoop(
+            self.method,
+            self.batches,
+            self.schedules,
+            settings,
+            self,
             progress=self.progress,
             checkpoints=self.recovery,
             interrupts=interrupts,
             callbacks=callbacks,
         )
+        return loop.run()
 
-    def _keep_best(self) -> None:
-        self.setup.save_model(self.folder, self.components.model, self.components.tokenizer)
-        self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
-        self._predictions_are_kept = True
+    def _num_steps(self) -> int:
+        return count_steps(self.batches, self.components.settings.epochs, self.components.settings.max_steps)
+
+    def _finish(self, outcome: Outcome) -> Results:
+        """Writes the results and draws the run's pictures: from now on the run is finished."""
+        results = self.recovery.finish(self._results_of(outcome))
+        if self.processes.is_main:
+            draw_after_run(self.folder.path)
+        return results
 
     def _save_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
         for split, of_split in predictions.items():
             self.folder.save_predictions(split, of_split, self.components.data[split].features["label"])
 
-    def _results_of(self, outcome: Outcome) -> Results:
+    def _results_of(self, outcome: Outcome) -> dict[str, Any]:
+        """The values of the run's `Results` but for those that `Recovery.finish` adds."""
         device = self.setup.device
         peak = peak_memory(device)  # the training's, before the best student and the latency are measured
-        results: Results = {
+        results: dict[str, Any] = {
             "task": self.task.name,
             "method": self.role,
             "seed": self.config.seed,
-            "scores": outcome.best["scores"] | self._score_best(),
-            "score": outcome.best["score"],
-            "best_epoch": outcome.best["epoch"],
+            "scores": outcome.best.scores | self._score_best(),
+            "score": outcome.best.score,
+            "best_epoch": outcome.best.epoch,
             "num_steps": outcome.num_steps,
             "num_train_rows": self.batches.num_rows,
             "num_parameters": count_parameters(self.components.model),
@@ -164,7 +212,7 @@ class Run:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": self.teacher_start,
-                "scores_at_end": outcome.last["teacher_scores"] | self._score(teacher, self.unseen),
+                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score(teacher, self.unseen),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
                 length = self.config.data.max_length
@@ -172,10 +220,10 @@ class Run:
         return results
 
     def _score_best(self) -> dict[str, Scores]:
-        """The best student's scores on the splits that nothing has looked at so far, and its predictions, kept.
+        """The best student's scores on the splits not evaluated so far; saves its predictions on them.
 
-        Those on the other splits were kept in the best epoch; where that lies before a checkpoint that this run went on
-        from, what lies there may be a later student's, and they are made again.
+        Its predictions on the other splits were saved in the best epoch. Where that epoch came before the checkpoint
+        that this run was resumed from, those on disk may be a later student's, and are made again.
         """
         splits = self.unseen if self._predictions_are_kept else {**self.watched, **self.unseen}
         if not splits:

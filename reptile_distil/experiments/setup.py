@@ -14,7 +14,7 @@ from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, load_features
-from reptile_distil.data.extra_batches import BatchStream, ExtraBatches, hold_out
+from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task, get_task
@@ -286,7 +286,7 @@ def build_batches(
 
 
 def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batches:
-    """The training batches of the configured method, each with the extra_batches that the method's step asks for."""
+    """The training batches of the configured method, each with the extra batches that the method's step takes."""
     features = _load_features(config, task, "train", tokenizer, for_training=True)
 
     def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
@@ -295,17 +295,17 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
     reptile = config.reptile
     if config.method == "metadistil":
         features, held_out = hold_out(features, config.metadistil.quiz_fraction)
-        batches, quiz = batches_of(features), batches_of(held_out, config.metadistil.quiz_batch_size)
-        batches.extra_batches = ExtraBatches("quiz", BatchStream(quiz))
+        batches = batches_of(features)
+        batches.extra_batches = BatchStream(batches_of(held_out, config.metadistil.quiz_batch_size))
     elif config.method == "reptile" and reptile.inner_batch == "held_out":
         features, held_out = hold_out(features, reptile.held_out_fraction)
         batches, stream = batches_of(features), BatchStream(batches_of(held_out))
-        batches.extra_batches = ExtraBatches("inner", stream, num_batches=reptile.inner_steps)
+        batches.extra_batches = BatchGroups(stream, num_batches=reptile.inner_steps)
     else:
         batches = batches_of(features)
         if config.method == "reptile" and reptile.inner_steps > 1:
             following = BatchStream(batches_of(features))
-            batches.extra_batches = ExtraBatches("inner", following, num_batches=reptile.inner_steps, overlapping=True)
+            batches.extra_batches = BatchGroups(following, num_batches=reptile.inner_steps, overlapping=True)
     return batches
 
 

@@ -1,7 +1,7 @@
-"""A few real steps of a run, on models that are thrown away afterwards, and what the whole run would take.
+"""Times a few real steps of a run, on models that are thrown away, and estimates the whole run from them.
 
-A batch's time is taken to lie on a straight line through what two of them took, a median one and the largest, over the
-number of their tokens, padding included.
+A batch's time is taken to be linear in its number of tokens, padding included: the line goes through the times of the
+batch of median size and of the largest.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from reptile_distil.training.loop import Method
 
 
 class TrialSteps(NamedTuple):
-    """What steps and passes of a run take, in seconds on this machine, and what it needs, in bytes."""
+    """Seconds that steps and evaluations of a run take on this machine, and the bytes that it needs."""
 
     step_seconds: float
     """One training step, the mean of an epoch's."""
     evaluation_seconds: float
     """One evaluation: of the student, and of a teacher that moves."""
     once_seconds: float
-    """What is done once: the teacher's scores before the first step, both models' latency after the last."""
+    """Work done once: the teacher's scores before the first step, both models' latency after the last."""
     peak_memory: int
     """Of a step on the longest batch and of evaluating the longest rows: the device's on CUDA, else the process's."""
     model_bytes: int
@@ -40,7 +40,7 @@ class TrialSteps(NamedTuple):
     """The tensors of one checkpoint: weights of all models that learn, and optimizer states."""
 
     def seconds(self, *, num_steps: int, num_evaluations: int) -> float:
-        """The whole run's."""
+        """Seconds of the whole run."""
         return num_steps * self.step_seconds + num_evaluations * self.evaluation_seconds + self.once_seconds
 
 
@@ -55,10 +55,10 @@ def run_trial_steps(
     teacher_moves: bool,
     length: int,
 ) -> TrialSteps:
-    """Takes three steps (the first does not count) and evaluates two batches; the models are not what they were.
+    """Takes three steps (the first does not count) and evaluates two batches; this changes the models.
 
-    `length` is the number of tokens at which a run measures the models' latency. PyTorch's random numbers go on as if
-    nothing had been drawn.
+    `length` is the number of tokens at which a run measures the models' latency. The state of PyTorch's random numbers
+    is restored.
     """
     device = train.device
     with torch.random.fork_rng():
@@ -106,7 +106,8 @@ def _time_steps(method: Method, batches: Batches) -> float:
     sizes = [int(batches.lengths[rows].max()) * len(rows) for rows in order]
 
     def take(number: int) -> None:
-        method.step(next(batches.epoch(1, skip=number)))
+        batch, extra = next(batches.steps(1, skip=number))
+        method.step(batch, *extra)
 
     take(_median_and_largest(sizes)[0])  # the first one does not count
     return mean_seconds(sizes, _measure(take, sizes, batches.device))

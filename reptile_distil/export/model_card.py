@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from reptile_distil.data.tasks import GLUE
 from reptile_distil.export.report import Report
 from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.measuring import Timing
+from reptile_distil.runtime.text_tables import Code, markdown_table, percent
 from reptile_distil.training.metrics import Scores
 
 PAPER = "Knowledge Distillation with Reptile Meta-Learning for Pretrained Language Model Compression"
@@ -67,16 +68,16 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
         base_model=base if _is_hub_name(base) else None,
         datasets=["nyu-mll/glue"] if on_hub else None,
         metrics=[_HUB_METRICS.get(metric, metric) for metric in task.metrics],
-        tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results["method"] == "reptile" else [])],
+        tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results.method == "reptile" else [])],
         model_name=_name(report),
         eval_results=list(_eval_results(report)) or None,
     )
 
 
 def _eval_results(report: Report) -> Iterator[EvalResult]:
-    """Defined dev scores only: the hub takes no others."""
+    """The defined dev scores; the hub accepts no others."""
     task = report.task
-    for split, scores in report.results["scores"].items():
+    for split, scores in report.results.scores.items():
         for metric, score in scores.items():
             if score is not None and math.isfinite(score):
                 yield EvalResult(
@@ -93,7 +94,7 @@ def _eval_results(report: Report) -> Iterator[EvalResult]:
 
 
 def _sections(report: Report) -> Iterator[str]:
-    method, task = report.results["method"], report.task
+    method, task = report.results.method, report.task
     yield f"# {_name(report)}"
     labels = ", ".join(task.label_names) if task.label_names else "one number"
     yield (
@@ -134,11 +135,11 @@ def _size_table(report: Report) -> str:
         rows.append([role, f"{weight.num_parameters:,}", _megabytes(weight.num_bytes), *flops])
     for name, size in report.onnx_bytes.items():
         rows.append([_CONTENDERS[name], "as the student", _megabytes(size), *("" for _ in lengths)])
-    return _markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def _score_table(report: Report) -> str:
-    scores = {"student": report.results["scores"]}
+    scores = {"student": report.results.scores}
     if report.teacher_scores is not None:
         scores["teacher"] = report.teacher_scores
     if report.int8_scores is not None:
@@ -146,11 +147,11 @@ def _score_table(report: Report) -> str:
     names = [(split, metric) for split, values in scores["student"].items() for metric in values]
     rows = [["model", *(f"{split} {metric}" for split, metric in names)]]
     for name, by_split in scores.items():
-        rows.append([_CONTENDERS[name], *(_percent(_find(by_split, split, metric)) for split, metric in names)])
+        rows.append([_CONTENDERS[name], *(percent(_find(by_split, split, metric)) for split, metric in names)])
     if "teacher" in scores:
         kept = [_kept(scores["student"], scores["teacher"], split, metric) for split, metric in names]
         rows.append(["kept of the teacher's", *kept])
-    return _markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def _speed_tables(report: Report) -> Iterator[str]:
@@ -165,13 +166,13 @@ def _speed_tables(report: Report) -> Iterator[str]:
                 row = [f"{speed.batch_size} x {speed.length}", _CONTENDERS[name], *_times(timing, speed.batch_size)]
                 row += [f"{speed.timings['teacher'].median / timing.median:.2f}"] if has_teacher else []
                 rows.append(row)
-        yield _markdown(rows)
+        yield markdown_table(rows[0], rows[1:])
 
 
 def _conditions(report: Report) -> str:
     sentences = [
         f"Scores are in percent, on the dev split, of the best epoch on that split, with one seed "
-        f"({report.results['seed']}): n = 1, so nothing is known of their spread."
+        f"({report.results.seed}): n = 1, so nothing is known of their spread."
     ]
     if report.speeds:
         rounds = min(timing.num_rounds for speed in report.speeds for timing in speed.timings.values())
@@ -180,11 +181,10 @@ def _conditions(report: Report) -> str:
             f"{rounds} rounds or more on random tokens without padding, all models measured in turn in float32 with "
             f"{_threads()}, tokenizing not counted."
         )
-    if any(flops is not None for flops in report.weights["student"].flops.values()):
-        sentences.append(
-            "FLOPs are those of the matrix products of one sequence (N (8 L d² + 4 L² d + 4 L d f) and the head), a "
-            "multiplication and its addition counted as two."
-        )
+    sentences.append(
+        "FLOPs are those of the matrix products in a forward pass of one sequence, as PyTorch counts them; a "
+        "multiplication and its addition are two."
+    )
     if report.onnx_difference is not None:
         sentences.append(
             f"The ONNX file's logits differ from PyTorch's by {report.onnx_difference:.1e} at most, over random full "
@@ -198,20 +198,21 @@ def _conditions(report: Report) -> str:
 def _data_sentence(report: Report) -> str:
     source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
     return (
-        f"Trained on {report.results['num_train_rows']:,} rows of {source} in {report.results['num_steps']:,} steps, "
-        f"{report.results['train_seconds']:,.0f} seconds on {report.results['device']} "
-        f"(torch {report.environment['torch']}, transformers {report.environment['transformers']}). "
+        f"Trained on {report.results.num_train_rows:,} rows of {source} in {report.results.num_steps:,} steps, "
+        f"{report.results.train_seconds:,.0f} seconds on {report.results.device} "
+        f"(torch {report.environment.torch}, transformers {report.environment.transformers}). "
         "The values that decide the result:"
     )
 
 
 def _recipe_table(report: Report) -> str:
-    decisive: dict[str, Any] = {**report.results["decisive"]}
+    decisive: dict[str, Any] = {**report.results.decisive}
     if report.config.student.init != "pretrained":
         decisive.pop("student.pretrained", None)  # a default that nothing reads
-    rows = [["key", "value"]]
-    rows += [[f"`{key}`", f"`{_public(key, value)}`"] for key, value in decisive.items() if value not in (None, [], "")]
-    return _markdown(rows, numbers=False)
+    rows = [
+        ((Code(key),), (Code(_public(key, value)),)) for key, value in decisive.items() if value not in (None, [], "")
+    ]
+    return markdown_table(["key", "value"], rows, num_left=2)
 
 
 def _limits(report: Report) -> Iterator[str]:
@@ -228,23 +229,8 @@ def _limits(report: Report) -> Iterator[str]:
     yield "The licences of the data and of the pretrained models apply."
 
 
-def _markdown(rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
-    """A table aligned for the terminal; the first column to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if index and numbers else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "| " + " | ".join(cells) + " |"
-
-    rule = "|".join("-" * (width + 1) + (":" if index and numbers else "-") for index, width in enumerate(widths))
-    return "\n".join([line(rows[0]), f"|{rule}|", *map(line, rows[1:])])
-
-
 def _name(report: Report) -> str:
-    return f"{report.task.name}-{report.results['method']}"
+    return f"{report.task.name}-{report.results.method}"
 
 
 def _is_hub_name(name: str | None) -> bool:
@@ -255,7 +241,7 @@ def _is_hub_name(name: str | None) -> bool:
 
 
 def _public(key: str, value: Any) -> Any:
-    """A folder's last part: where it lies on one's own disk is nobody's business."""
+    """The value, of a path on the disk only the last part: the rest is private."""
     return Path(value).name if key.startswith(_PATHS) and not _is_hub_name(value) else value
 
 
@@ -268,17 +254,13 @@ def _kept(student: Mapping[str, Scores], teacher: Mapping[str, Scores], split: s
     return "-" if own is None or not its or its < 0 else f"{100 * own / its:.1f} %"
 
 
-def _percent(score: float | None) -> str:
-    return "-" if score is None or not math.isfinite(score) else f"{100 * score:.1f}"
-
-
 def _times(timing: Timing, batch_size: int) -> list[str]:
     spread = f"{1000 * timing.low:.2f} to {1000 * timing.high:.2f}"
     return [f"{1000 * timing.median:.2f}", spread, f"{batch_size / timing.median:,.0f}"]
 
 
-def _giga(flops: int | None) -> str:
-    return "-" if flops is None else f"{flops / 1e9:.3g}"
+def _giga(flops: int) -> str:
+    return f"{flops / 1e9:.3g}"
 
 
 def _megabytes(num_bytes: int | None) -> str:

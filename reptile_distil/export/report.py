@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +10,19 @@ from typing import Any
 
 import torch
 
-from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.config import Config
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import ConfigError, RunError
-from reptile_distil.experiments.setup import build_batches, build_task
+from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.finished_run import open_run_folder
+from reptile_distil.experiments.setup import build_batches
 from reptile_distil.export.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import flops_per_sequence
 from reptile_distil.models.loading import find_folder, is_model_of_a_run
 from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.records import Environment, Results, read_results
 from reptile_distil.runtime.measuring import Timing, random_batch, time_in_turn
 from reptile_distil.training.evaluation import predict_logits, score_logits
 from reptile_distil.training.metrics import Scores
@@ -37,7 +39,7 @@ class Weight:
     num_parameters: int
     num_bytes: int | None
     """Size of the weights' files; None for a model that is no folder."""
-    flops: dict[int, int | None]
+    flops: dict[int, int]
     """Operations for one sequence, by its length in tokens."""
 
 
@@ -59,9 +61,9 @@ class Report:
     """The student's model folder."""
     config: Config
     task: Task
-    results: dict[str, Any]
-    """results.json of the student's run."""
-    environment: dict[str, Any]
+    results: Results
+    """Those of the student's run."""
+    environment: Environment
     weights: dict[str, Weight]
     """By role: student, and teacher where there is one."""
     teacher_scores: dict[str, Scores] | None
@@ -100,20 +102,19 @@ def make_report(
         onnx: also export to `model/onnx/model.onnx` and compare with PyTorch.
         int8: also quantise that, to `model/onnx/model_int8.onnx`, and score it on the dev splits.
 
-    Raises `RunError` for a folder without a finished run, `ConfigError` for lengths beyond the model's,
+    Raises `RunError` as `open_run_folder` does, `ConfigError` for lengths beyond the model's,
     `MissingExtraError` where ONNX is asked for and not installed, and `ModelError` where its logits differ.
     """
     if onnx or int8:
         require_onnx()
-    run = find_run(model)
-    config = load_config(run / "config.yaml", overrides)
+    run, config, task, results = open_run_folder(model, overrides)
+    environment = RunFolder(run).read_environment()
     lengths = tuple(lengths) or _usual_lengths(config)
     _check_sizes(config, lengths, batch_sizes)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    task, folder = build_task(config), run / "model"
+    folder = run / "model"
     student, tokenizer = load_finetuned(str(folder), task), load_tokenizer(str(folder))
-    results, environment = _read_json(run / "results.json"), _read_json(run / "environment.json")
     teacher_name = str(teacher) if teacher is not None else _teacher_of(run, config)
     pytorch = {"student": student.eval()}
     if teacher_name is not None:
@@ -144,15 +145,6 @@ def make_report(
         onnx_bytes={name: path.stat().st_size for name, path in exported.items()},
         int8_scores=int8_scores,
     )
-
-
-def find_run(model: str | Path) -> Path:
-    """The run folder of `model`, which is it or its model/ folder. Raises `RunError`."""
-    given = Path(model)
-    for folder in (given, given.absolute().parent):
-        if all((folder / name).exists() for name in ("config.yaml", "results.json", "model")):
-            return folder
-    raise RunError(f"--model {model}: is neither the folder of a finished run nor the model/ folder in one")
 
 
 def weigh(model: Any, folder: str | None, lengths: Sequence[int]) -> Weight:
@@ -228,15 +220,13 @@ def _teacher_of(run: Path, config: Config) -> str | None:
     return str(beside) if beside.is_dir() and run.absolute() != beside.parent else None
 
 
-def _scores_of_teacher(asked: object, name: str | None, results: Mapping[str, Any]) -> dict[str, Scores] | None:
-    """As in its own results.json; else, for the run's own teacher, as examined before the first step."""
+def _scores_of_teacher(asked: object, name: str | None, results: Results) -> dict[str, Scores] | None:
+    """As in its own results.json; else, for the run's own teacher, as evaluated before the first step."""
     beside = Path(name).absolute().parent / "results.json" if name is not None else None
     if beside is not None and beside.exists():
-        scores: dict[str, Scores] = _read_json(beside)["scores"]
-        return scores
-    if asked is None and "teacher" in results:
-        start: dict[str, Scores] = results["teacher"]["scores_at_start"]
-        return start
+        return read_results(beside).scores
+    if asked is None and results.teacher is not None:
+        return results.teacher.scores_at_start
     return None
 
 
@@ -258,11 +248,3 @@ def _check_sizes(config: Config, lengths: Sequence[int], batch_sizes: Sequence[i
 
 def _devices() -> tuple[str, ...]:
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
-    return values

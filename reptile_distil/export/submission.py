@@ -20,12 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.config import load_config
 from reptile_distil.data.glue_files import find_official_file
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError, RunError
 
 if TYPE_CHECKING:
+    from reptile_distil.experiments.finished_run import FinishedRun
     from reptile_distil.runs.results import SplitPredictions
 
 logger = logging.getLogger(__name__)
@@ -88,13 +89,6 @@ _MAJORITY: Mapping[str, str | float] = {
 }
 
 
-class FinishedRun(NamedTuple):
-    """A run folder with a trained model, and the configuration to predict with."""
-
-    folder: Path
-    config: Config
-
-
 class FileContent(NamedTuple):
     """The predictions of one file, as they stand in it, and where they come from, in words."""
 
@@ -105,21 +99,19 @@ class FileContent(NamedTuple):
 def find_runs(folders: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, FinishedRun]:
     """The finished runs in `folders` by task, each with its own configuration under `key=value` overrides.
 
-    Raises `RunError` for a folder without a finished run, a task that has no file in a submission, and a second run
-    of a task.
+    Raises `RunError` as `open_run_folder` does, for a task that has no file in a submission, and for a second run of a
+    task.
     """
+    from reptile_distil.experiments.finished_run import find_run, open_run_folder  # seconds, and a check does without
+
     runs: dict[str, FinishedRun] = {}
-    for given in map(Path, folders):
-        folder = given.absolute().parent if (given.absolute().parent / "results.json").exists() else given
-        for part in ("config.yaml", "results.json", "model"):
-            if not (folder / part).exists():
-                raise RunError(f"{folder}: holds no finished run, there is no {part} in it")
+    for folder in map(find_run, folders):
         config = load_config(folder / "config.yaml", overrides)
         if not isinstance(config.task, str) or not any(file.student == config.task for file in FILES.values()):
             raise RunError(f"{folder}: task {config.task_name} has no test set on the GLUE leaderboard; leave it out")
         if config.task in runs:
             raise RunError(f"{runs[config.task].folder} and {folder}: two runs of task {config.task}; give one of them")
-        runs[config.task] = FinishedRun(folder, config)
+        runs[config.task] = open_run_folder(folder, overrides)
     return runs
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
-from reptile_distil.methods.step import Logs, check_trainable, student_step
+from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import Student
 from reptile_distil.runtime.processes import ALONE, Processes
 
@@ -26,23 +26,12 @@ class FineTuner:
     ) -> None:
         self.student = Student.wrap(student)
         check_trainable(student_optimizer, self.student.trainable, "student")
-        self.student_optimizer = student_optimizer
-        self.max_grad_norm = max_grad_norm
-        self.micro_batch_size = micro_batch_size
-        self.processes = processes
+        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
 
     def step(self, batch: Batch) -> Logs:
-        """One step on the task loss; returns detached scalars."""
+        """Takes one step on the task loss; returns detached scalars."""
         self.student.train()
-        return student_step(
-            self._compute_loss,
-            batch,
-            parameters=self.student.parameters(),
-            optimizer=self.student_optimizer,
-            max_grad_norm=self.max_grad_norm,
-            micro_batch_size=self.micro_batch_size,
-            processes=self.processes,
-        )
+        return self.gradient_step.take(self._compute_loss, batch, self.student.parameters())
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
         loss = task_loss(self.student(batch), labels_of(batch))

@@ -1,4 +1,4 @@
-"""Distillation with a teacher that learns from a quiz, by second-order gradients: what Reptile is to be compared with.
+"""Distillation with a teacher that learns from a quiz, by second-order gradients: the method to compare Reptile with.
 
 Zhou, Xu, McAuley: "BERT Learns to Teach: Knowledge Distillation with Meta Learning" (MetaDistil), ACL 2022. Each step
 takes a training batch x and a quiz batch q of training rows that no student step ever uses:
@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.methods.losses import DistillationLoss, LossTerms, labels_of, task_loss
-from reptile_distil.methods.step import Logs, check_trainable, student_step
+from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import wrap_pair
 
 
 class MetaDistiller:
-    """Distils a student from a teacher that learns to teach by what its lesson does to the student's quiz.
+    """Distils a student from a teacher that learns to teach from the student's loss on a quiz batch.
 
     Teacher and student may have different widths and architectures. As in the authors' released code, the student has
     dropout in (1) and (3) but not in the quiz, the teacher never has, and the teacher's gradient is clipped.
@@ -70,22 +69,24 @@ class MetaDistiller:
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
-        self.student_optimizer = student_optimizer
         self.teacher_optimizer = teacher_optimizer
         self.assumed_optimizer = assumed_optimizer
         self.assumed_lr = assumed_lr
         self.assumed_eps = assumed_eps
         self.max_grad_norm = max_grad_norm
+        self.gradient_step = GradientStep(student_optimizer, max_grad_norm)
 
     def step(self, batch: Batch, quiz_batch: Batch | None = None) -> Logs:
-        """One step of (1) to (3); returns detached scalars, none of which has been waited for.
+        """Takes steps (1) to (3); returns detached scalars, tensors that nothing has waited for.
 
-        Without `quiz_batch`, the quiz is in `batch`, under `quiz/input_ids`, `quiz/labels` and so on. The logs are
-        those of (3) (`loss`, `task_loss`, `distillation_loss`, `grad_norm`), `assumed_loss` of (1), and `quiz_loss` and
-        `teacher_grad_norm`, before clipping, of (2).
+        The logs are those of (3) (`loss`, `task_loss`, `distillation_loss`, `grad_norm`), `assumed_loss` of (1), and
+        `quiz_loss` and `teacher_grad_norm`, before clipping, of (2). Raises `ValueError` without a `quiz_batch`.
         """
-        quiz_batch = companion(batch, "quiz") if quiz_batch is None else quiz_batch
-        batch = alone(batch)
+        if quiz_batch is None:
+            raise ValueError(
+                "MetaDistiller.step takes a quiz batch as second argument, of rows that no student step uses: call "
+                "step(batch, quiz_batch)"
+            )
         self.student.train()
         theta_s_prime, assumed_loss = self.assume_step(batch)
         quiz_loss = self.take_quiz(theta_s_prime, quiz_batch)
@@ -99,7 +100,7 @@ class MetaDistiller:
         }
 
     def assume_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """(1): theta_s' by parameter name, differentiable in theta_t, and the loss at theta_s, which stays as it is."""
+        """(1): returns theta_s' by parameter name, differentiable in theta_t, and the loss at the unchanged theta_s."""
         with_states = self.loss.needs_hidden_states
         # The fused attention kernels have no second derivative; the plain one is made of operations that have.
         with sdpa_kernel(SDPBackend.MATH):
@@ -115,7 +116,7 @@ class MetaDistiller:
         return theta_s_prime, loss.detach()
 
     def take_quiz(self, theta_s_prime: dict[str, Tensor], quiz_batch: Batch) -> Tensor:
-        """The task loss of theta_s' on the quiz batch, without dropout; differentiable in theta_t."""
+        """Returns the task loss of theta_s' on the quiz batch, without dropout; differentiable in theta_t."""
         self.student.eval()
         logits = torch.func.functional_call(self.student, theta_s_prime, (quiz_batch,))
         self.student.train()
@@ -134,14 +135,7 @@ class MetaDistiller:
 
     def distil(self, batch: Batch) -> Logs:
         """(3): one step of the student towards the teacher as it is now."""
-        return student_step(
-            self._compute_loss,
-            batch,
-            parameters=self.student.parameters(),
-            optimizer=self.student_optimizer,
-            max_grad_norm=self.max_grad_norm,
-            micro_batch_size=None,
-        )
+        return self.gradient_step.take(self._compute_loss, batch, self.student.parameters())
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
         with_states = self.loss.needs_hidden_states

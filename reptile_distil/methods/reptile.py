@@ -22,17 +22,17 @@ import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.extra_batches import alone
+from reptile_distil.inner_step import can_share_forward, has_closed_form
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
-from reptile_distil.methods.step import Logs, accumulate_gradient, check_trainable, is_split, split_batch, student_step
+from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
 from reptile_distil.runtime.randomness import random_numbers_repeated
 
 Forward = Callable[[Batch], Outputs]
-"""From a micro-batch to what the student says of it."""
+"""From a micro-batch to the student's outputs."""
 
 MAX_SCRATCH_ELEMENTS = 2**22
 """Equation 1 turns gradients into steps by this many elements at a time: its scratch memory stays at 16 MB."""
@@ -120,22 +120,16 @@ class ReptileDistiller:
         _check_choice("update", update, ("adamw", "interpolate"))
         _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
         ablation = ablation or Ablation()
-        if share_forward and (ablation.uses_other_batches or inner_optimizer == "persistent_adamw"):
-            raise ValueError(
-                "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the "
-                "same batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
-            )
+        if share_forward:
+            _check_forward_can_be_shared(ablation, inner_optimizer)
         self.teacher, self.student = wrap_pair(teacher, student)
         self.loss = loss
-        self.student_optimizer = student_optimizer
+        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
         self.teacher_optimizer = teacher_optimizer
         self.update = update
         self.inner_optimizer = inner_optimizer
         self.inner_lr = inner_lr
         self.inner_eps = inner_eps
-        self.max_grad_norm = max_grad_norm
-        self.micro_batch_size = micro_batch_size
-        self.processes = processes
         self.share_forward = share_forward
         self.ablation = ablation
         self.regularization = regularization
@@ -147,19 +141,19 @@ class ReptileDistiller:
             teacher_optimizer.param_groups[0]["num_student_steps"] = 0
 
     def step(self, batch: Batch, inner_batches: Sequence[Batch] | None = None) -> Logs:
-        """One step of equations 1 to 3; returns detached scalars, none of which has been waited for.
+        """Takes the three updates of one batch; returns detached scalars, tensors that nothing has waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
         are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1, and
         `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of it.
 
-        Equation 1 takes one inner step on each of `inner_batches`. By default they are the batch itself; with
-        `inner_steps` > 1 or `held_out` they are in it, under `inner/input_ids` or `inner0/input_ids` and so on.
+        Equation 1 takes one inner step on each of `inner_batches`: by default on the batch itself; with `inner_steps`
+        > 1 or `held_out` they must be given. Raises `ValueError` where they are missing, too many or not wanted.
         """
         self.student.train()
         inner_batches = self.ablation.inner_batches(batch, inner_batches)
         with self._graphs_kept():
-            return self._take_step(alone(batch), inner_batches)
+            return self._take_step(batch, inner_batches)
 
     def _take_step(self, batch: Batch, inner_batches: Sequence[Batch]) -> Logs:
         if not self._teacher_moves_now():
@@ -178,15 +172,9 @@ class ReptileDistiller:
         """Equation 1: leaves theta_s - theta_s' in the student's `.grad`, and theta_s as it is; returns the loss."""
         self.student.zero_grad(set_to_none=True)
         with self._masks_for_both_equations(batch):
-            terms = accumulate_gradient(
-                self._loss_with(student),
-                batch,
-                self.micro_batch_size,
-                retain_graph=self._shares_forward(batch),
-                parameters=self.student.parameters(),
-                processes=self.processes,
+            terms, _ = self.gradient_step.compute_gradient(
+                self._loss_with(student), batch, self.student.parameters(), retain_graph=self._shares_forward(batch)
             )
-        nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
         # theta_s - theta_s' = lambda * direction
         gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
         for chunk in _in_chunks(gradients):
@@ -207,22 +195,14 @@ class ReptileDistiller:
             theta.grad = gradient
         gap = nn.utils.get_total_norm(difference)
         if self.update == "adamw":
-            nn.utils.clip_grads_with_norm_(theta_t, self.max_grad_norm, gap)
+            nn.utils.clip_grads_with_norm_(theta_t, self.gradient_step.max_grad_norm, gap)
         self.teacher_optimizer.step()
         self.teacher.zero_grad(set_to_none=True)
         return whole(gap)
 
     def distil(self, batch: Batch, student: Forward) -> Logs:
         """Equation 3: one step of the student towards the teacher as it is now."""
-        return student_step(
-            self._loss_with(student),
-            batch,
-            parameters=self.student.parameters(),
-            optimizer=self.student_optimizer,
-            max_grad_norm=self.max_grad_norm,
-            micro_batch_size=self.micro_batch_size,
-            processes=self.processes,
-        )
+        return self.gradient_step.take(self._loss_with(student), batch, self.student.parameters())
 
     def _distil_alone(self, batch: Batch) -> Logs:
         """Equation 3 in a step where the teacher rests: there is no inner step, so theta_s' is theta_s."""
@@ -234,17 +214,16 @@ class ReptileDistiller:
     def _teacher_moves_now(self) -> bool:
         if self.ablation.every == 1:
             return True
-        # Counted where the optimizer keeps its own state, so that a run that is taken up again goes on counting.
+        # Counted where the optimizer keeps its own state, so that a resumed run goes on counting.
         group = self.teacher_optimizer.param_groups[0]
         group["num_student_steps"] += 1
         return bool((group["num_student_steps"] - 1) % self.ablation.every == 0)
 
     def _student_forward(self, batch: Batch) -> Forward:
-        """The student, or what it says of this process's rows, computed once for equations 1 and 3."""
+        """The student, or its outputs for this process's rows, computed once for equations 1 and 3."""
         if not self._shares_forward(batch):
             return self._ask_student
-        ((own_rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
-        outputs = self._ask_student(own_rows)
+        outputs = self._ask_student(self.gradient_step.own_rows(batch))
         return lambda _: outputs
 
     def _graphs_kept(self) -> contextlib.AbstractContextManager[Any]:
@@ -255,22 +234,19 @@ class ReptileDistiller:
         return compiled_autograd_config.patch(donated_buffer=False) if self.share_forward else contextlib.nullcontext()
 
     def _shares_forward(self, batch: Batch) -> bool:
-        return self.share_forward and not self._is_split(batch)
+        return self.share_forward and not self.gradient_step.splits(batch)
 
     def _ask_student(self, batch: Batch) -> Outputs:
         return self.student.outputs(batch, hidden_states=self.loss.needs_hidden_states)
 
-    def _is_split(self, batch: Batch) -> bool:
-        return is_split(batch, self.micro_batch_size, self.processes)
-
     def _masks_for_both_equations(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
-        if self.share_forward and self._is_split(batch):
+        if self.share_forward and self.gradient_step.splits(batch):
             return random_numbers_repeated(batch["input_ids"].device)
         return contextlib.nullcontext()
 
     def _new_inner_learner(self) -> InnerLearner | None:
-        """What takes equation 1's steps where they have no closed form."""
-        if self.ablation.inner_steps == 1 and self.inner_optimizer != "persistent_adamw":
+        """Takes equation 1's steps where they have no closed form; None where they have."""
+        if has_closed_form(inner_steps=self.ablation.inner_steps, inner_optimizer=self.inner_optimizer):
             return None
         return InnerLearner(
             self.student,
@@ -278,9 +254,7 @@ class ReptileDistiller:
             optimizer=self.inner_optimizer,
             lr=self.inner_lr,
             eps=self.inner_eps,
-            max_grad_norm=self.max_grad_norm,
-            micro_batch_size=self.micro_batch_size,
-            processes=self.processes,
+            gradient_step=self.gradient_step,
         )
 
     def _loss_with(self, student: Forward) -> Callable[[Batch], LossTerms]:
@@ -326,13 +300,23 @@ class ReptileDistiller:
 
     def _check_optimizers(self) -> None:
         check_trainable(self.teacher_optimizer, [pair.teacher for pair in self.pairs], "teacher")
-        check_trainable(self.student_optimizer, self.student.trainable, "student")
+        check_trainable(self.gradient_step.optimizer, self.student.trainable, "student")
         for group in self.teacher_optimizer.param_groups if self.update == "interpolate" else ():
             if "betas" in group or group.get("momentum") or group.get("weight_decay"):
                 raise ValueError(
                     "update='interpolate' takes plain steps of mu times the difference: pass "
                     "teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
                 )
+
+
+def _check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> None:
+    if not can_share_forward(
+        inner_steps=ablation.inner_steps, inner_batch=ablation.inner_batch, inner_optimizer=inner_optimizer
+    ):
+        raise ValueError(
+            "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the same "
+            "batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
+        )
 
 
 def _divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:

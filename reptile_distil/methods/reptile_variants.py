@@ -1,4 +1,4 @@
-"""Departures from the published Reptile step, for ablations: each changes one thing.
+"""Options that change the published Reptile step, for ablations: each changes one thing.
 
 `InnerLearner` is equation 1 in more than one step, or with an optimizer that keeps its state, on a copy of the student:
 one fresh step has a closed form and needs no copy (see `reptile`). `TeacherRegularization` keeps a teacher that moves
@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.extra_batches import alone, companion, extra_batch_names
 from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
-from reptile_distil.methods.step import Logs, student_step
+from reptile_distil.methods.step import GradientStep, Logs
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model
-from reptile_distil.runtime.processes import ALONE, Processes, local_part
+from reptile_distil.runtime.processes import local_part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What a step does otherwise than published; by default nothing.
+    """How a step departs from the published one; by default not at all.
 
     Args:
         inner_steps: steps of equation 1, on successive batches.
         inner_batch: "same": equation 1 begins with the batch of equation 3. "held_out": it takes others.
         every: the teacher moves in the first step and every `every`-th after it; the others are equation 3 alone.
-        move_head: whether equation 2 moves what lies behind the encoder, pooler and classifier.
+        move_head: whether equation 2 moves the pooler and the classifier.
         move_embeddings: whether it moves the embeddings.
 
     Raises:
@@ -63,35 +62,32 @@ class Ablation:
         return [pair for pair in pairs if moves[part_of_model(student, pair.student_name)]]
 
     def inner_batches(self, batch: Batch, given: Sequence[Batch] | None) -> Sequence[Batch]:
-        """The batches of equation 1: those that are given or travel inside the batch, or else the batch itself.
+        """The batches of equation 1's inner steps: those given, or else the batch itself.
 
         Raises `ValueError` for batches that are missing, too many, or given where none are taken.
         """
-        if given is not None:
-            if not self.uses_other_batches or len(given) != self.inner_steps:
-                raise ValueError(
-                    f"{len(given)} inner batches are given, but inner_steps is {self.inner_steps} and inner_batch is "
-                    f"{self.inner_batch!r}"
-                )
-            return given
-        if self.uses_other_batches:
-            return [companion(batch, name) for name in extra_batch_names("inner", self.inner_steps)]
-        return [alone(batch)]
+        options = f"inner_steps is {self.inner_steps} and inner_batch is {self.inner_batch!r}"
+        if given is None:
+            if self.uses_other_batches:
+                raise ValueError(f"inner batches are missing: {options}; call step(batch, inner_batches)")
+            return [batch]
+        if not self.uses_other_batches or len(given) != self.inner_steps:
+            raise ValueError(f"{len(given)} inner batches are given, but {options}")
+        return given
 
 
 class InnerLearner:
     """A copy of the student that starts each training step from theta_s and takes inner steps to theta_s'.
 
     Args:
-        student: what is copied, and where the outcome is left.
+        student: the model that is copied, and in whose `.grad` theta_s - theta_s' is left.
         compute_loss: L(x; theta; theta_t) as a function of the learner theta and the batch x.
         optimizer: "adamw", new for each training step, its moments shared by the inner steps of one training step;
             "persistent_adamw", whose moments live on; or "sgd".
         lr: lambda, constant.
         eps: epsilon of either AdamW; neither decays weights.
-        max_grad_norm: the gradient of each inner step is clipped to this norm.
-        micro_batch_size: rows per forward pass; None takes a batch at once.
-        processes: those that share each batch; the models must not be sharded.
+        gradient_step: the norm that each inner step's gradient is clipped to, the size of micro-batches and the
+            processes; its optimizer is not used. The models must not be sharded.
     """
 
     def __init__(
@@ -102,18 +98,14 @@ class InnerLearner:
         optimizer: Literal["adamw", "sgd", "persistent_adamw"],
         lr: float,
         eps: float,
-        max_grad_norm: float,
-        micro_batch_size: int | None,
-        processes: Processes = ALONE,
+        gradient_step: GradientStep,
     ) -> None:
         self.student = student
         self.fast_student = copy.deepcopy(student)
         self.compute_loss = compute_loss
         self.lr = lr
         self.eps = eps
-        self.max_grad_norm = max_grad_norm
-        self.micro_batch_size = micro_batch_size
-        self.processes = processes
+        self.gradient_step = gradient_step
         self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
         self.is_renewed = optimizer == "adamw"
 
@@ -129,24 +121,16 @@ class InnerLearner:
         if self.is_renewed:
             self.optimizer = self._new_adamw()
         self.fast_student.train()
-        losses = [self._step(batch) for batch in batches]
+        step = replace(self.gradient_step, optimizer=self.optimizer)
+        losses = [step.take(self._compute_loss, batch, self.fast_student.parameters())["loss"] for batch in batches]
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for start, end in zip(theta_s, theta, strict=True):
                 start.grad = start - end
         return torch.stack(losses).mean()
 
-    def _step(self, batch: Batch) -> Tensor:
-        logs = student_step(
-            lambda part: self.compute_loss(self.fast_student, part),
-            batch,
-            parameters=self.fast_student.parameters(),
-            optimizer=self.optimizer,
-            max_grad_norm=self.max_grad_norm,
-            micro_batch_size=self.micro_batch_size,
-            processes=self.processes,
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        return logs["loss"]
+    def _compute_loss(self, batch: Batch) -> LossTerms:
+        return self.compute_loss(self.fast_student, batch)
 
     def _new_adamw(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self._trainable(), lr=self.lr, weight_decay=0.0, eps=self.eps)
@@ -159,16 +143,13 @@ class InnerLearner:
 
 
 class TeacherRegularization:
-    """Follows equation 2; neither half is in the paper.
+    """Keeps a teacher that moves towards its student good at the task; follows equation 2, and is not in the paper.
 
     Args:
         teacher: changed in place; where it stands now is its start.
-        task_optimizer: takes a step down the teacher's own task loss on the batch, without dropout; None: no such step.
+        task_step: takes a step down the teacher's own task loss on the batch, without dropout; None: no such step.
         pull: after that, every trainable weight goes this fraction of its way back to the start. 0: it does not;
             otherwise a copy of the weights is kept.
-        max_grad_norm: the gradient of the task loss is clipped to this norm.
-        micro_batch_size: rows per forward pass; None takes the whole batch at once.
-        processes: those that share each batch.
 
     Raises:
         ValueError: a pull that is no fraction.
@@ -178,40 +159,26 @@ class TeacherRegularization:
         self,
         teacher: nn.Module,
         *,
-        task_optimizer: torch.optim.Optimizer | None = None,
+        task_step: GradientStep | None = None,
         pull: float = 0.0,
-        max_grad_norm: float = 1.0,
-        micro_batch_size: int | None = None,
-        processes: Processes = ALONE,
     ) -> None:
         if not 0 <= pull <= 1:
             raise ValueError(f"pull = {pull}: expected a fraction between 0 and 1")
         self.teacher = Teacher.wrap(teacher)
-        self.task_optimizer = task_optimizer
+        self.task_step = task_step
         self.pull = pull
-        self.max_grad_norm = max_grad_norm
-        self.micro_batch_size = micro_batch_size
-        self.processes = processes
         self._start = [theta.clone() for theta in self._weights()] if pull else []
 
     def after_update(self, batch: Batch) -> Logs:
         """The task step, then the pull; returns `teacher_task_loss`, before the step, where there is one."""
-        logs = {} if self.task_optimizer is None else self._learn_task(batch, self.task_optimizer)
+        logs = {} if self.task_step is None else self._learn_task(batch, self.task_step)
         if self.pull:
             # theta_t <- theta_t + pull * (theta_t(0) - theta_t)
             torch._foreach_lerp_(self._weights(), self._start, self.pull)
         return logs
 
-    def _learn_task(self, batch: Batch, optimizer: torch.optim.Optimizer) -> Logs:
-        logs = student_step(
-            self._compute_loss,
-            batch,
-            parameters=[theta for theta in self.teacher.parameters() if theta.requires_grad],
-            optimizer=optimizer,
-            max_grad_norm=self.max_grad_norm,
-            micro_batch_size=self.micro_batch_size,
-            processes=self.processes,
-        )
+    def _learn_task(self, batch: Batch, task_step: GradientStep) -> Logs:
+        logs = task_step.take(self._compute_loss, batch, (t for t in self.teacher.parameters() if t.requires_grad))
         self.teacher.zero_grad(set_to_none=True)
         return {"teacher_task_loss": logs["loss"]}
 

@@ -1,11 +1,12 @@
-"""What every method does with a batch: forward, backward, clip, step. A batch may be cut into micro-batches.
+"""The gradient step of every method: forward, backward, clip, optimizer step; the batch may be cut into micro-batches.
 
-And what the steps are taken with: AdamW with the usual decay groups.
+Also the optimizer that takes it: AdamW with the usual decay groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +17,13 @@ from reptile_distil.methods.losses import LossTerms, labels_of
 from reptile_distil.runtime.processes import ALONE, Processes, whole
 
 Logs = dict[str, Tensor]
-"""Scalars by name, on the device: nothing waits for the device until one is read."""
-
-
-def is_split(batch: Batch, micro_batch_size: int | None, processes: Processes = ALONE) -> bool:
-    """Whether a process's rows of the batch are more than one micro-batch takes."""
-    return micro_batch_size is not None and micro_batch_size < _most_rows(batch, processes)
+"""Scalars by name, tensors on the device: the CPU waits for the device only when one is read."""
 
 
 def split_batch(
     batch: Batch, micro_batch_size: int | None, processes: Processes = ALONE
 ) -> Iterator[tuple[Batch, float]]:
-    """Micro-batches of this process's rows, at most `micro_batch_size` each, with their share of the whole batch.
+    """Yields micro-batches of this process's rows, at most `micro_batch_size` each, and their share of the batch.
 
     The shares weight the micro-batches' mean losses, so that their sum over all processes is the batch's mean loss,
     also when rows and processes do not divide evenly. Every process gets equally many micro-batches; one without a
@@ -82,24 +78,64 @@ def _most_rows(batch: Batch, processes: Processes) -> int:
     return -(-len(labels_of(batch)) // processes.count)
 
 
-def student_step(
-    compute_loss: Callable[[Batch], LossTerms],
-    batch: Batch,
-    *,
-    parameters: Iterable[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    max_grad_norm: float,
-    micro_batch_size: int | None,
-    processes: Processes = ALONE,
-) -> Logs:
-    """One clipped gradient step; returns the loss terms and the gradient's norm before clipping."""
-    parameters = list(parameters)
-    optimizer.zero_grad(set_to_none=True)
-    terms = accumulate_gradient(compute_loss, batch, micro_batch_size, parameters=parameters, processes=processes)
-    # After the exchange: the norm that clips is the whole batch's.
-    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
-    return {**terms.logs(), "grad_norm": whole(grad_norm)}
+@dataclass(frozen=True)
+class GradientStep:
+    """How a method takes its gradient steps: forward and backward, clip, optimizer step.
+
+    Args:
+        optimizer: takes the step.
+        max_grad_norm: the gradient is clipped to this norm.
+        micro_batch_size: rows per forward pass; None takes the whole batch at once.
+        processes: those that share each batch.
+    """
+
+    optimizer: torch.optim.Optimizer
+    max_grad_norm: float = 1.0
+    micro_batch_size: int | None = None
+    processes: Processes = ALONE
+
+    def take(
+        self, compute_loss: Callable[[Batch], LossTerms], batch: Batch, parameters: Iterable[nn.Parameter]
+    ) -> Logs:
+        """Takes one clipped step; returns the loss terms and `grad_norm`, the gradient's norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms, grad_norm = self.compute_gradient(compute_loss, batch, parameters)
+        self.optimizer.step()
+        return {**terms.logs(), "grad_norm": whole(grad_norm)}
+
+    def compute_gradient(
+        self,
+        compute_loss: Callable[[Batch], LossTerms],
+        batch: Batch,
+        parameters: Iterable[nn.Parameter],
+        *,
+        retain_graph: bool = False,
+    ) -> tuple[LossTerms, Tensor]:
+        """Leaves the clipped gradient in the parameters' `.grad`, which must be None before.
+
+        Returns the detached loss terms and the gradient's norm before clipping. `retain_graph` as in
+        `accumulate_gradient`.
+        """
+        parameters = list(parameters)
+        terms = accumulate_gradient(
+            compute_loss,
+            batch,
+            self.micro_batch_size,
+            retain_graph=retain_graph,
+            parameters=parameters,
+            processes=self.processes,
+        )
+        # After the exchange between processes: the norm that clips is that of the whole batch's gradient.
+        return terms, nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+
+    def splits(self, batch: Batch) -> bool:
+        """Whether this process's rows of the batch are more than one micro-batch takes."""
+        return self.micro_batch_size is not None and self.micro_batch_size < _most_rows(batch, self.processes)
+
+    def own_rows(self, batch: Batch) -> Batch:
+        """Rows of this process of a batch that is not split into micro-batches."""
+        ((rows, _),) = split_batch(batch, self.micro_batch_size, self.processes)
+        return rows
 
 
 FUSED_DEVICES = ("cpu", "cuda")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.features import Indices
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.measuring import time_in_turn, wait_for
 
@@ -35,7 +34,7 @@ def compare_latency(teacher: Classifier, student: Classifier, *, length: int, de
     teacher.eval()
     student.eval()
     try:
-        batches = {size: _batch(student, size, length, device) for size in BATCH_SIZES}
+        batches = {size: _batch(student.model.config, size, length, device) for size in BATCH_SIZES}
         measured = {str(size): _measure(teacher, student, batch, device) for size, batch in batches.items()}
     except torch.OutOfMemoryError:
         logger.warning("latency not measured: the device has no room for a batch of %d", max(BATCH_SIZES))
@@ -65,9 +64,8 @@ def _measure(teacher: Classifier, student: Classifier, batch: Batch, device: str
     return {**medians, "rounds": times["teacher"].num_rounds}
 
 
-def _batch(model: Classifier, num_rows: int, length: int, device: str) -> Batch:
+def _batch(config: Any, num_rows: int, length: int, device: Any) -> Batch:
     """(num_rows, length) ids of a word from the middle of the vocabulary, which is no padding in any of them."""
-    config: Any = model.model.config
     ids = torch.full((num_rows, length), config.vocab_size // 2, device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(config, "type_vocab_size", 0):
@@ -75,36 +73,17 @@ def _batch(model: Classifier, num_rows: int, length: int, device: str) -> Batch:
     return batch
 
 
-_PLAIN_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "albert", "distilbert")
-_IN_A_LAYER = re.compile(r"\.layer\.|albert_layer_groups")
+def flops_per_sequence(model: nn.Module, length: int) -> int:
+    """Operations of a forward pass for one sequence of `length` tokens; a multiplication and its addition are two.
 
-
-def flops_per_sequence(model: Any, length: int) -> int | None:
-    """Operations for one sequence of `length` tokens; a multiplication and its addition count as two.
-
-    With width d, feed-forward width f, and N layers, one sequence of L tokens takes
-
-        N (8 L d² + 4 L² d + 4 L d f)
-
-    in the encoder: four projections, the scores and the weighted sums of attention, the two feed-forward products. On
-    top come 2 · in · out for each linear layer outside: L times for a projection of embeddings, once for pooler and
-    head. Softmax, normalisation, activations and biases are left out (about 1 %). None for an architecture whose
-    layers are not these.
+    Counted by PyTorch in a forward pass: all matrix products, those of attention over all pairs of tokens. Softmax,
+    normalisation, activations and biases are left out (about 1 %). The model's mode is restored.
     """
-    config = model.config
-    if config.model_type not in _PLAIN_ENCODERS:
-        return None
-    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or config.hidden_dim
-    layer = layer_flops(np.array([length]), width, inner)
-    outside = sum(
-        2 * module.in_features * module.out_features * (length if "embedding" in name else 1)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not _IN_A_LAYER.search(name)
-    )
-    return int(config.num_hidden_layers * layer + outside)
-
-
-def layer_flops(lengths: Indices, width: int, inner_width: int) -> float:
-    """Operations of one layer's forward pass over rows of these lengths."""
-    tokens, squares = float(lengths.sum()), float((lengths**2).sum())
-    return 2 * tokens * (4 * width**2 + 2 * width * inner_width) + 4 * squares * width
+    batch = _batch(model.config, 1, length, next(model.parameters()).device)
+    was_training = model.training
+    # PyTorch does not count its fused attention on a CPU. The counter's hooks fail without gradients where a weight is
+    # an argument of a module, as in DeBERTa.
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(**batch)
+    model.train(was_training)
+    return int(counter.get_total_flops())

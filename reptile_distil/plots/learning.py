@@ -6,11 +6,10 @@ on each side where there is more than one seed.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +24,11 @@ from reptile_distil.plots.style import (
     order_names,
     save,
     styles_of,
+    to_number,
 )
-from reptile_distil.runs.history import Record, read_run
+from reptile_distil.runs.history import read_run
+from reptile_distil.runs.records import Results
+from reptile_distil.training.records import EpochRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +39,10 @@ Points = list[tuple[float, float]]
 
 MOST_BANDS = 10
 """With more names than this the bands would cover each other: they are left out, and the panels are larger."""
+
+
+Naming = Callable[[Path, dict[str, Any]], str]
+"""What to call a run, from its folder and what its results.json holds."""
 
 
 class Run(NamedTuple):
@@ -55,9 +61,7 @@ class Run(NamedTuple):
     """What the scores are of: `validation` where training rows held out have chosen the epoch."""
 
 
-def draw_learning_curves(
-    runs: Iterable[str | Path], path: str | Path, *, name: Callable[[Path, Record], str] | None = None
-) -> Path:
+def draw_learning_curves(runs: Iterable[str | Path], path: str | Path, *, name: Naming | None = None) -> Path:
     """Writes the curves of finished runs, given by their folders, into an image file; returns its path.
 
     Each task has a row of panels: the student's dev score against steps, the same against seconds of training
@@ -69,31 +73,32 @@ def draw_learning_curves(
     Raises `MissingExtraError` without matplotlib, `RunError` for a folder that holds no finished run, `ValueError`
     where no student's run is among them.
     """
-    return save(learning_curves_figure([read_curves(folder, name=name or name_of) for folder in runs]), path)
+    return save(learning_curves_figure([read_curves(folder, name=name) for folder in runs]), path)
 
 
-def name_of(folder: Path, results: Record) -> str:
+def name_of(folder: Path, results: Results) -> str:
     """The folder's name without its `-seed...`; where it has none, the method."""
-    stem, seed, _ = folder.name.rpartition(f"-seed{results['seed']}")
-    return stem if seed else str(results["method"])
+    stem, seed, _ = folder.name.rpartition(f"-seed{results.seed}")
+    return stem if seed else results.method
 
 
-def read_curves(folder: str | Path, *, name: Callable[[Path, Record], str] = name_of) -> Run:
+def read_curves(folder: str | Path, *, name: Naming | None = None) -> Run:
     """The curves of the run in `folder`. Raises `RunError` where it holds no finished run."""
-    results, records = read_run(folder)
-    epochs = [record for record in records if record["event"] == "epoch"]
+    folder = Path(folder)
+    results, metrics = read_run(folder)
+    epochs = metrics.epochs
     teacher: Points = []
-    if "teacher" in results:
-        scores = next(iter(results["teacher"]["scores_at_start"].values()))
-        teacher = [(0.0, _percent(_mean(scores.values()))), *_points(epochs, "step", "teacher_score")]
+    if results.teacher is not None:
+        scores = next(iter(results.teacher.scores_at_start.values()))
+        teacher = [(0.0, 100 * statistics.fmean(scores.values())), *map(_teacher_point, epochs)]
     return Run(
-        task=str(results["task"]),
-        name=name(Path(folder), results),
-        by_steps=_points(epochs, "step", "score"),
-        by_seconds=_points(epochs, "train_seconds", "score"),
+        task=results.task,
+        name=name_of(folder, results) if name is None else name(folder, results.to_dict()),
+        by_steps=[(record.step, 100 * record.score) for record in epochs],
+        by_seconds=[(record.train_seconds, 100 * record.score) for record in epochs],
         teacher_by_steps=teacher,
-        gap_by_steps=[(record["step"], record["last_gap"]) for record in epochs if record.get("last_gap") is not None],
-        rows="validation" if any("validation" in record.get("scores", ()) for record in epochs) else "dev",
+        gap_by_steps=[(record.step, record.last_gap) for record in epochs if record.last_gap is not None],
+        rows="validation" if any("validation" in record.scores for record in epochs) else "dev",
     )
 
 
@@ -103,7 +108,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
     if not runs:
         raise ValueError("no runs to draw")
     tasks, names = list(dict.fromkeys(run.task for run in runs)), order_names(run.name for run in runs)
-    looks = styles_of(names)
+    styles = styles_of(names)
     rows = " or ".join(dict.fromkeys(run.rows for run in runs))
     panels: list[tuple[str, str, Callable[[Run], Points]]] = [
         ("steps", f"student's {rows} score (%)", lambda run: run.by_steps),
@@ -122,7 +127,7 @@ def learning_curves_figure(runs: Sequence[Run]) -> Figure:
             axes.set_ylabel(y_label)
             for label in names:
                 seeds = [points_of(run) for run in runs if (run.task, run.name) == (task, label)]
-                _draw_mean(axes, [points for points in seeds if points], label, looks[label], len(names) <= MOST_BANDS)
+                _draw_mean(axes, [points for points in seeds if points], label, styles[label], len(names) <= MOST_BANDS)
             axes.set_xlim(left=0)
             if not any(map(is_finite, axes.lines)):
                 reason = "undefined" if axes.lines else "none"
@@ -147,16 +152,5 @@ def _draw_mean(axes: Axes, seeds: Sequence[Points], label: str, look: SeriesStyl
         axes.fill_between(positions, scores - deviation, scores + deviation, color=look.color, alpha=0.15, linewidth=0)
 
 
-def _points(epochs: Sequence[Record], position: str, score: str) -> Points:
-    return [(float(record[position]), _percent(record[score])) for record in epochs]
-
-
-def _percent(score: float | None) -> float:
-    """JSON's null is an undefined score."""
-    return math.nan if score is None else 100 * score
-
-
-def _mean(scores: Iterable[float | None]) -> float | None:
-    """The score that stands for several, as it chooses the best epoch: undefined where one of them is."""
-    known = list(scores)
-    return None if None in known else statistics.fmean(score for score in known if score is not None)
+def _teacher_point(record: EpochRecord) -> tuple[float, float]:
+    return record.step, 100 * to_number(record.teacher_score)

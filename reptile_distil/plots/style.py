@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +20,9 @@ from reptile_distil.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 # Okabe and Ito's colours, told apart with every common colour blindness.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY, BLACK = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -32,6 +30,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#E69F00",
     "#56B4E9",
     "#555555",
+    "#000000",
 )
 
 STUDENT, TEACHER = BLUE, VERMILLION
@@ -73,7 +72,7 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts make room for each other."""
+    """An empty figure of this size in inches, with constrained layout."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -101,24 +100,29 @@ def legend_above(axes: Axes, num_columns: int = 2) -> None:
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns)
 
 
+def to_number(value: float | None) -> float:
+    """The value itself, NaN for JSON's null, which stands for an undefined one."""
+    return math.nan if value is None else float(value)
+
+
 def is_finite(line: Any) -> bool:
-    """Whether a line has a point that can be drawn."""
+    """Whether a line has at least one finite value."""
     return bool(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any())
 
 
 class SeriesStyle(NamedTuple):
-    """What one row looks like in every picture."""
+    """Colour, marker, hatch and line of one row, the same in every picture."""
 
     color: str
     marker: str
     hatch: str
-    """Of its bars."""
+    """Hatch of its bars."""
     line: Any
     """Style of its lines, as matplotlib's `linestyle`."""
 
 
 BAND = "± 1 standard deviation over seeds"
-"""What the legend calls a band."""
+"""The legend's name of a band."""
 
 STYLES = {
     "teacher": SeriesStyle(VERMILLION, "s", "", "-"),
@@ -126,7 +130,9 @@ STYLES = {
     "kd": SeriesStyle(GREEN, "v", "\\\\", "--"),
     "reptile": SeriesStyle(BLUE, "o", "", "-"),
     "metadistil": SeriesStyle(PURPLE, "D", "xx", "-."),
+    "released": SeriesStyle(BLACK, "p", "O", "--"),  # the authors' own step, in the benchmark
 }
+"""Of every row that has a name of its own; the same in every picture."""
 
 
 # 6 colours (the last four are Tol's muted ones), 7 markers, 5 hatches and 5 line styles: 42 others differ from each
@@ -144,7 +150,7 @@ def order_names(names: Iterable[str]) -> list[str]:
 
 
 def styles_of(names: Sequence[str]) -> dict[str, SeriesStyle]:
-    """The look of each name; a known method's is the same whatever else there is."""
+    """The style of each name; a known method's does not depend on the other names."""
     others = [name for name in names if name not in STYLES]
     return {name: STYLES[name] if name in STYLES else _other_style(others.index(name)) for name in names}
 

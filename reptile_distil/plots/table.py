@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reptile_distil.errors import RunError
 from reptile_distil.plots.style import (
     GREY,
     SeriesStyle,
@@ -22,15 +23,16 @@ from reptile_distil.plots.style import (
     save,
     styles_of,
 )
+from reptile_distil.runs.records import Results, as_results
+from reptile_distil.training.metrics import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 Result = Mapping[str, Any]
+"""What a results.json holds; callers may add keys, by which they name the runs."""
 Naming = Callable[[Result], str]
 MOST_BARS = 6
 """More names than this stand beside the axis, with a point for each instead of a bar."""
@@ -50,7 +52,7 @@ def draw_table(results: Sequence[Result], path: str | Path, *, name: Naming = me
     Many names are points in the colour of their method, a panel for each task. `results` are the contents of
     results.json files. Where one seed's score is undefined there is no bar but a word.
 
-    Raises `MissingExtraError` without matplotlib, `ValueError` for no results.
+    Raises `MissingExtraError` without matplotlib, `ValueError` for no results, `RunError` for what are none.
     """
     return save(table_figure(results, name=name), path)
 
@@ -95,12 +97,12 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
     return figure
 
 
-def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str, str], list[Result]]) -> Figure:
+def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str, str], list[Results]]) -> Figure:
     """A panel for each task, with the names from top to bottom; the axis holds the scores, not 0."""
     num_columns = min(4, len(tasks))
     num_rows = -(-len(tasks) // num_columns)
-    methods = order_names(str(run["method"]) for runs in cells.values() for run in runs)
-    looks = styles_of(methods)
+    methods = order_names(run.method for runs in cells.values() for run in runs)
+    styles = styles_of(methods)
     with drawing():
         figure = new_figure(1.2 + 2.6 * num_columns, num_rows * (0.9 + 0.2 * len(names)) + 0.4)
         for place, task in enumerate(tasks):
@@ -113,8 +115,8 @@ def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str,
             for height, label in enumerate(names):
                 runs = cells.get((task, label), [])
                 if runs and _is_defined(runs):
-                    method = str(runs[0]["method"])
-                    _draw_row(axes, height, _scores(runs), looks[method], label=method)
+                    method = runs[0].method
+                    _draw_row(axes, height, _scores(runs), styles[method], label=method)
                 elif runs:
                     axes.text(0.02, height, "undefined", transform=axes.get_yaxis_transform(), va="center", color=GREY)
         legend_on_top(figure, methods)
@@ -155,29 +157,47 @@ def score_against_time_figure(results: Sequence[Result], *, name: Naming = metho
     return figure
 
 
-def _group(results: Sequence[Result], name: Naming) -> tuple[list[str], list[str], dict[tuple[str, str], list[Result]]]:
+def _group(
+    results: Sequence[Result], name: Naming
+) -> tuple[list[str], list[str], dict[tuple[str, str], list[Results]]]:
     """Tasks and names in the order they come in, the known methods first; and the runs of each pair of them."""
     if not results:
         raise ValueError("no results to draw")
-    cells: dict[tuple[str, str], list[Result]] = {}
+    cells: dict[tuple[str, str], list[Results]] = {}
     for result in results:
-        cells.setdefault((str(result["task"]), name(result)), []).append(result)
+        run = _checked(result)
+        cells.setdefault((run.task, name(result)), []).append(run)
     return list(dict.fromkeys(task for task, _ in cells)), order_names(label for _, label in cells), cells
 
 
-def _is_defined(runs: Sequence[Result]) -> bool:
+def _checked(result: Result) -> Results:
+    """The record of what a results.json holds, with a dev split's scores. Raises `RunError` where it is none."""
+    run = as_results(result)
+    for key, scores in {"scores": run.scores, **_teacher_scores(run)}.items():
+        if not any(split.startswith("dev") for split in scores):
+            raise RunError(f"results: {key}: has no dev split; give the contents of a results.json")
+    return run
+
+
+def _teacher_scores(run: Results) -> dict[str, dict[str, Scores]]:
+    if run.teacher is None:
+        return {}
+    return {"scores_at_start": run.teacher.scores_at_start, "scores_at_end": run.teacher.scores_at_end}
+
+
+def _is_defined(runs: Sequence[Results]) -> bool:
     return all(math.isfinite(score) for score in _scores(runs))
 
 
-def _scores(runs: Sequence[Result]) -> list[float]:
+def _scores(runs: Sequence[Results]) -> list[float]:
     """The score that stands for each run's dev scores, in percent; NaN where it is undefined."""
-    return [100 * dev_score(run["scores"]) for run in runs]
+    return [100 * dev_score(run.scores) for run in runs]
 
 
-def dev_score(scores: Result) -> float:
+def dev_score(scores: Mapping[str, Scores]) -> float:
     """The mean of the first dev split's scores, a fraction; NaN where one is undefined."""
     first = next(of_split for split, of_split in scores.items() if split.startswith("dev"))
-    return math.nan if None in first.values() else statistics.fmean(first.values())
+    return statistics.fmean(first.values())
 
 
 def _draw_seeds(axes: Axes, place: float, scores: Sequence[float]) -> None:
@@ -189,11 +209,11 @@ def _draw_seeds(axes: Axes, place: float, scores: Sequence[float]) -> None:
     axes.plot([place] * len(scores), scores, linestyle="", marker=".", markersize=4, color=GREY)
 
 
-def _draw_cloud(axes: Axes, runs: Sequence[Result], look: SeriesStyle, *, label: str, with_spread: bool) -> None:
+def _draw_cloud(axes: Axes, runs: Sequence[Results], look: SeriesStyle, *, label: str, with_spread: bool) -> None:
     """The mean, and for two seeds or more the standard deviation in both directions and each seed, small."""
     if not runs or not _is_defined(runs):
         return
-    seconds, scores = [run["train_seconds"] for run in runs], _scores(runs)
+    seconds, scores = [run.train_seconds for run in runs], _scores(runs)
     mean = [statistics.mean(seconds)], [statistics.mean(scores)]
     if with_spread and len(runs) > 1:
         axes.plot(seconds, scores, linestyle="", marker=look.marker, markersize=3, color=look.color, alpha=0.5)
@@ -245,17 +265,16 @@ def find_teacher_changes(
     results: Sequence[Result], *, name: Naming = method_of, baseline: str = "kd"
 ) -> list[TeacherChange]:
     """The runs with a moving teacher that have a baseline to compare with, and defined scores."""
-    frozen = {(run["task"], run["seed"]): 100 * dev_score(run["scores"]) for run in results if name(run) == baseline}
+    named = [(_checked(result), name(result)) for result in results]
+    frozen = {(run.task, run.seed): 100 * dev_score(run.scores) for run, label in named if label == baseline}
     found = []
-    for run in results:
-        key = run["task"], run["seed"]
-        if "teacher" not in run or run["method"] == "kd" or key not in frozen:
+    for run, label in named:
+        if run.teacher is None or run.method == "kd" or (run.task, run.seed) not in frozen:
             continue
-        teacher = run["teacher"]
-        change = 100 * (dev_score(teacher["scores_at_end"]) - dev_score(teacher["scores_at_start"]))
-        gain = 100 * dev_score(run["scores"]) - frozen[key]
+        change = 100 * (dev_score(run.teacher.scores_at_end) - dev_score(run.teacher.scores_at_start))
+        gain = 100 * dev_score(run.scores) - frozen[run.task, run.seed]
         if math.isfinite(change) and math.isfinite(gain):
-            found.append(TeacherChange(str(run["task"]), name(run), change, gain))
+            found.append(TeacherChange(run.task, label, change, gain))
     return found
 
 

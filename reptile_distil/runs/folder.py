@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -34,16 +33,15 @@ import torch
 import transformers
 import yaml
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.models.loading import quiet_transformers
+from reptile_distil.runs.records import Environment, Predictions, Results, read_record, read_results
 from reptile_distil.runtime.files import describe_fault, share_files, sync_file, sync_folder
+from reptile_distil.training.records import EpochRecord, StepRecord, nan_to_null
 
 logger = logging.getLogger(__name__)
-
-Results = dict[str, Any]
 
 
 class RunFolder:
@@ -71,7 +69,6 @@ class RunFolder:
         """
         lock = filelock.FileLock(self._lock)
         try:
-            self.check_usable()
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -82,6 +79,8 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:
             raise RunError(f"{self.path}: cannot be claimed for this run: {error}") from None
         try:
+            # Not before: a folder in which another process is just starting holds no run yet.
+            self.check_usable()
             yield
         finally:
             lock.release()
@@ -89,17 +88,22 @@ class RunFolder:
     def read_results(self, decisive: Mapping[str, Any]) -> Results | None:
         """The results of a finished run; None where there is none.
 
-        Raises `RunError` where the finished run was made with other decisive values (flat, by dotted key).
+        Raises `RunError` where results.json is damaged, or the run was made with other values of the settings that
+        decide its result (`decisive`: flat, by dotted key).
         """
-        if not self.results.exists():
+        if not self.is_finished:
             return None
-        try:
-            results: Results = json.loads(self.results.read_text(encoding="utf-8"))
-            old, _ = dict(results["decisive"]), dict(results.get("inputs", {}))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-            raise RunError(f"{self.results}: cannot be read ({error}); remove the folder, {self.remedy}") from None
-        self.check_same("a finished run", old, decisive)
+        results = read_results(self.results, f"remove the folder, {self.remedy}")
+        self.check_same("a finished run", results.decisive, decisive)
         return results
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a results.json, whatever it holds. Raises `RunError` where the folder cannot be read."""
+        try:
+            return self.results.exists()
+        except OSError as error:
+            raise RunError(f"{self.results}: cannot be read ({error.strerror}); {self.remedy}") from None
 
     def check_same(self, run: str, old: Mapping[str, Any], decisive: Mapping[str, Any]) -> None:
         """Raises `RunError` where `run` was made with other decisive values, naming the first."""
@@ -153,11 +157,11 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: EpochRecord | StepRecord) -> None:
         """Appends one line to metrics.jsonl. Raises `RunError` where it cannot."""
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_without_nan(record)) + "\n")
+                file.write(json.dumps(nan_to_null(record.to_dict())) + "\n")
         except OSError as error:
             raise RunError(f"{self.metrics}: cannot be written: {error.strerror}") from None
 
@@ -191,37 +195,26 @@ class RunFolder:
     def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
         """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers."""
         values = {"predictions": np.asarray(predictions).tolist(), "labels": np.asarray(labels).tolist()}
-        _write(self._predictions(split), json.dumps(_without_nan(values)) + "\n")
+        _write(self._predictions(split), json.dumps(nan_to_null(values)) + "\n")
 
     def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
         file = self._predictions(split)
         if not file.exists():
             return None
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            return np.asarray(values["predictions"]), np.asarray(values["labels"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise RunError(f"{file}: cannot be read ({error}); run again with --overwrite") from None
+        found = read_record(file, Predictions, "run again with --overwrite")
+        return np.asarray(found.predictions), np.asarray(found.labels)
+
+    def read_environment(self) -> Environment:
+        """The versions that the run was made with. Raises `RunError`."""
+        return read_record(self._environment, Environment, "run again with --overwrite")
 
     def _predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.json"
 
     def finish(self, results: Results) -> None:
         """Writes results.json: from now on the run is finished."""
-        _write(self.results, _to_json(results))
-
-    def check_complete(self, results: Results) -> None:
-        """Raises `RunError` where the results of a finished run lack what a table of them shows."""
-        try:
-            _Shown.model_validate(results)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(map(str, fault["loc"]))
-            raise RunError(
-                f"{self.results}: cannot be read ({key}: {fault['msg']}); "
-                "remove the folder or run again with --overwrite"
-            ) from None
+        _write(self.results, _to_json(results.to_dict()))
 
     def read_config(self) -> dict[str, Any]:
         """The configuration that the run was started with, as plain values. Raises `RunError`."""
@@ -230,22 +223,6 @@ class RunFolder:
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise RunError(f"{self._config}: cannot be read: {error}") from None
         return values
-
-
-class _ShownOfTeacher(BaseModel):
-    scores_at_end: dict[str, dict[str, float | None]] = Field(min_length=1)
-
-
-class _Shown(BaseModel):
-    """What a table shows of a run."""
-
-    method: str
-    scores: dict[str, dict[str, float | None]]
-    num_parameters: int
-    best_epoch: int
-    train_seconds: float
-    examples_per_second: float
-    teacher: _ShownOfTeacher | None = None
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -285,13 +262,4 @@ def _write(path: Path, text: str) -> None:
 
 
 def _to_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(_without_nan(values), indent=2) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: an undefined score is null."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(nan_to_null(values), indent=2) + "\n"

@@ -1,21 +1,16 @@
-"""What a run has written: metrics.jsonl as tables, one row an epoch or one every few steps, and results.json."""
+"""What a run has recorded, whole or as pandas tables: one row for each epoch, or for each logged step."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reptile_distil.errors import RunError
+from reptile_distil.runs.records import Metrics, Results, read_metrics, read_results
 
 if TYPE_CHECKING:
     import pandas as pd
-if TYPE_CHECKING:
-    pass
-
-
-Record = Mapping[str, Any]
 
 _NAMES = {"scores": "", "teacher_scores": "teacher", "train": "train", "last_gap": "gap"}
 """What a value of an epoch's record is called in the table; any other has its own name."""
@@ -29,7 +24,8 @@ def read_epochs(run_folder: str | Path) -> pd.DataFrame:
     `teacher_dev_accuracy`, `agreement` and `teacher_drift`; for Reptile `gap`, the last step's. An undefined score is
     NaN. Raises `RunError` where there is no run.
     """
-    return _table(run_folder, "epoch", "epoch")
+    epochs = read_metrics(Path(run_folder)).epochs
+    return _table([record.to_dict() for record in epochs], "epoch")
 
 
 def read_steps(run_folder: str | Path) -> pd.DataFrame:
@@ -38,34 +34,19 @@ def read_steps(run_folder: str | Path) -> pd.DataFrame:
     Columns: `epoch`, the step's logs (`loss`, `grad_norm`, ...) and learning rates (`lr`, `teacher_lr`). Raises
     `RunError` where there is no run.
     """
-    return _table(run_folder, "step", "step")
+    steps = read_metrics(Path(run_folder)).steps
+    return _table([record.to_dict() for record in steps], "step")
 
 
-def _table(run_folder: str | Path, event: str, index: str) -> pd.DataFrame:
+def _table(records: Sequence[Mapping[str, Any]], index: str) -> pd.DataFrame:
     import pandas as pd  # takes a second, which a run need not wait for
 
-    records = [dict(_flat(record)) for record in read_records(Path(run_folder)) if record["event"] == event]
-    frame = pd.DataFrame(records, columns=list(dict.fromkeys(name for record in records for name in record)))
+    rows = [dict(_flat(record)) for record in records]
+    frame = pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in rows for name in row)))
     if frame.empty:
         frame = pd.DataFrame(columns=[index])
     numbers = {name: "int64" if name in ("epoch", "step") else "float64" for name in frame.columns}
     return frame.astype(numbers).set_index(index)
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl. Raises `RunError` where there is no run, or the file is damaged."""
-    file = folder / "metrics.jsonl"
-    try:
-        text = file.read_text(encoding="utf-8")
-        # What follows the last line's end is what a run that died was writing, or one that lives is.
-        records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except FileNotFoundError:
-        raise RunError(f"{folder}: no run yet; run fit() or scripts/distil.py first") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read: {error}") from None
-    if not all(isinstance(record, dict) and "event" in record for record in records):
-        raise RunError(f"{file}: cannot be read: a line is no record of a run")
-    return records
 
 
 def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
@@ -79,12 +60,12 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
             yield name, value
 
 
-def read_run(run_folder: str | Path) -> tuple[Record, list[Record]]:
-    """What is in a run's results.json, and in each line of its metrics.jsonl. Raises `RunError`."""
+def read_run(run_folder: str | Path) -> tuple[Results, Metrics]:
+    """Results and metrics of a finished run, of one epoch or more. Raises `RunError` where there is none."""
     folder = Path(run_folder)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return results, [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: holds no finished run to draw: {error}") from None
+    if not (folder / "results.json").exists():
+        raise RunError(f"{folder}: holds no finished run to draw")
+    results, metrics = read_results(folder / "results.json"), read_metrics(folder)
+    if not metrics.epochs:
+        raise RunError(f"{folder / 'metrics.jsonl'}: holds no epoch to draw; run again with --overwrite")
+    return results, metrics

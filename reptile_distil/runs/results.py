@@ -1,9 +1,8 @@
-"""What results look like: at a prompt, in a notebook, side by side; and what a model says of texts, by label names."""
+"""Results as text and HTML, tables that compare runs, and predictions with the names of their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,64 +10,37 @@ import torch
 from numpy.typing import NDArray
 
 from reptile_distil.data.tasks import Task
-from reptile_distil.runs.folder import Results
+from reptile_distil.errors import RunError
+from reptile_distil.runs.records import Results, as_results
+from reptile_distil.runtime.text_tables import html_table, markdown_table, percent, plain_table
 from reptile_distil.training.metrics import Scores, predictions_from_logits
 
 Rows = list[tuple[str, ...]]
 _MOST_ROWS = 10
-"""Of a split that are shown."""
-
-_FACTS = {
-    "best_epoch": ("best epoch", "{:d}"),
-    "num_steps": ("steps", "{:,d}"),
-    "num_train_rows": ("training rows", "{:,d}"),
-    "num_parameters": ("parameters", "{:,d}"),
-    "train_seconds": ("seconds of training", "{:.1f}"),
-    "examples_per_second": ("examples a second", "{:,.0f}"),
-    "stopped_by": ("stopped by", "{}"),
-}
-"""Of a run's results: key, what it is called, how it is written."""
+"""Rows of a split that a notebook shows."""
 
 
 class RunResults(dict[str, Any]):
-    """A run's results: the dict that results.json holds, shown as a table of what matters most."""
+    """A run's results: the dict that results.json holds, shown as a table of what matters most.
+
+    One that was changed, so that it is no run's results any more, is shown as any dict is.
+    """
 
     def __repr__(self) -> str:
-        tables = [_score_rows(self), _fact_rows(self)]
-        return "\n".join([_title(self), *map(to_text, filter(None, tables)), f"dict of {', '.join(self)}"])
+        try:
+            results = as_results(self)
+        except RunError:
+            return super().__repr__()
+        tables = [plain_table(_score_rows(results)), plain_table(_fact_rows(results))]
+        return "\n".join([_title(results), *tables, f"dict of {', '.join(self)}"])
 
-    def _repr_html_(self) -> str:
-        scores, facts = _score_rows(self), _fact_rows(self)
-        return to_html(scores, title=_title(self), has_header=True) + to_html(facts)
-
-
-def to_text(rows: Rows) -> str:
-    """Rows of cells as aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def to_html(rows: Rows, *, title: str = "", has_header: bool = False) -> str:
-    """Rows of cells as an HTML table, whatever the cells hold: the first column to the left, the others to the right.
-
-    Empty without rows, but for the title.
-    """
-    head = f"<p><b>{escape(title)}</b></p>" if title else ""
-    if not rows:
-        return head
-    lines = []
-    for number, row in enumerate(rows):
-        tag = "th" if has_header and number == 0 else "td"
-        sides = ["left", *["right"] * (len(row) - 1)]
-        cells = (
-            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, row, strict=True)
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"{head}<table>{''.join(lines)}</table>"
+    def _repr_html_(self) -> str | None:
+        try:
+            results = as_results(self)
+        except RunError:
+            return None  # a notebook then shows the text
+        scores, facts = _score_rows(results), _fact_rows(results)
+        return html_table(scores, title=_title(results), has_header=True) + html_table(facts)
 
 
 def describe_scores(scores: Mapping[str, float | None]) -> str:
@@ -79,7 +51,7 @@ def describe_scores(scores: Mapping[str, float | None]) -> str:
 def split_predictions_html(
     predictions: Sequence[Any], labels: Sequence[object] | None, scores: Mapping[str, float | None] | None
 ) -> str:
-    """The scores of a model on a split, and its first rows: each with a `label` and `probabilities` by class name."""
+    """HTML tables of a model's scores on a split, and of its first rows: prediction, probability and label."""
     rows: Rows = [("row", "prediction", "probability", *(() if labels is None else ("label",)))]
     for index, prediction in enumerate(predictions[:_MOST_ROWS]):
         probability = prediction.probabilities.get(prediction.label)
@@ -88,33 +60,39 @@ def split_predictions_html(
     left_out = len(predictions) - len(rows) + 1
     rest = f"<p>and {left_out:,} more rows</p>" if left_out else ""
     by_name: Rows = [(name, _number(score)) for name, score in (scores or {}).items()]
-    return to_html(by_name, title=f"{len(predictions):,} rows") + to_html(rows, has_header=True) + rest
+    return html_table(by_name, title=f"{len(predictions):,} rows") + html_table(rows, has_header=True) + rest
 
 
-def _title(results: Mapping[str, Any]) -> str:
-    return f"{results.get('method', 'a run')} on {results.get('task', '?')}, seed {results.get('seed', '?')}"
+def _title(results: Results) -> str:
+    return f"{results.method} on {results.task}, seed {results.seed}"
 
 
-def _score_rows(results: Mapping[str, Any]) -> Rows:
+def _score_rows(results: Results) -> Rows:
     """One row for each score, the teacher's beside the student's; a header first."""
-    teacher = results.get("teacher") or {}
-    columns = {"score": results.get("scores") or {}}
-    if teacher:
+    columns: dict[str, Mapping[str, Scores]] = {"score": results.scores}
+    if results.teacher is not None:
         columns = {
-            "student": columns["score"],
-            "teacher at start": teacher.get("scores_at_start") or {},
-            "teacher at end": teacher.get("scores_at_end") or {},
+            "student": results.scores,
+            "teacher at start": results.teacher.scores_at_start,
+            "teacher at end": results.teacher.scores_at_end,
         }
     rows: Rows = [("", *columns)]
-    first = next(iter(columns.values()))
-    for split, scores in first.items():
+    for split, scores in results.scores.items():
         for name in scores:
             rows.append((f"{split} {name}", *(_number(of.get(split, {}).get(name)) for of in columns.values())))
-    return rows if len(rows) > 1 else []
+    return rows
 
 
-def _fact_rows(results: Mapping[str, Any]) -> Rows:
-    return [(name, form.format(results[key])) for key, (name, form) in _FACTS.items() if key in results]
+def _fact_rows(results: Results) -> Rows:
+    rows: Rows = [
+        ("best epoch", f"{results.best_epoch}"),
+        ("steps", f"{results.num_steps:,}"),
+        ("training rows", f"{results.num_train_rows:,}"),
+        ("parameters", f"{results.num_parameters:,}"),
+        ("seconds of training", f"{results.train_seconds:.1f}"),
+        ("examples a second", f"{results.examples_per_second:,.0f}"),
+    ]
+    return rows if results.stopped_by is None else [*rows, ("stopped by", results.stopped_by)]
 
 
 def _cell(value: object) -> str:
@@ -127,7 +105,7 @@ def _number(score: float | None) -> str:
 
 
 class Prediction(NamedTuple):
-    """What a model says of one text or pair of texts."""
+    """A model's prediction for one text or pair of texts."""
 
     label: str | float
     """Name of the most probable class; the number itself for regression."""
@@ -136,14 +114,14 @@ class Prediction(NamedTuple):
 
 
 class SplitPredictions(NamedTuple):
-    """A model on a split, row by row and as a whole; `labels` and `scores` are None for a split without labels."""
+    """A model's predictions and scores on a split; `labels` and `scores` are None for a split without labels."""
 
     predictions: list[Prediction]
     labels: list[str | float] | None
     scores: Scores | None
 
     def to_tsv(self) -> str:
-        """Lines of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
+        """A TSV of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
         rows: list[tuple[Any, ...]] = [("index", "prediction", "probability", "label")]
         for index, prediction in enumerate(self.predictions):
             probability = prediction.probabilities.get(str(prediction.label), "")
@@ -159,7 +137,7 @@ class SplitPredictions(NamedTuple):
 
 
 def name_predictions(logits: NDArray[np.float32], task: Task) -> list[Prediction]:
-    """What logits (N, C) of a task's rows say, by the names of its classes."""
+    """The predictions of logits (N, C), with the names of the task's classes."""
     if task.is_regression:
         return [Prediction(float(number), {}) for number in predictions_from_logits(logits)]
     probabilities = torch.from_numpy(logits).softmax(dim=1).tolist()
@@ -175,18 +153,20 @@ def name_label(label: float, task: Task) -> str | float:
 _SHORT = {"matthews_correlation": "MCC", "teacher at end": "teacher", "best epoch": "epoch", "examples/s": "ex/s"}
 
 
-def comparison_table(results: Sequence[Results], *, width: int | None = None) -> str:
+def comparison_table(results: Sequence[Results | Mapping[str, Any]], *, width: int | None = None) -> str:
     """A Markdown table, aligned for the terminal: one row a run, scores in percent, sizes, times.
 
-    `teacher at end` is the teacher's own score after the run, which only Reptile and MetaDistil change, on the first
-    split of the table. A score that is undefined is `-`. Where the table is wider than `width` columns, its headings
-    are shortened; where that is not enough, columns are left out, the last one first, but never scores.
+    `results` are records, or the contents of results.json files. `teacher at end` is the teacher's own score after the
+    run, which only Reptile and MetaDistil change, on the first split of the table. A score that is undefined is `-`.
+    Where the table is wider than `width` columns, its headings are shortened; where that is not enough, columns are
+    left out, the last one first, but never scores.
     """
-    columns = _columns(results)
+    records = list(map(as_results, results))
+    columns = _columns(records)
     table = _draw(columns)
     if width is None or _width(table) <= width:
         return table
-    scores = _score_names(results[0])
+    scores = _score_names(records[0])
     splits = {name.partition(" ")[0] for name in scores}
     # Where there is only one dev split, nobody needs to be told which.
     dropped = f"{splits.pop()} " if len(splits) == 1 else ""
@@ -199,27 +179,20 @@ def comparison_table(results: Sequence[Results], *, width: int | None = None) ->
 
 def _columns(results: Sequence[Results]) -> dict[str, list[str]]:
     """The cells of each column, by heading."""
-    scores = [
-        [_percent(score) for scores in result["scores"].values() for score in scores.values()] for result in results
-    ]
+    scores = [[percent(score) for scores in result.scores.values() for score in scores.values()] for result in results]
     return {
-        "run": [result["method"] for result in results],
+        "run": [result.method for result in results],
         **{name: [row[number] for row in scores] for number, name in enumerate(_score_names(results[0]))},
         "teacher at end": [_teacher_score(result) for result in results],
-        "parameters": [f"{result['num_parameters']:,}" for result in results],
-        "best epoch": [str(result["best_epoch"]) for result in results],
-        "train s": [f"{result['train_seconds']:.1f}" for result in results],
-        "examples/s": [f"{result['examples_per_second']:,.0f}" for result in results],
+        "parameters": [f"{result.num_parameters:,}" for result in results],
+        "best epoch": [str(result.best_epoch) for result in results],
+        "train s": [f"{result.train_seconds:.1f}" for result in results],
+        "examples/s": [f"{result.examples_per_second:,.0f}" for result in results],
     }
 
 
 def _draw(columns: Mapping[str, Sequence[str]]) -> str:
-    """The first column to the left, numbers to the right."""
-    widths = [max(map(len, (heading, *cells))) for heading, cells in columns.items()]
-    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows]
-    rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown_table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _width(table: str) -> int:
@@ -227,15 +200,11 @@ def _width(table: str) -> int:
 
 
 def _score_names(result: Results) -> list[str]:
-    return [f"{split} {name}" for split, scores in result["scores"].items() for name in scores]
+    return [f"{split} {name}" for split, scores in result.scores.items() for name in scores]
 
 
 def _teacher_score(result: Results) -> str:
-    if "teacher" not in result:
+    if result.teacher is None:
         return "-"
-    first = next(iter(result["teacher"]["scores_at_end"].values()))
-    return " / ".join(_percent(score) for score in first.values())
-
-
-def _percent(score: float | None) -> str:
-    return "-" if score is None or score != score else f"{100 * score:.1f}"
+    first = next(iter(result.teacher.scores_at_end.values()))
+    return " / ".join(percent(score) for score in first.values())

@@ -15,9 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from reptile_distil.errors import CheckpointError, RunError
+from reptile_distil.errors import CheckpointError, RunError, first_fault
 from reptile_distil.runs.checkpoints import Checkpoint, Checkpoints
-from reptile_distil.runs.folder import Results, RunFolder
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.records import Results
 from reptile_distil.runs.state import (
     TensorGroups,
     Tensors,
@@ -35,6 +36,7 @@ from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
 from reptile_distil.runtime.processes import ALONE, Processes, whole
 from reptile_distil.training.loop import Progress
+from reptile_distil.training.records import EpochRecord
 
 logger = logging.getLogger(__name__)
 
@@ -46,23 +48,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class _Record(BaseModel):
-    """An epoch's record: at least what the results are made of."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    epoch: NonNegativeInt
-    score: float
-    scores: dict[str, dict[str, float]]
-
-
 class _Position(_Strict):
     epochs_done: NonNegativeInt
     batches_done: NonNegativeInt
     step: NonNegativeInt
     num_examples: NonNegativeInt
     train_seconds: NonNegativeFloat
-    best: _Record | None
-    last: _Record | None
+    best: EpochRecord | None
+    last: EpochRecord | None
     stopped_by: str | None = None
 
 
@@ -202,7 +195,7 @@ class Recovery:
             raise RunError(f"{checkpoint.path}: its sums are not those that it names")
         tensors.check_empty(str(checkpoint.path))
         return Progress(
-            **state.position.model_dump(),
+            **dict(state.position),
             sums={name: sums[name].to(self._device) for name in state.sums},
             last_gap=None if gap is None else gap.to(self._device),
         )
@@ -226,26 +219,26 @@ class Recovery:
             return
         best = None if progress.best is None else self.folder.model
         tensors = self._tensors(progress)
-        self._processes.on_main(lambda: self._checkpoints.save(name, tensors, self._state(progress).model_dump(), best))
+        self._processes.on_main(lambda: self._checkpoints.save(name, tensors, self._state(progress), best))
         self._saved_name, self._saved_at = name, time.perf_counter()
 
-    def finish(self, results: Results) -> Results:
-        """Adds what concerns the whole run to its results and writes them: from now on the run is finished.
+    def finish(self, values: Mapping[str, Any]) -> Results:
+        """Writes the run's results, `values` and what concerns the run as a whole: from now on it is finished.
 
         `peak_memory_bytes` comes as that of this part of the run, and becomes that of all parts. Each process gets the
-        main one's.
+        main one's results.
         """
-        return self._processes.on_main(lambda: self._finish(results))
+        return self._processes.on_main(lambda: self._finish(values))
 
-    def _finish(self, results: Results) -> Results:
+    def _finish(self, values: Mapping[str, Any]) -> Results:
         before = 0 if self._found is None else self._found[1].peak_memory
-        results = {
-            **results,
+        of_whole_run = {
             "wall_seconds": time.perf_counter() - self._started,
-            "peak_memory_bytes": max(before, results["peak_memory_bytes"]),
+            "peak_memory_bytes": max(before, values["peak_memory_bytes"]),
             "device": self._device,
             "decisive": self.decisive,
         }
+        results = Results.model_validate({**values, **of_whole_run})
         self.folder.finish(results)
         if not self._keep_when_finished:
             self._checkpoints.remove_all()
@@ -273,9 +266,7 @@ class Recovery:
         try:
             state = _State.model_validate(checkpoint.read_state())
         except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(map(str, fault["loc"]))
-            raise CheckpointError(f"{checkpoint.path}: its state is no run's: {where}: {fault['msg']}") from None
+            raise CheckpointError(f"{checkpoint.path}: its state is no run's: {first_fault(error)}") from None
         if self._metrics_digest(state.metrics_size) != state.metrics_sha256:
             raise CheckpointError(f"{checkpoint.path}: metrics.jsonl no longer begins as it was then")
         return state
@@ -313,11 +304,12 @@ class Recovery:
                 self._processes.count,
             )
 
-    def _state(self, progress: Progress) -> _State:
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        """What state.json will hold; what a record has not is left out, since null would be an undefined number."""
         sync_file(self.folder.metrics)
         size = self.folder.metrics.stat().st_size
         values = {field.name: getattr(progress, field.name) for field in fields(progress)}
-        return _State(
+        state = _State(
             decisive=self.decisive,
             fingerprints=self._fingerprints,
             position=_Position(**{name: values[name] for name in _Position.model_fields}),
@@ -330,6 +322,7 @@ class Recovery:
             wall_seconds=time.perf_counter() - self._started,
             peak_memory=peak_memory(self._device),
         )
+        return state.model_dump(exclude_unset=True)
 
     def _metrics_digest(self, size: int) -> str:
         """SHA-256 of the first `size` bytes of metrics.jsonl; empty where it is shorter or missing."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ import torch._functorch.config as compiled_autograd_config
 from torch import nn
 
 from reptile_distil.errors import ConfigError
+from reptile_distil.runtime.measuring import best_seconds
 
 logger = logging.getLogger(__name__)
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -51,7 +52,7 @@ def use_precision(precision: Precision) -> None:
 
 @contextlib.contextmanager
 def computing(precision: Precision, num_threads: int | None) -> Iterator[None]:
-    """Inside, the process computes so; afterwards as before. Both are the whole process's, so one run at a time."""
+    """Sets number format and threads of the whole process inside, and restores them: one run at a time."""
     matmul_precision, threads_before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     use_precision(precision)
     if num_threads is not None:
@@ -65,7 +66,12 @@ def computing(precision: Precision, num_threads: int | None) -> Iterator[None]:
 
 def bf16_slowdown() -> float:
     """Time of a small matrix product on the CPU in bfloat16 over that in float32, each the best of three."""
-    return _best_seconds(torch.bfloat16) / _best_seconds(torch.float32)
+    return _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(2, 256, 384, dtype=dtype).unbind()
+    return best_seconds(partial(torch.matmul, a, b.T), "cpu", repeats=3)
 
 
 def set_attention(model: Any, implementation: Literal["auto", "sdpa", "eager"]) -> None:
@@ -116,18 +122,8 @@ def _check_compiler(device: str) -> None:
         raise ConfigError(f"compute.compile = true: not supported on device {device}; use false")
 
 
-def _best_seconds(dtype: torch.dtype) -> float:
-    a, b = torch.ones(2, 256, 384, dtype=dtype).unbind()
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        a @ b.T
-        best = min(best, time.perf_counter() - started)
-    return best
-
-
 def choose_device(wanted: str) -> str:
-    """The device to compute on. Raises `ConfigError` where it is not there."""
+    """The device to compute on. Raises `ConfigError` where it is not available."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         return "cpu"  # accelerate launch --cpu

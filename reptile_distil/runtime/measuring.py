@@ -19,14 +19,14 @@ from reptile_distil.errors import OutOfMemoryError
 
 
 def free_memory() -> None:
-    """Gives back what models took that are used no more."""
+    """Frees the memory of models that are no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: str) -> None:
-    """Starts a new measurement. Where the system cannot forget an earlier peak, it stays in."""
+    """Starts a new measurement of the peak. Where the system cannot reset it, an earlier peak is included."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -60,6 +60,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: on a device, in PyTorch on the CPU (a plain RuntimeError), or in Python and NumPy."""
     is_ours = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_ours or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+class Stopwatch:
+    """Seconds from one lap to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last lap, or since the stopwatch was made."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
 
 
 class Timing(NamedTuple):
@@ -99,6 +112,18 @@ def time_in_turn(
     return {name: _summarise(values) for name, values in spent.items()}
 
 
+def best_seconds(work: Callable[[], object], device: str, *, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls of `work`, until the device has done it."""
+    best = float("inf")
+    for _ in range(repeats):
+        wait_for(device)
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
 def random_batch(num_rows: int, length: int, *, vocab_size: int, pad_token_id: int, seed: int = 0) -> dict[str, Tensor]:
     """Ids, mask and segments (B, L) of random tokens, none of them padding."""
     generator = torch.Generator().manual_seed(seed)
@@ -128,7 +153,7 @@ def _summarise(seconds: list[float]) -> Timing:
 
 
 def wait_for(device: str) -> None:
-    """Returns when the device has done all that it was given."""
+    """Returns when the device has finished all work given to it."""
     if device == "cuda":
         torch.cuda.synchronize()
     elif device == "mps":

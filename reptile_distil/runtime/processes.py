@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reptile_distil.errors import ConfigError, ReptileDistilError
+from reptile_distil.runtime.launcher import launched_count, launched_several
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=15)
@@ -120,13 +121,12 @@ def start_processes(device: str) -> Processes:
 
     Without a launcher, or with one process, nothing is started. Raises `ConfigError` where it cannot be done.
     """
-    started_as = os.environ.get("WORLD_SIZE", "1")
-    if started_as == "1":
+    if not launched_several():
         return ALONE
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise ConfigError(
-                f"WORLD_SIZE is {started_as}, but {name} is not set: start several processes with torchrun or "
+                f"WORLD_SIZE is {launched_count()}, but {name} is not set: start several processes with torchrun or "
                 "accelerate launch, and one with WORLD_SIZE unset"
             )
     if device == "mps":

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from reptile_distil.data.tasks import Task
+from reptile_distil.errors import RunError
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.tables.data import Column, TableData, columns_of
 from reptile_distil.tables.statistics import compare_paired, mcnemar, paired_bootstrap
+from reptile_distil.training.metrics import compute_scores
 
 
 class Comparison(NamedTuple):
@@ -95,7 +96,7 @@ def _compare_models(
         return Comparison(difference, math.nan, math.nan, p_value, len(labels), "McNemar")
     try:
         found = paired_bootstrap(
-            lambda said, expected: 100 * fast_score(said, expected, metrics), first, second, labels
+            lambda said, expected: 100 * _mean_score(said, expected, metrics), first, second, labels
         )
     except ValueError:  # the score is undefined on some of the resamples
         return Comparison(difference, math.nan, math.nan, math.nan, 1, "")
@@ -105,44 +106,24 @@ def _compare_models(
 def _read_predictions(
     data: TableData, task: Task, row: str, seed: int, columns: Sequence[Column]
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Predictions (N,) and labels (N,) of the splits of `columns`, one behind the other; None where one is missing."""
+    """Predictions (N,) and labels (N,) of the splits of `columns`, one behind the other.
+
+    None where one is missing, or damaged, which is then among the problems of the table.
+    """
     if (task.name, row, seed) not in data.folders:
         return None
     folder = RunFolder(data.folders[task.name, row, seed])
     splits = dict.fromkeys(column.split for column in columns)
-    parts = [part for split in splits if (part := folder.read_predictions(split)) is not None]
+    try:
+        parts = [part for split in splits if (part := folder.read_predictions(split)) is not None]
+    except RunError as error:
+        problem = f"predictions of {task.name} {row} seed {seed}: {error}"
+        data.problems += [problem] * (problem not in data.problems)
+        return None
     if len(parts) < len(splits):
         return None
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def fast_score(predictions: NDArray[Any], labels: NDArray[Any], metrics: Sequence[str]) -> float:
-    """The mean of the named scores of predictions (N,) against labels (N,), as a fraction; NaN where undefined.
-
-    What `metrics.compute_scores` gives, without its checks and fifty times as fast: a bootstrap needs thousands.
-    """
-    return statistics.fmean(_fast_score(metric, predictions, labels) for metric in metrics)
-
-
-def _fast_score(metric: str, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
-    if metric == "accuracy":
-        return float(np.mean(predictions == labels))
-    if metric == "f1":
-        num_positive = np.sum(predictions == 1) + np.sum(labels == 1)
-        return float(2 * np.sum((predictions == 1) & (labels == 1)) / num_positive) if num_positive else 0.0
-    if metric == "matthews_correlation":
-        return _matthews(predictions, labels)
-    if metric == "spearmanr":
-        predictions, labels = stats.rankdata(predictions), stats.rankdata(labels)
-    first, second = predictions - np.mean(predictions), labels - np.mean(labels)
-    size = math.sqrt(float(first @ first) * float(second @ second))
-    return float(first @ second) / size if size else math.nan
-
-
-def _matthews(predictions: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Gorodkin's K-class coefficient: the correlation of the one-hot predictions and labels; 0 for a single class."""
-    num_classes = int(max(predictions.max(), labels.max())) + 1
-    said, true = (np.bincount(values, minlength=num_classes).astype(float) for values in (predictions, labels))
-    n = len(labels)
-    size = math.sqrt((n * n - said @ said) * (n * n - true @ true))
-    return float(n * np.sum(predictions == labels) - said @ true) / size if size else 0.0
+def _mean_score(predictions: NDArray[Any], labels: NDArray[Any], metrics: Sequence[str]) -> float:
+    return statistics.fmean(compute_scores(predictions, labels, metrics).values())

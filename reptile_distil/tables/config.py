@@ -6,23 +6,22 @@ the command line goes above all of them.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.sections import MethodName
-from reptile_distil.config.yaml_files import merge_layer, read_layers
+from reptile_distil.config.sections import MethodName, Role
+from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, did_you_mean
 from reptile_distil.experiments.setup import build_task
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
@@ -82,7 +81,7 @@ class Cell:
         return RunFolder(self.folder, remedy="give another runs_dir, or remove this folder")
 
     @property
-    def role(self) -> MethodName | Literal["teacher"]:
+    def role(self) -> Role:
         """What the run does."""
         return "teacher" if self.row == TEACHER else self.config.method
 
@@ -126,7 +125,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
 
     Raises `ConfigError` as `load_config` does, for any of the cells, and for what no table can have.
     """
-    values, origins = read_layers(Path(path))
+    values, origins = read_layers(find_config(path))
     command = parse_overrides(overrides)
     for layer in [layer for part in ("variants", "per_task") for layer in _mappings(values.get(part))]:
         _replace_leaves(layer, command)
@@ -259,7 +258,7 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
         if method not in known:
             raise ConfigError(
                 f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
-                f"{_did_you_mean(method, known)}"
+                f"{did_you_mean(method, known)}"
             )
 
 
@@ -274,12 +273,7 @@ def _check_per_task(keys: TableKeys, tasks: Sequence[str], origins: Mapping[str,
     known = (*GLUE, *toy.TASKS, *tasks)
     for name in keys.per_task:
         if name not in known:
-            raise ConfigError(f"{origins['per_task']}: per_task: unknown task {name!r}{_did_you_mean(name, known)}")
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{origins['per_task']}: per_task: unknown task {name!r}{did_you_mean(name, known)}")
 
 
 def _name(task: str | dict[str, Any]) -> str:

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
-from reptile_distil.experiments.input_digests import check_inputs
-from reptile_distil.runs.folder import Results
-from reptile_distil.tables.config import TEACHER, TableConfig
+from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.input_digests import KnownDigests
+from reptile_distil.runs.records import Results, TeacherResults, read_metrics
+from reptile_distil.tables.config import TEACHER, Cell, TableConfig
 from reptile_distil.tables.statistics import summarise
+from reptile_distil.training.records import EpochRecord
 
 BySeed = dict[int, float | None]
 """Scores of the seeds that were run; None where a score is undefined."""
@@ -61,8 +63,12 @@ class TableData:
     seeds: tuple[int, ...]
     runs: dict[tuple[str, str, int], Results]
     folders: dict[tuple[str, str, int], Path] = field(default_factory=dict)
+    epochs: dict[tuple[str, str, int], tuple[EpochRecord, ...]] = field(default_factory=dict)
+    """The runs' epochs; none of a run whose metrics.jsonl is gone or damaged."""
+    given_teachers: dict[str, TeacherResults] = field(default_factory=dict)
+    """By task, a teacher that was fine-tuned elsewhere, as a run of a student has found it."""
     problems: list[str] = field(default_factory=list)
-    """Cells that are not there, each with the reason."""
+    """What is missing in the table, or damaged, each with the reason."""
     compared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     """Comparisons made so far: a bootstrap takes seconds, and several files want it."""
     one_teacher: bool = False
@@ -77,20 +83,20 @@ class TableData:
         """The number of runs per task that a row has when nothing is missing."""
         return 1 if row == TEACHER and self.one_teacher else len(self.seeds)
 
-    def of_row(self, row: str, task: Task | None = None) -> dict[tuple[str, int], Results]:
-        """The runs of a row, on one task or on all, by task and seed."""
-        return {
-            (name, seed): results
-            for (name, at, seed), results in self.runs.items()
-            if at == row and (task is None or name == task.name)
-        }
+    def of_row(self, row: str, task: Task | None = None) -> dict[tuple[str, int], Results | TeacherResults]:
+        """The runs of a row, on one task or on all, by task and seed; a given teacher stands under the first seed."""
+        found: dict[tuple[str, int], Results | TeacherResults] = {}
+        if row == TEACHER:
+            found |= {(name, self.seeds[0]): teacher for name, teacher in self.given_teachers.items()}
+        found |= {(name, seed): results for (name, at, seed), results in self.runs.items() if at == row}
+        return {key: results for key, results in found.items() if task is None or key[0] == task.name}
 
     def scores(self, row: str, task: Task, columns: Sequence[Column]) -> BySeed:
         """The mean of the given scores of a task, by seed."""
         means: BySeed = {}
         for (_, seed), results in sorted(self.of_row(row, task).items()):
-            values = [results["scores"][split][metric] for split, metric in columns]
-            defined = all(value is not None and math.isfinite(value) for value in values)
+            values = [results.scores[split][metric] for split, metric in columns]
+            defined = all(map(math.isfinite, values))
             means[seed] = 100 * statistics.fmean(values) if defined else None
         return means
 
@@ -107,14 +113,14 @@ class TableData:
 
     def parameters(self, row: str) -> float | None:
         """Millions of weights; the mean over tasks, whose heads differ."""
-        sizes = [results["num_parameters"] for results in self.of_row(row).values()]
+        sizes = [results.num_parameters for results in self.of_row(row).values()]
         return statistics.fmean(sizes) / 1e6 if sizes else None
 
     def speedup(self, row: str, batch_size: int) -> tuple[float | None, int]:
         """The teacher's milliseconds over the student's: the median over a row's runs, and their number."""
-        measured = [results["latency"]["batches"] for results in self.of_row(row).values() if results.get("latency")]
-        ratios = [batches[str(batch_size)] for batches in measured]
-        ratios = [ratio["teacher_ms"] / ratio["student_ms"] for ratio in ratios]
+        latencies = [run.latency for (_, at, _), run in self.runs.items() if at == row and run.latency is not None]
+        measured = [latency.batches[str(batch_size)] for latency in latencies if str(batch_size) in latency.batches]
+        ratios = [batch.teacher_ms / batch.student_ms for batch in measured if batch.student_ms]
         return (statistics.median(ratios), len(ratios)) if ratios else (None, 0)
 
 
@@ -122,12 +128,11 @@ def collect(table: TableConfig) -> TableData:
     """The finished runs of a table; what is not there, or was made with other settings, is among the `problems`."""
     one_teacher = TEACHER in table.rows and not any(cell.row == TEACHER for cell in table.cells)
     data = TableData(table.tasks, table.rows, table.seeds, {}, one_teacher=one_teacher)
+    known: KnownDigests = {}
     for cell in table.cells:
         key = (cell.task.name, cell.row, cell.seed)
         try:
-            results = cell.run.read_results(cell.decisive)
-            if results is not None:
-                check_inputs(cell.run, results, cell.config, cell.task, cell.role)
+            results = open_finished_run(cell.run, cell.config, cell.task, cell.role, known)
         except RunError as error:
             data.problems.append(f"{cell.name}: {error}")
             continue
@@ -135,11 +140,21 @@ def collect(table: TableConfig) -> TableData:
             data.problems.append(f"{cell.name}: not finished")
             continue
         data.runs[key], data.folders[key] = results, cell.folder
-        if data.one_teacher and "teacher" in results and not data.of_row(TEACHER, cell.task):
-            teacher = results["teacher"]
-            scores = {"scores": teacher["scores_at_start"], "num_parameters": teacher["num_parameters"]}
-            data.runs[cell.task.name, TEACHER, table.seeds[0]] = scores
+        data.epochs[key] = _read_epochs(cell, data.problems)
+        if data.one_teacher and results.teacher is not None:
+            data.given_teachers.setdefault(cell.task.name, results.teacher)
     return data
+
+
+def _read_epochs(cell: Cell, problems: list[str]) -> tuple[EpochRecord, ...]:
+    """The epochs of a finished run; none, and a line in `problems`, where its metrics.jsonl is damaged."""
+    if not cell.run.metrics.exists():
+        return ()
+    try:
+        return read_metrics(cell.folder).epochs
+    except RunError as error:
+        problems.append(f"epochs of {cell.name}: {error}")
+        return ()
 
 
 def summarise_scores(scores: BySeed) -> Entry:

@@ -1,4 +1,4 @@
-"""What a table's runs would do: which cells are finished, what is missing, and how long the rest would take.
+"""The dry run of a table: which cells are finished, what is missing, and how long the rest would take.
 
 Whatever cannot be checked or could not start is named, and does not keep the rest from being checked. One run of each
 row and task is measured, and stands for those with other seeds.
@@ -18,6 +18,7 @@ from reptile_distil.errors import DataError, ModelError, ReptileDistilError, Run
 from reptile_distil.experiments.dry_run import (
     Measured,
     RunPlan,
+    Status,
     check_one_process,
     check_room,
     disk_needed,
@@ -25,17 +26,20 @@ from reptile_distil.experiments.dry_run import (
     look,
     measure,
 )
-from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, align, format_bytes, format_seconds, item
+from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, format_bytes, format_seconds, item
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.input_digests import KnownDigests
 from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runtime.hub import reachability_cached
-from reptile_distil.tables.config import TEACHER, Cell, TableConfig
+from reptile_distil.runtime.text_tables import plain_table
+from reptile_distil.tables.config import Cell, TableConfig
 
 
 class Missing(NamedTuple):
-    """Why a model, or a task's data, cannot be had."""
+    """Why a model, or a task's data, is not available."""
 
     reason: str
     gist: str
@@ -44,16 +48,16 @@ class Missing(NamedTuple):
 
 @dataclass
 class TablePlan:
-    """A table's cells as they would be run, and what keeps some of them from it."""
+    """A table's cells as they would be run, and why some of them could not be."""
 
     cells: Sequence[Cell]
     folder: Path
-    """Of all runs."""
+    """The folder of all runs."""
     device: str = ""
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By the cell's name; a cell whose folder cannot be used is not among them."""
     missing: dict[str, Missing] = field(default_factory=dict)
-    """Models and data that cannot be had, by name."""
+    """Models and data that are not available, by name."""
     faults: dict[str, str] = field(default_factory=dict)
     """Other reasons why runs could not be made, by the name of a cell, or of its task and row."""
     disk_needed: int = 0
@@ -61,14 +65,14 @@ class TablePlan:
 
     @property
     def seconds(self) -> float:
-        """What is left of all cells, about, by one worker."""
+        """The estimated seconds that one worker needs for the unfinished cells."""
         return sum(run.seconds for run in self.runs.values())
 
     def check(self) -> None:
         """Raises `RunError` where a cell could not be run, or there is no room for them."""
         if self.missing:
             raise RunError(
-                f"{len(self.missing)} of the models and data sets, named above, are not to be had here, so the cells "
+                f"{len(self.missing)} of the models and data sets, named above, are not available here, so the cells "
                 "that need them could not be checked"
             )
         if self.faults:
@@ -81,25 +85,28 @@ def plan_table(table: TableConfig) -> TablePlan:
     check_one_process()
     plan = TablePlan(table.cells, Path(table.common.runs_dir))
     measured: dict[tuple[str, str], Measured | None] = {}
+    known: KnownDigests = {}
     with reachability_cached():
         for cell in table.cells:
-            role: Role = "teacher" if cell.row == TEACHER else cell.config.method
-            key = (cell.task.name, cell.row)
+            role, key = cell.role, (cell.task.name, cell.row)
             try:
+                if open_finished_run(cell.run, cell.config, cell.task, role, known) is not None:
+                    plan.runs[cell.name] = RunPlan(role, Status(cell.folder, "finished"), None)
+                    continue
                 experiment = Experiment(cell.config)
                 status = look(experiment, role, overwrite=False)
             except ReptileDistilError as error:
                 plan.faults[cell.name] = str(error)
                 continue
             plan.device = experiment.device
-            if status.state != "finished" and key not in measured:
+            if key not in measured:
                 measured[key] = None  # a fault of one seed is one of all
                 try:
                     if not _add_missing(cell, role, plan.missing):
                         measured[key] = measure(experiment, role, status)
                 except ReptileDistilError as error:
                     plan.faults[" ".join(key)] = str(error)
-            plan.runs[cell.name] = RunPlan(role, status, measured.get(key) if status.state != "finished" else None)
+            plan.runs[cell.name] = RunPlan(role, status, measured[key])
     plan.disk_needed = disk_needed(list(plan.runs.values()), table.common)
     plan.disk_free = free_bytes(plan.folder)
     return plan
@@ -109,9 +116,9 @@ def describe_table_plan(plan: TablePlan) -> str:
     """The whole plan: what is missing, each task and row, time and disk."""
     blocks = ["Dry run: nothing is trained, and nothing is written into a run folder."]
     header = ("task", "row", "cells", "finished", "steps", "s/step", "time left", "memory")
-    blocks.append(align([header, *_lines(plan)], left=2))
+    blocks.append(plain_table([header, *_lines(plan)], num_left=2))
     if plan.missing:
-        blocks.append("\n".join(["Not to be had here:", *_grouped(plan.missing)]))
+        blocks.append("\n".join(["Not available here:", *_grouped(plan.missing)]))
     if plan.faults:
         faults = [_entry(f"{name}: {reason}") for name, reason in plan.faults.items()]
         blocks.append("\n".join(["Could not be run:", *faults]))
@@ -155,7 +162,7 @@ def _needs(plan: TablePlan) -> Iterator[str]:
 
 
 def _add_missing(cell: Cell, role: Role, missing: dict[str, Missing]) -> bool:
-    """Whether a run's models or data cannot be had; adds those to `missing`, and checks the others alone."""
+    """Whether a run's models or data are not available; adds those to `missing`, and checks the others alone."""
     config, task = cell.config, cell.task
     models = [config.teacher.pretrained] if role == "teacher" else [student_source(config)]
     if role != "teacher" and config.needs_teacher(role):

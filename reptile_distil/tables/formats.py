@@ -1,11 +1,10 @@
-"""The table in files: Markdown, LaTeX and CSV, and a CSV of every score of every epoch that it was made from."""
+"""The table as Markdown, LaTeX and CSV, and a CSV of every epoch's scores."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 
 from reptile_distil.errors import RunError
 from reptile_distil.models.cost import BATCH_SIZES
-from reptile_distil.runs.history import read_records
+from reptile_distil.runs.records import Results
+from reptile_distil.runtime.text_tables import escape_latex, latex_table, markdown_table
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.data import BySeed, TableData, columns_of, summarise_scores
 from reptile_distil.tables.sheets import (
     BASELINES,
-    Bold,
-    Cell,
     Sheet,
     difference_sheet,
     notes,
@@ -29,12 +27,13 @@ from reptile_distil.tables.sheets import (
     task_order,
 )
 from reptile_distil.training.metrics import Scores
+from reptile_distil.training.records import EpochRecord
 
 
 def write_table(data: TableData, output: Path) -> str:
     """Writes OUTPUT.md, OUTPUT.tex, OUTPUT.csv and OUTPUT-epochs.csv, each whole or not at all; returns the Markdown.
 
-    Raises `RunError` where they cannot be written, or a run's metrics cannot be read.
+    Raises `RunError` where they cannot be written.
     """
     sheets = [sheet for sheet in (score_sheet(data), difference_sheet(data)) if sheet is not None]
     markdown = to_markdown(sheets, notes(data))
@@ -54,27 +53,15 @@ def write_table(data: TableData, output: Path) -> str:
 
 def to_markdown(sheets: Sequence[Sheet], paragraphs: Sequence[str]) -> str:
     """The sheets, aligned for the terminal, and the notes below them."""
-    blocks = []
-    for sheet in sheets:
-        rows = [sheet.header, *([_markdown(cell) for cell in row] for group in sheet.groups for row in group)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(sheet.header))]
-        lines = [
-            "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows
-        ]
-        rule = "|" + "-" * (widths[0] + 2) + "|" + "".join("-" * (width + 1) + ":|" for width in widths[1:])
-        blocks.append("\n".join([lines[0], rule, *lines[1:]]))
+    blocks = [markdown_table(sheet.header, [row for group in sheet.groups for row in group]) for sheet in sheets]
     return "\n\n".join([*blocks, *paragraphs]) + "\n"
 
 
 def to_latex(sheets: Sequence[Sheet], paragraphs: Sequence[str]) -> str:
-    """A `table*` to be taken into a paper, with the rules of the package booktabs, and the notes below."""
+    """A `table*` with the rules of the package booktabs, to be included in a paper, and the notes below."""
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table*}", r"\centering\scriptsize"]
     for sheet in sheets:
-        lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
-        lines.append(_latex_row([(text,) for text in sheet.header]))
-        for group in sheet.groups:
-            lines += [r"\midrule", *map(_latex_row, group)]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip"]
+        lines += [latex_table(sheet.header, sheet.groups), r"\par\medskip"]
     lines += [rf"\parbox{{\textwidth}}{{{escape_latex(text)}}}\par" for text in paragraphs]
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
@@ -148,37 +135,6 @@ def _plain(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _markdown(cell: Cell) -> str:
-    return "".join(f"**{piece}**" if isinstance(piece, Bold) else piece for piece in cell)
-
-
-def _latex_row(row: Sequence[Cell]) -> str:
-    texts = []
-    for cell in row:
-        escaped = [(escape_latex(piece), isinstance(piece, Bold)) for piece in cell]
-        texts.append("".join(rf"\textbf{{{text}}}" if bold else text for text, bold in escaped))
-    return " & ".join(texts) + r" \\"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    **{char: "\\" + char for char in "&%$#_{}"},
-}
-
-
-def escape_latex(text: str) -> str:
-    """`text` so that LaTeX prints it, with a minus before a number."""
-    if text == "-":
-        return "--"
-    escaped = "".join(_LATEX.get(char, char) for char in text)
-    return re.sub(r"(?<![\w.-])-(?=[\d.])", "$-$", escaped).replace(" - ", " $-$ ")
-
-
 FIELDS = ("task", "method", "seed", "epoch", "step", "train_seconds", "model", "split", "metric", "value")
 _EpochLine = dict[str, Any]
 
@@ -189,48 +145,40 @@ def to_epochs_csv(data: TableData) -> str:
     `value` is a fraction, as in results.json, and empty where it is undefined. Epoch 0 is the teacher before the first
     step. A split that is looked at only at the end of a run, because validation rows chose the epoch, has one line for
     the student, at its chosen epoch, and two for the teacher. Lines without a model are of both: `agreement`, `gap`,
-    `teacher_drift`; `chosen` is 1 at the epoch whose student was kept. A run whose metrics.jsonl is gone has its final
-    scores alone, without an epoch. Raises `RunError` for a damaged one.
+    `teacher_drift`; `chosen` is 1 at the epoch whose student was kept. A run whose metrics.jsonl is gone or
+    damaged has its final scores alone, without an epoch.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
     writer.writeheader()
-    for (task, row, seed), folder in data.folders.items():
-        results = data.runs[task, row, seed]
-        for line in _epoch_lines(results, _read_epochs(folder)):
+    for (task, row, seed), results in data.runs.items():
+        for line in _epoch_lines(results, data.epochs.get((task, row, seed), ())):
             writer.writerow({"task": task, "method": row, "seed": seed, **line, "value": _epoch_value(line["value"])})
     return stream.getvalue()
 
 
-def _read_epochs(folder: Path) -> list[_EpochLine]:
-    """The epoch records of a run, none where its metrics.jsonl is gone."""
-    if not (folder / "metrics.jsonl").exists():
-        return []
-    return [record for record in read_records(folder) if record["event"] == "epoch"]
-
-
-def _epoch_lines(results: Mapping[str, Any], epochs: list[dict[str, Any]]) -> Iterator[_EpochLine]:
+def _epoch_lines(results: Results, epochs: Sequence[EpochRecord]) -> Iterator[_EpochLine]:
     if not epochs:
-        yield from _score_lines({"epoch": "", "step": "", "train_seconds": ""}, "student", results["scores"])
+        yield from _score_lines({"epoch": "", "step": "", "train_seconds": ""}, "student", results.scores)
         return
-    watched = set(epochs[0]["scores"])
+    watched, teacher = set(epochs[0].scores), results.teacher
     at_start: _EpochLine = {"epoch": 0, "step": 0, "train_seconds": "0.0"}
-    teacher = results.get("teacher")
     if teacher is not None:
-        yield from _score_lines(at_start, "teacher", teacher["scores_at_start"])
+        yield from _score_lines(at_start, "teacher", teacher.scores_at_start)
     for record in epochs:
-        at = {**{name: record[name] for name in at_start}, "train_seconds": f"{record['train_seconds']:.1f}"}
-        is_chosen = record["epoch"] == results["best_epoch"]
-        yield from _score_lines(at, "student", record["scores"])
+        at = {"epoch": record.epoch, "step": record.step, "train_seconds": f"{record.train_seconds:.1f}"}
+        is_chosen = record.epoch == results.best_epoch
+        yield from _score_lines(at, "student", record.scores)
         if is_chosen:
-            yield from _score_lines(at, "student", _without(results["scores"], watched))
-        if teacher is not None:
-            yield from _score_lines(at, "teacher", record["teacher_scores"])
+            yield from _score_lines(at, "student", _without(results.scores, watched))
+        if teacher is not None and record.teacher_scores is not None:
+            yield from _score_lines(at, "teacher", record.teacher_scores)
             if record is epochs[-1]:
-                yield from _score_lines(at, "teacher", _without(teacher["scores_at_end"], watched))
-        both = {name: record.get(key) for name, key in (("agreement", "agreement"), ("gap", "last_gap"))}
-        both |= {"teacher_drift": record.get("teacher_drift")}
-        yield from (_epoch_line(at, metric=name, value=value) for name, value in both.items() if value is not None)
+                yield from _score_lines(at, "teacher", _without(teacher.scores_at_end, watched))
+        both = {"agreement": record.agreement, "gap": record.last_gap, "teacher_drift": record.teacher_drift}
+        for name, value in both.items():
+            if value is not None and not math.isnan(value):
+                yield _epoch_line(at, metric=name, value=value)
         yield _epoch_line(at, metric="chosen", value=float(is_chosen))
 
 

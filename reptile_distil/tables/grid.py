@@ -2,14 +2,13 @@
 
 A worker is a process that runs the same command. It goes through the cells that are not finished, takes each that no
 other worker has (the run folder's lock says so; the system frees it when a worker dies), and passes over a student
-whose teacher another worker is fine-tuning. When nothing can be taken, it looks again a little later.
+whose teacher another worker is fine-tuning. When nothing can be taken, it starts over after a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 import traceback
 from collections import Counter
@@ -18,11 +17,14 @@ from pathlib import Path
 
 import torch
 
-from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError
+from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError, first_sentence
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.input_digests import check_inputs
-from reptile_distil.runs.folder import Results
+from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.input_digests import KnownDigests
+from reptile_distil.runs.records import Results
+from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import free_memory
+from reptile_distil.runtime.text_tables import percent
 from reptile_distil.tables.config import TEACHER, Cell
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Grid:
     """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if launched_several():
             raise ConfigError(
                 "a table is made by workers of one process each: start scripts/table.py with python, as many times as "
                 "there are GPUs"
@@ -49,10 +51,12 @@ class Grid:
         self._pending = list(cells)
         self._num_threads = torch.get_num_threads()
         self._counts: Counter[str] = Counter()
+        self._digests: KnownDigests = {}  # of one look at the cells: a run takes long, and files may change meanwhile
 
     def run(self) -> None:
         """Settles every cell: a finished one is not run again, a failed one does not stop the others."""
         while self._pending:
+            self._digests = {}
             settled = [self._settle(cell) for cell in list(self._pending)]
             if self._pending and not any(settled):
                 time.sleep(POLL_SECONDS)
@@ -69,44 +73,56 @@ class Grid:
         teacher = self._teachers.get((cell.task.name, cell.seed)) if cell.needs_teacher else None
         if teacher is not None and teacher.name in self.failures:
             return self._fail(cell, f"its teacher failed: {self.failures[teacher.name]}")
-        started = time.perf_counter()
         try:
-            if results := _read(cell):
-                check_inputs(cell.run, results, cell.config, cell.task, cell.role)
-                return self._succeed(cell, results, "already finished")
+            if (results := self._open(cell)) is not None:
+                return self._succeed(cell, results.score, "already finished")
             if teacher is not None and not self._is_ready(teacher):
                 return False
-            results = self._run(cell)
+        except Exception as error:
+            return self._fail_unless_waiting(cell, teacher, error)
+        return self._run(cell, teacher)
+
+    def _run(self, cell: Cell, teacher: Cell | None) -> bool:
+        """Trains the cell; False where another worker has it."""
+        started = time.perf_counter()
+        torch.set_num_threads(self._num_threads)  # whatever the cell before has set
+        try:
+            experiment = Experiment(cell.config)
+            results = experiment.fit_teacher() if cell.row == TEACHER else experiment.fit()
         except RunInUseError:
             return False
         except Exception as error:
-            with contextlib.suppress(ReptileDistilError):
-                if teacher is not None and not self._is_ready(teacher):
-                    return False  # someone is fine-tuning its teacher anew, and took away the old one
-            return self._fail(cell, _one_sentence(error), traceback.format_exc())
-        finally:
-            free_memory()
-        return self._succeed(cell, results, "run", f" ({time.perf_counter() - started:.1f} s)")
+            settled = self._fail_unless_waiting(cell, teacher, error)
+        else:
+            settled = self._succeed(cell, results["score"], "run", f" ({time.perf_counter() - started:.1f} s)")
+        # Only here: a full collection takes tenths of a second, and a cell that is only looked at loads nothing.
+        free_memory()
+        self._digests = {}
+        return settled
 
-    def _run(self, cell: Cell) -> Results:
-        torch.set_num_threads(self._num_threads)  # whatever the cell before has set
-        experiment = Experiment(cell.config)
-        return experiment.fit_teacher() if cell.row == TEACHER else experiment.fit()
+    def _fail_unless_waiting(self, cell: Cell, teacher: Cell | None, error: Exception) -> bool:
+        """Settles the cell as failed; False where another worker has taken its teacher away to fine-tune it anew."""
+        with contextlib.suppress(ReptileDistilError):
+            if teacher is not None and not self._is_ready(teacher):
+                return False
+        reason = str(error)[:300] if isinstance(error, ReptileDistilError) else first_sentence(error)
+        return self._fail(cell, reason, "".join(traceback.format_exception(error)))
+
+    def _open(self, cell: Cell) -> Results | None:
+        return open_finished_run(cell.run, cell.config, cell.task, cell.role, self._digests)
 
     def _is_ready(self, teacher: Cell) -> bool:
         """Whether the teacher is finished; one that is not (any more) gets its turn."""
-        if _read(teacher):
+        if self._open(teacher) is not None:
             return True
         if teacher not in self._pending:
             self._pending.insert(0, teacher)
         return False
 
-    def _succeed(self, cell: Cell, results: Results, how: str, seconds: str = "") -> bool:
+    def _succeed(self, cell: Cell, score: float | None, how: str, seconds: str = "") -> bool:
         with contextlib.suppress(OSError):
             _failure_file(cell).unlink(missing_ok=True)
-        score = results["score"]
-        said = "-" if score is None or score != score else f"{100 * score:.1f}"
-        return self._note(cell, how, said + seconds)
+        return self._note(cell, how, percent(score) + seconds)
 
     def _fail(self, cell: Cell, reason: str, trace: str | None = None) -> bool:
         if trace is not None:
@@ -128,15 +144,6 @@ class Grid:
         return True
 
 
-def _read(cell: Cell) -> Results | None:
-    return cell.run.read_results(cell.decisive)
-
-
 def _failure_file(cell: Cell) -> Path:
     """Beside the run folder: a folder that holds something else than a run is not run in."""
     return cell.folder.with_name(f"failed-{cell.folder.name}.txt")
-
-
-def _one_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, ReptileDistilError) else f"{type(error).__name__}: {text}"

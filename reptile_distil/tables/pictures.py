@@ -32,7 +32,7 @@ def draw_pictures(data: TableData, output: Path) -> list[Path]:
     Returns the paths of those that were written. A fault in drawing is a line in the log: the table is there all the
     same. Raises `MissingExtraError` without matplotlib.
     """
-    results: list[Result] = [{**run, "row": row} for (_, row, _), run in data.runs.items() if "score" in run]
+    results: list[Result] = [{**run.to_dict(), "row": row} for (_, row, _), run in data.runs.items()]
     students = [folder for (_, row, _), folder in data.folders.items() if row != TEACHER]
     if not results:
         return []

@@ -1,4 +1,4 @@
-"""The sheets of a table, from its numbers to words: scores, differences, and the notes below them."""
+"""A table as cells of text: the sheet of scores, the sheet of differences, and the notes below them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.models.cost import BATCH_SIZES
+from reptile_distil.runtime.text_tables import Bold, Cell
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.config import TEACHER
 from reptile_distil.tables.data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores
@@ -20,16 +21,8 @@ _SHORT = {"accuracy": "acc", "f1": "F1", "matthews_correlation": "MCC", "pearson
 _MAX_PROBLEMS = 20
 
 
-class Bold(str):
-    """A piece of a cell that is set in bold."""
-
-
-Cell = tuple[str, ...]
-"""Pieces of text, one behind the other."""
-
-
 class Sheet(NamedTuple):
-    """A table of its own: a header, and rows in groups between which there is a rule."""
+    """A header, and groups of rows with a rule between them."""
 
     header: list[str]
     groups: list[list[list[Cell]]]
@@ -67,10 +60,10 @@ def difference_sheet(data: TableData) -> Sheet | None:
 
 def notes(data: TableData) -> list[str]:
     """What a reader must know to read the sheets, a paragraph each."""
-    lengths = {run["latency"]["length"] for run in data.runs.values() if run.get("latency")}
-    devices = {run["latency"]["device"] for run in data.runs.values() if run.get("latency")}
+    latencies = [run.latency for run in data.runs.values() if run.latency is not None]
+    lengths, devices = {latency.length for latency in latencies}, {latency.device for latency in latencies}
     # A run that chose by training rows held out has their score beside the dev set's.
-    by_validation = [("validation" in run["scores"]) for run in data.runs.values()]
+    by_validation = [("validation" in run.scores) for run in data.runs.values()]
     chosen = (
         "each of the best epoch on that very set"
         if not any(by_validation)
@@ -138,12 +131,12 @@ def average_name(tasks: Sequence[Task]) -> str:
 
 
 def published_rows(tasks: Sequence[Task]) -> list[PublishedRow]:
-    """Those that say something of these tasks."""
+    """The published rows with a score for one of these tasks."""
     return [row for row in PUBLISHED if any(task.name in row.scores for task in tasks)]
 
 
 def describe_comparison(comparison: Comparison | None) -> str:
-    """`+1.2 [0.8, 1.9] p=0.250 n=3`, or what of it there is."""
+    """`+1.2 [0.8, 1.9] p=0.250 n=3`, without the parts that are undefined."""
     if comparison is None:
         return "-"
     parts = [f"{comparison.difference:+z.1f}"]
@@ -162,13 +155,13 @@ def _task_column(data: TableData, task: Task) -> dict[str, Cell]:
 def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, Cell]:
     """The cell of each row: its entry for each of the scores, the best student's bold, and n."""
     entries = {row: [summarise_scores(by_row[row]) for by_row in scores] for row in data.rows}
-    cells = {}
+    cells: dict[str, Cell] = {}
     for row, of_row in entries.items():
         pieces: list[str] = []
         for index, entry in enumerate(of_row):
             rivals = [other[index].mean for name, other in entries.items() if name in data.students]
             pieces += [" / "] * (index > 0)
-            pieces.append(_number(entry, best=row in data.students and _is_best(entry.mean, rivals)))
+            pieces.append(_mean_and_deviation(entry, best=row in data.students and _is_best(entry.mean, rivals)))
         cells[row] = (*pieces, f" ({_count(of_row, data.planned(row))})")
     return cells
 
@@ -179,7 +172,7 @@ def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
     return mean is not None and len(known) > 1 and round(mean, 1) >= round(max(known), 1)
 
 
-def _number(entry: Entry, *, best: bool) -> str:
+def _mean_and_deviation(entry: Entry, *, best: bool) -> str:
     if entry.mean is None:
         return "-"
     text = f"{entry.mean:z.1f}" if math.isnan(entry.std) else f"{entry.mean:z.1f} ± {entry.std:.1f}"

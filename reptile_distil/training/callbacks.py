@@ -1,9 +1,8 @@
-"""What a user's own objects are told while a run goes on, and what becomes of what they raise."""
+"""Callbacks: a user's own objects that are called while a run goes on, and what their exceptions do to the run."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 
 import torch
 
-from reptile_distil.errors import CallbackError
+from reptile_distil.errors import CallbackError, did_you_mean
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.runtime.randomness import random_numbers_repeated
+from reptile_distil.training.records import EpochRecord
 
 HOOKS: Mapping[str, tuple[str, ...]] = {
     "on_step_end": ("run", "step", "logs", "rates"),
@@ -37,7 +37,7 @@ class StopTraining(Exception):  # noqa: N818  # not an error: how a callback say
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run that a callback is told about."""
+    """The run that a callback is called for."""
 
     task: str
     method: str
@@ -63,7 +63,7 @@ class Callback:
     when the run folder is complete. Time spent here is not counted as training time.
 
     A finished run that is only read again calls nothing. One that goes on from a checkpoint does not tell again what
-    lies before it; what an abrupt end has lost behind it is computed, and told, once more.
+    lies before it; what an abrupt end has lost behind it is computed and reported once more.
 
     Of several processes the main one alone calls, while the others wait at each epoch's end. A stop or a fault in
     `on_step_end` then takes effect at the next step that 10 divides.
@@ -119,9 +119,8 @@ def check_callbacks(callbacks: Sequence[object]) -> tuple[object, ...]:
         owner = type(callback).__name__
         for name in (name for name in dir(callback) if name.startswith("on_") and name not in HOOKS):
             if callable(getattr(callback, name)):
-                close = difflib.get_close_matches(name, HOOKS, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(HOOKS)}"
-                raise CallbackError(f"callback {owner}.{name}: is never called; {hint}")
+                hint = did_you_mean(name, HOOKS) or f"; there are {', '.join(HOOKS)}"
+                raise CallbackError(f"callback {owner}.{name}: is never called{hint}")
         hooks = _hooks_of(callback)
         if not hooks:
             raise CallbackError(f"callback {owner}: has none of {', '.join(HOOKS)}")
@@ -184,7 +183,7 @@ class RunCallbacks:
         self._fault: CallbackError | None = None
 
     def on_step_end(self, step: int, logs: Logs, rates: Mapping[str, float]) -> str | None:
-        """Tells of a step; returns what asked for the end of training, if anything. Raises `CallbackError`."""
+        """Reports a step; returns which callback has asked for the end of training, if any. Raises `CallbackError`."""
         if "on_step_end" not in self._called:
             return None
         # Copies: `total = logs["loss"]` followed by `total += ...` writes into the tensor itself.
@@ -193,19 +192,17 @@ class RunCallbacks:
             return None
         return self._settle()
 
-    def on_epoch_end(self, record: Mapping[str, Any]) -> str | None:
-        """Tells of an epoch's evaluation, then of the epoch; returns and raises as `on_step_end`."""
+    def on_epoch_end(self, record: EpochRecord) -> str | None:
+        """Reports an epoch's evaluation, then the epoch; returns and raises as `on_step_end`."""
         if not self._called:
             return None
-        of_training = ("event", "train", "last_gap", "train_seconds")
-        evaluation = {name: value for name, value in record.items() if name not in of_training}
-        when = f"after epoch {record['epoch']}"
-        self._call_hook("on_evaluate", when, lambda: (copy.deepcopy(evaluation),))
-        self._call_hook("on_epoch_end", when, lambda: (copy.deepcopy(dict(record)),))
+        when = f"after epoch {record.epoch}"
+        self._call_hook("on_evaluate", when, lambda: (record.evaluation_to_dict(),))  # a new dict each time
+        self._call_hook("on_epoch_end", when, lambda: (record.to_dict(),))
         return self._settle()
 
     def on_train_end(self, results: Mapping[str, Any]) -> None:
-        """Tells of the run's end. Raises `CallbackError`."""
+        """Reports the run's end. Raises `CallbackError`."""
         if "on_train_end" in self._called:
             self._call_hook("on_train_end", "at the end", lambda: (copy.deepcopy(dict(results)),))
             self._settle()

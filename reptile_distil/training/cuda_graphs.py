@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: what a step launches is recorded once for each shape of batch, and then replayed.
+"""Training steps as CUDA graphs: the kernels of a step are recorded once for each shape of batch, and then replayed.
 
 On short rows a step on a GPU takes as long as the CPU takes to launch its thousands of kernels. A graph launches them
 all at once. It repeats the same kernels on the same addresses, so everything that changes from step to step (the batch,
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
 from reptile_distil.methods.step import Logs
+from reptile_distil.training.loop import Method
 
 LENGTH_STEP = 8
 """Batches are padded to a multiple of this many tokens: a graph for each length would be seldom replayed."""
@@ -26,23 +27,18 @@ WARM_UP_STEPS = 2
 """Steps on each shape before one is recorded: in them libraries set up, and optimizers make their state."""
 
 
-class Stepping(Protocol):
-    """A method whose step waits for nothing on the device, and does the same on every batch of a shape."""
-
-    def step(self, batch: Batch) -> Logs:
-        """Updates the models; returns scalars on the device."""
-        ...
-
-
 class Recorder(Protocol):
-    """Makes graphs."""
+    """Records steps as graphs."""
 
     def run(self, step: Callable[[], Logs]) -> Logs:
-        """Takes the step as usual, but where it does not get in the way of a recording."""
+        """Takes the step as usual, where it does not disturb a recording."""
         ...
 
     def record(self, step: Callable[[], Logs]) -> Callable[[], Logs]:
-        """What replays the step, which itself is not taken. The logs are overwritten by the next replay of any."""
+        """Records the step, without taking it; returns a function that replays it.
+
+        The logs that it returns are overwritten by the next replay of any graph.
+        """
         ...
 
 
@@ -50,17 +46,18 @@ class GraphedSteps:
     """A method whose steps are replayed from graphs.
 
     Args:
-        method: takes the steps.
-        optimizers: all that it steps; fused ones, which read learning rate and state on the device.
+        method: takes the steps. Its step never waits for the device, and launches the same kernels for all batches of
+            a shape.
+        optimizers: all that the method steps; fused ones, which read learning rate and state on the device.
         batch_size: rows of a batch; one with fewer (an epoch's last) is not worth a graph and is taken as usual.
-        new_recorder: makes what makes the graphs; None: of CUDA.
+        new_recorder: makes the recorder; None: a `CudaRecorder`.
 
     Raises `ValueError` for an optimizer that is not fused.
     """
 
     def __init__(
         self,
-        method: Stepping,
+        method: Method,
         optimizers: Sequence[Optimizer],
         *,
         batch_size: int,
@@ -82,7 +79,7 @@ class GraphedSteps:
     def forget(self) -> None:
         """Drops all graphs: they are recorded anew."""
         self._seen: dict[Any, int] = {}
-        self._graphs: dict[Any, tuple[Batch, Callable[[], Logs]]] = {}
+        self._graphs: dict[Any, tuple[Sequence[Batch], Callable[[], Logs]]] = {}
         self._recorder = self._new_recorder()
 
     @property
@@ -90,28 +87,31 @@ class GraphedSteps:
         """Graphs recorded so far."""
         return len(self._graphs)
 
-    def step(self, batch: Batch) -> Logs:
-        """One step of the method, with the optimizers' learning rates as they are now."""
+    def step(self, batch: Batch, inner_batches: Sequence[Batch] = ()) -> Logs:
+        """Takes one step of the method, with the optimizers' learning rates as they are now; returns copied logs."""
         for rate, group in zip(self._rates, self._groups(), strict=True):
             rate.fill_(group["lr"])
-        shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items())
+        batches = (batch, *inner_batches)
+        shape = tuple(tuple((name, tensor.shape, tensor.dtype) for name, tensor in b.items()) for b in batches)
         seen = self._seen.get(shape, 0)
         if len(batch["labels"]) != self.batch_size or seen < WARM_UP_STEPS:
             self._seen[shape] = seen + 1
-            logs = self._recorder.run(lambda: self._take(batch))
+            logs = self._recorder.run(lambda: self._take(batches))
             self._drop_gradients()
         else:
             if shape not in self._graphs:
-                self._graphs[shape] = self._record(batch)
+                self._graphs[shape] = self._record(batches)
             inputs, replay = self._graphs[shape]
-            for name, tensor in batch.items():
-                inputs[name].copy_(tensor)
+            for static, given in zip(inputs, batches, strict=True):
+                for name, tensor in given.items():
+                    static[name].copy_(tensor)
             logs = replay()
         # All graphs share their memory: the next one overwrites these.
         return {name: value.clone() for name, value in logs.items()}
 
-    def _record(self, batch: Batch) -> tuple[Batch, Callable[[], Logs]]:
-        inputs = {name: tensor.clone() for name, tensor in batch.items()}
+    def _record(self, batches: Sequence[Batch]) -> tuple[Sequence[Batch], Callable[[], Logs]]:
+        """A graph of the step, and the batches that it reads: new ones are copied there before a replay."""
+        inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
         try:
             replay = self._recorder.record(lambda: self._take(inputs))
         except (ReptileDistilError, torch.OutOfMemoryError):
@@ -125,9 +125,10 @@ class GraphedSteps:
         self._drop_gradients()
         return inputs, replay
 
-    def _take(self, batch: Batch) -> Logs:
+    def _take(self, batches: Sequence[Batch]) -> Logs:
+        batch, *inner_batches = batches
         with self._rates_on_the_device():
-            return self.method.step(batch)
+            return self.method.step(batch, inner_batches) if inner_batches else self.method.step(batch)
 
     @contextlib.contextmanager
     def _rates_on_the_device(self) -> Iterator[None]:

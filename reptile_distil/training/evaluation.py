@@ -15,6 +15,7 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.processes import ALONE, Processes, local_part
 from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
+from reptile_distil.training.records import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +83,14 @@ def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> flo
 
 
 class Evaluator:
-    """Examines the student on the dev splits after each epoch, and beside it the teacher.
+    """Evaluates the student on the dev splits after each epoch, and beside it the teacher.
 
     Args:
         student: the model whose score chooses the best epoch.
-        dev: batches of each split to examine them on; the first one's score is the one that chooses.
+        dev: batches of each split to evaluate them on; the first one's score is the one that chooses.
         metrics: names of the scores.
-        teacher: the teacher, or None.
-        teacher_moves: whether the teacher must be examined anew each time; a frozen one is examined once.
+        teacher: the teacher, or None; `score_teacher_at_start` comes before the first `evaluate`.
+        teacher_moves: whether the teacher is evaluated after each epoch; a frozen one is evaluated at its start only.
         processes: those that share the work; each gets the same records.
     """
 
@@ -110,41 +111,46 @@ class Evaluator:
         self.teacher_moves = teacher_moves
         self.processes = processes
         self.predictions: dict[str, NDArray[Any]] = {}
-        """By split, what the student said of each row (N,) when it was last examined."""
+        """By split, the student's predictions (N,) in the latest evaluation."""
+        self.teacher_start: dict[str, Scores] = {}
+        """The teacher's scores at its start, by split."""
+        self.teacher_scores: dict[str, Scores] = {}
+        """Those of the latest evaluation."""
         self._teacher_logits: dict[str, NDArray[np.float32]] = {}
         self._weights_at_start: list[torch.Tensor] = []
-        if teacher is not None:
-            self._teacher_logits = self._predict(teacher)
-            if teacher_moves:
-                self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in teacher.parameters()]
-        self.teacher_start = self._score(self._teacher_logits)
-        self.teacher_scores = self.teacher_start
 
-    def evaluate(self) -> dict[str, Any]:
-        """A record with `scores` by split and the `score` that chooses.
+    def score_teacher_at_start(self) -> dict[str, Scores]:
+        """Scores the teacher as it is now, before anything moves it; later evaluations compare it with that."""
+        if self.teacher is not None:
+            self._teacher_logits = self._predict(self.teacher)
+            if self.teacher_moves:
+                weights = self.teacher.parameters()
+                self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in weights]
+        self.teacher_start = self.teacher_scores = self._score(self._teacher_logits)
+        return self.teacher_start
 
-        With a teacher also `teacher_scores`, `teacher_score`, the `agreement` of both on the first split, and
-        `teacher_drift`, the distance that the teacher's weights have moved (L2 norm).
-        """
+    def evaluate(self) -> Evaluation:
+        """The student's scores by split and, where there is a teacher, the teacher's and how both compare."""
         logits = self._predict(self.student)
         self.predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
         scores = self._score(logits)
         first = next(iter(self.dev))
-        record: dict[str, Any] = {"scores": scores, "score": selection_score(scores[first])}
+        score = selection_score(scores[first])
         if self.teacher is None:
-            return record
+            return Evaluation(scores=scores, score=score)
         if self.teacher_moves:
             self._teacher_logits = self._predict(self.teacher)
         self.teacher_scores = self._score(self._teacher_logits)
         teacher_score = selection_score(self.teacher_scores[first])
         self._warn_of_a_weak_teacher(teacher_score, selection_score(self.teacher_start[first]))
-        return {
-            **record,
-            "teacher_scores": self.teacher_scores,
-            "teacher_score": teacher_score,
-            "agreement": agreement(logits[first], self._teacher_logits[first]),
-            "teacher_drift": self._teacher_drift(),
-        }
+        return Evaluation(
+            scores=scores,
+            score=score,
+            teacher_scores=self.teacher_scores,
+            teacher_score=teacher_score,
+            agreement=agreement(logits[first], self._teacher_logits[first]),
+            teacher_drift=self._teacher_drift(),
+        )
 
     def _predict(self, model: Classifier) -> dict[str, NDArray[np.float32]]:
         return predict_splits(model, self.dev, self.processes)

@@ -1,4 +1,4 @@
-"""The training loop: batches through a method's `step`, an evaluation each epoch, the best model kept."""
+"""The training loop: a method's steps over the batches, an evaluation after each epoch, the best model kept."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ import itertools
 import logging
 import math
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from reptile_distil.data.batches import Batch, Batches
+from reptile_distil.data.batches import Batches, StepBatches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
+from reptile_distil.runtime.measuring import Stopwatch
 from reptile_distil.training.callbacks import RunCallbacks
+from reptile_distil.training.divergence import DivergenceWatch
+from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 class Method(Protocol):
     """Anything that learns from one batch at a time."""
 
-    def step(self, batch: Batch) -> Logs:
-        """Updates the models; returns scalars, `loss` and `grad_norm` among them."""
+    @property
+    def step(self) -> Callable[..., Logs]:
+        """Updates the models from a batch and, for some methods, extra batches (see `StepBatches`).
+
+        Returns scalars on the device, `loss` and `grad_norm` among them.
+        """
         ...
 
 
@@ -40,17 +43,49 @@ class CheckpointWriter(Protocol):
     """Writes a run's checkpoints."""
 
     def is_due(self, progress: Progress) -> bool:
-        """Whether it is time for one in the middle of an epoch."""
+        """Whether it is time for a checkpoint in the middle of an epoch."""
         ...
 
     def save(self, progress: Progress) -> None:
-        """Writes one."""
+        """Writes a checkpoint."""
         ...
+
+
+class RunActions(Protocol):
+    """What the loop asks of the run that it belongs to."""
+
+    def evaluate(self) -> Evaluation:
+        """Evaluates the models as they are; a `score` of NaN counts as minus infinity."""
+        ...
+
+    def keep_best(self) -> None:
+        """Saves the model just evaluated: its score is the highest so far, or it is the first."""
+        ...
+
+    def log(self, record: StepRecord | EpochRecord) -> None:
+        """Writes the record of a step or an epoch."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How long a loop trains and what it shows of that."""
+
+    num_epochs: int
+    max_steps: int | None = None
+    """Ends training in mid-epoch; the last evaluation comes all the same."""
+    patience: int | None = None
+    """Epochs without a higher score after which training stops; None: it goes on."""
+    log_every: int = 50
+    """Steps from one log record to the next."""
+    show_progress: bool = True
+    title: str = "training"
+    """Names the run in error messages."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: what the loop itself must remember to go on from there."""
+    """How far a run is: what the loop itself needs to resume it."""
 
     epochs_done: int = 0
     """Epochs trained and evaluated."""
@@ -61,14 +96,14 @@ class Progress:
     """Examples seen, each time counted."""
     train_seconds: float = 0.0
     """Seconds spent in steps, evaluation not counted."""
-    best: Record | None = None
+    best: EpochRecord | None = None
     """The epoch record with the highest score."""
-    last: Record | None = None
+    last: EpochRecord | None = None
     """The latest epoch's record."""
     sums: Logs = field(default_factory=dict)
-    """Sums of the logs over the epoch under way, on the device: reading them only once an epoch keeps it busy."""
+    """Sums of the logs over the epoch under way, on the device: it is waited for once an epoch only."""
     last_gap: Tensor | None = None
-    """The latest step's gap, for a method that has one."""
+    """The latest step's `gap`, for a method that logs one."""
     stopped_by: str | None = None
     """The callback that asked for the end of training: no further step is taken."""
 
@@ -80,7 +115,7 @@ class Progress:
         self.sums = {name: self.sums[name] + value if self.sums else value for name, value in logs.items()}
         self.last_gap = logs.get("gap")
 
-    def close_epoch(self, record: Record) -> None:
+    def close_epoch(self, record: EpochRecord) -> None:
         """Ends the epoch under way with the record of its evaluation."""
         self.epochs_done += 1
         self.batches_done = 0
@@ -92,10 +127,10 @@ class Progress:
         return {name: value / self.batches_done for name, value in self.sums.items()}
 
     def is_over(self, num_epochs: int, num_steps: int, patience: int | None) -> bool:
-        """Whether no epoch or step is left, a callback has had enough, or `patience` epochs brought no better one."""
+        """Whether training ends: no epoch or step is left, a callback stopped it, or `patience` has run out."""
         if self.batches_done:
             return False
-        without_better = 0 if self.best is None else self.epochs_done - int(self.best["epoch"])
+        without_better = 0 if self.best is None else self.epochs_done - self.best.epoch
         return (
             self.epochs_done >= num_epochs
             or self.step >= num_steps
@@ -106,11 +141,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run came to."""
+    """The end of a training run."""
 
-    best: Record
+    best: EpochRecord
     """The epoch record with the highest score."""
-    last: Record
+    last: EpochRecord
     """The last epoch's record."""
     num_steps: int
     num_examples: int
@@ -127,101 +162,168 @@ def count_steps(batches: Batches, num_epochs: int, max_steps: int | None) -> int
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def train(
-    method: Method,
-    batches: Batches,
-    *,
-    num_epochs: int,
-    max_steps: int | None,
-    schedules: Mapping[str, LRScheduler],
-    evaluate: Callable[[], Record],
-    keep_best: Callable[[], None],
-    log: Callable[[Record], None],
-    patience: int | None = None,
-    log_every: int = 50,
-    show_progress: bool = True,
-    title: str = "training",
-    progress: Progress | None = None,
-    checkpoints: CheckpointWriter | None = None,
-    interrupts: Interrupts | None = None,
-    callbacks: RunCallbacks | None = None,
-) -> Outcome:
-    """Trains for `num_epochs`, or `max_steps` steps if that is less, from the start or from where `progress` stands.
+class TrainingLoop:
+    """Trains a method from its start, or from where `progress` stands: steps, evaluations, the best model kept.
 
-    `progress` is kept up to date in place. After each epoch, `evaluate()` gives a record with a `score` (NaN counts as
-    minus infinity); `keep_best()` is called when it is the highest so far, and always for the first. Training stops
-    early after `patience` epochs without a higher one. `log` gets a record every `log_every` steps and one an epoch.
-    `schedules` are stepped after each step; their learning rates are logged under their names. `checkpoints` are
-    written when they are due, at the end of each epoch, and where a signal (`Interrupted`) or a callback's
-    fault (`CallbackError`) ends the run; never with weights that are not finite. `callbacks` are told of each step and
-    epoch, and may ask for the end. Raises `RunError` when a loss is not finite; `title` is what it calls the run.
+    Args:
+        method: takes the steps.
+        batches: the training batches, with the extra batches that the method takes.
+        schedules: stepped after each step; their learning rates are logged under their names.
+        settings: how long to train.
+        actions: evaluate, keep the best model and log.
+        progress: where to start; kept up to date in place.
+        checkpoints: written when they are due, at the end of each epoch, and where a signal (`Interrupted`) or a
+            callback's fault (`CallbackError`) ends the run; never with weights that are not finite.
+        interrupts: hold signals back while something must not be left half done.
+        callbacks: called after each step and epoch; they may end training.
     """
-    progress, interrupts = progress or Progress(), interrupts or Interrupts()
-    num_steps = count_steps(batches, num_epochs, max_steps)
-    num_epochs = min(num_epochs, -(-num_steps // batches.num_batches))
-    watch = _Watch(batches, title)
 
-    def save() -> None:
-        watch.check(progress)
-        if checkpoints is not None:
-            checkpoints.save(progress)
+    def __init__(
+        self,
+        method: Method,
+        batches: Batches,
+        schedules: Mapping[str, LRScheduler],
+        settings: LoopSettings,
+        actions: RunActions,
+        *,
+        progress: Progress | None = None,
+        checkpoints: CheckpointWriter | None = None,
+        interrupts: Interrupts | None = None,
+        callbacks: RunCallbacks | None = None,
+    ) -> None:
+        self.method = method
+        self.batches = batches
+        self.schedules = schedules
+        self.settings = settings
+        self.actions = actions
+        self.progress = progress or Progress()
+        self.checkpoints = checkpoints
+        self.interrupts = interrupts or Interrupts()
+        self.callbacks = callbacks
+        self._watch = DivergenceWatch(batches, settings.title)
+        self._clock = Stopwatch()
+        self._bar: Any = tqdm(disable=True)
 
-    with logging_redirect_tqdm(), _progress_bar(batches, num_steps, progress.num_examples, show=show_progress) as bar:
-        while not progress.is_over(num_epochs, num_steps, patience):
-            epoch = progress.epochs_done + 1
-            clock = _Stopwatch()
-            bar.set_description(f"epoch {epoch}/{num_epochs}", refresh=False)
-            try:
-                todo = batches.epoch(epoch, skip=progress.batches_done)
-                for batch in itertools.islice(todo, 0 if progress.stopped_by else num_steps - progress.step):
-                    with interrupts.held():
-                        logs, rates = _take_step(method, batch, schedules)
-                        progress.add_step(logs, len(batch["labels"]))
-                        watch.look(progress, logs, rates)
-                        if progress.step % log_every == 0 or progress.step == num_steps:
-                            watch.check(progress)
-                            values = _read(logs)
-                            log({"event": "step", "epoch": epoch, "step": progress.step, **values, **rates})
-                            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-                        progress.train_seconds += clock.lap()
-                        if callbacks is not None:
-                            progress.stopped_by = callbacks.on_step_end(progress.step, logs, rates)
-                            clock.lap()
-                        if checkpoints is not None and checkpoints.is_due(progress):
-                            save()
-                            clock.lap()
-                    interrupts.agree(progress.step)
-                    bar.update(len(batch["labels"]))
-                    if progress.stopped_by:
-                        break
-                watch.check(progress)
-                train_means = _read(progress.means())
-                progress.train_seconds += clock.lap()
-                record = {
-                    "event": "epoch",
-                    "epoch": epoch,
-                    "step": progress.step,
-                    "train": train_means,
-                    "last_gap": None if progress.last_gap is None else float(progress.last_gap),
-                    "train_seconds": progress.train_seconds,
-                    **evaluate(),
-                }
-                with interrupts.held():
-                    log(record)
-                    logger.info("%s", describe_epoch(record, num_epochs))
-                    if progress.best is None or _rank(record) > _rank(progress.best):
-                        keep_best()
-                        progress.best = record
-                    progress.close_epoch(record)
-                    if callbacks is not None:
-                        progress.stopped_by = callbacks.on_epoch_end(record) or progress.stopped_by
-                    save()
-                interrupts.agree()
-            except (Interrupted, CallbackError) as ended:
-                save()
-                if isinstance(ended, Interrupted):
-                    ended.saved_step = None if checkpoints is None else progress.step
-                raise
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run, early stopping aside."""
+        return count_steps(self.batches, self.settings.num_epochs, self.settings.max_steps)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run, early stopping aside; `max_steps` may end the last one in its middle."""
+        return min(self.settings.num_epochs, -(-self.num_steps // self.batches.num_batches))
+
+    def run(self) -> Outcome:
+        """Trains to the end. Raises `RunError` where a loss is not finite or there is no batch."""
+        progress = self.progress
+        with logging_redirect_tqdm(), self._progress_bar() as self._bar:
+            while not progress.is_over(self.num_epochs, self.num_steps, self.settings.patience):
+                try:
+                    self.run_epoch()
+                except (Interrupted, CallbackError) as ended:
+                    self.save()
+                    if isinstance(ended, Interrupted):
+                        ended.saved_step = None if self.checkpoints is None else progress.step
+                    raise
+        return _outcome_of(progress)
+
+    def run_epoch(self) -> None:
+        """Takes the steps that are left of the epoch under way, evaluates, and writes a checkpoint."""
+        self._bar.set_description(f"epoch {self.progress.epochs_done + 1}/{self.num_epochs}", refresh=False)
+        self._clock.lap()
+        for batches in self._steps_left():
+            with self.interrupts.held():
+                self.take_step(batches)
+            self.interrupts.agree(self.progress.step)
+            self._bar.update(len(batches.batch["labels"]))
+            if self.progress.stopped_by:
+                break
+        record = self._evaluate()
+        with self.interrupts.held():
+            self._close_epoch(record)
+        self.interrupts.agree()
+
+    def take_step(self, batches: StepBatches) -> None:
+        """Takes one step of the method, then of the schedules; logs, calls back and saves where that is due."""
+        progress = self.progress
+        rates = {name: float(schedule.get_last_lr()[0]) for name, schedule in self.schedules.items()}
+        logs = self.method.step(batches.batch, *batches.extra)
+        for schedule in self.schedules.values():
+            schedule.step()
+        progress.add_step(logs, len(batches.batch["labels"]))
+        self._watch.look(progress, logs, rates)
+        if progress.step % self.settings.log_every == 0 or progress.step == self.num_steps:
+            self._log_step(logs, rates)
+        progress.train_seconds += self._clock.lap()
+        if self.callbacks is not None:
+            progress.stopped_by = self.callbacks.on_step_end(progress.step, logs, rates)
+            self._clock.lap()  # neither a callback nor a checkpoint is training
+        if self.checkpoints is not None and self.checkpoints.is_due(progress):
+            self.save()
+            self._clock.lap()
+
+    def save(self) -> None:
+        """Writes a checkpoint. Raises `RunError` where a step of the epoch under way was not finite."""
+        self._watch.check(self.progress)
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.progress)
+
+    def _steps_left(self) -> Iterator[StepBatches]:
+        """The batches of the epoch under way that no step was taken on yet; none after a callback has stopped it."""
+        progress = self.progress
+        num_left = 0 if progress.stopped_by else self.num_steps - progress.step
+        steps = self.batches.steps(progress.epochs_done + 1, skip=progress.batches_done)
+        return itertools.islice(steps, num_left)
+
+    def _log_step(self, logs: Logs, rates: Mapping[str, float]) -> None:
+        self._watch.check(self.progress)
+        values = _read(logs)
+        epoch, step = self.progress.epochs_done + 1, self.progress.step
+        self.actions.log(StepRecord.of({**values, **rates}, epoch=epoch, step=step))
+        self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+
+    def _evaluate(self) -> EpochRecord:
+        """The record of the epoch, all of whose steps are taken."""
+        progress = self.progress
+        self._watch.check(progress)
+        train_means = _read(progress.means())
+        progress.train_seconds += self._clock.lap()
+        return self.actions.evaluate().in_epoch(
+            epoch=progress.epochs_done + 1,
+            step=progress.step,
+            train=train_means,
+            last_gap=None if progress.last_gap is None else float(progress.last_gap),
+            train_seconds=progress.train_seconds,
+        )
+
+    def _close_epoch(self, record: EpochRecord) -> None:
+        """Logs the epoch, keeps its model where it is the best so far, calls back, and writes a checkpoint."""
+        progress = self.progress
+        self.actions.log(record)
+        logger.info("%s", describe_epoch(record, self.num_epochs))
+        if progress.best is None or _rank(record) > _rank(progress.best):
+            self.actions.keep_best()
+            progress.best = record
+        progress.close_epoch(record)
+        if self.callbacks is not None:
+            progress.stopped_by = self.callbacks.on_epoch_end(record) or progress.stopped_by
+        self.save()
+
+    def _progress_bar(self) -> Any:
+        """Counts examples, so that it shows examples per second and the time left.
+
+        Silent where there is neither a terminal nor a notebook.
+        """
+        batches = self.batches
+        epochs, steps = divmod(self.num_steps, batches.num_batches)
+        total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
+        disable = not self.settings.show_progress or (None if "ipykernel.zmqshell" not in sys.modules else False)
+        initial = self.progress.num_examples
+        return tqdm(total=total, initial=initial, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
+
+
+def _outcome_of(progress: Progress) -> Outcome:
     if progress.best is None or progress.last is None:
         raise RunError("the training set has no batch to train on")
     return Outcome(
@@ -234,24 +336,15 @@ def train(
     )
 
 
-def _take_step(method: Method, batch: Batch, schedules: Mapping[str, LRScheduler]) -> tuple[Logs, dict[str, float]]:
-    """One step of the method, then of the schedules; the logs, and the learning rates that the step used."""
-    rates = {name: float(schedule.get_last_lr()[0]) for name, schedule in schedules.items()}
-    logs = method.step(batch)
-    for schedule in schedules.values():
-        schedule.step()
-    return logs, rates
-
-
-def describe_epoch(record: Record, num_epochs: int) -> str:
-    """One line about an epoch, for the terminal."""
-    parts = [f"epoch {record['epoch']}/{num_epochs}: loss {record['train']['loss']:.4f}"]
-    parts += [f"{split} {_list_scores(scores)}" for split, scores in record["scores"].items()]
-    if "teacher_scores" in record:
-        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record["teacher_scores"].items()]
-        parts.append(f"agreement {record['agreement']:.3f}")
-    if record["last_gap"] is not None:
-        parts.append(f"gap {record['last_gap']:.3f}, teacher moved {record['teacher_drift']:.3f}")
+def describe_epoch(record: EpochRecord, num_epochs: int) -> str:
+    """An epoch's losses and scores in one line, for the terminal."""
+    parts = [f"epoch {record.epoch}/{num_epochs}: loss {record.train['loss']:.4f}"]
+    parts += [f"{split} {_list_scores(scores)}" for split, scores in record.scores.items()]
+    if record.teacher_scores is not None:
+        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record.teacher_scores.items()]
+        parts.append(f"agreement {record.agreement:.3f}")
+    if record.last_gap is not None:
+        parts.append(f"gap {record.last_gap:.3f}, teacher moved {record.teacher_drift:.3f}")
     return "; ".join(parts)
 
 
@@ -259,75 +352,10 @@ def _list_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def _rank(record: Record) -> float:
-    score: float = record["score"]
-    return -math.inf if math.isnan(score) else score
-
-
-def _progress_bar(batches: Batches, num_steps: int, num_examples: int, *, show: bool) -> Any:
-    """Counts examples, so that it shows examples per second and the time left.
-
-    Silent where there is neither a terminal nor a notebook.
-    """
-    epochs, steps = divmod(num_steps, batches.num_batches)
-    total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
-    disable = not show or (None if "ipykernel.zmqshell" not in sys.modules else False)
-    return tqdm(total=total, initial=num_examples, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
+def _rank(record: EpochRecord) -> float:
+    return -math.inf if math.isnan(record.score) else record.score
 
 
 def _read(logs: Mapping[str, Tensor]) -> dict[str, float]:
     """The logs as numbers. This waits for the device."""
     return {name: float(value) for name, value in logs.items()}
-
-
-class _Stopwatch:
-    """Seconds from one lap to the next."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
-
-
-class _Watch:
-    """Notices the first step with a log that is not finite, on the device: only `check` waits for it."""
-
-    def __init__(self, batches: Batches, title: str) -> None:
-        self._batches = batches
-        self._title = title
-        self._bad_step: Tensor | None = None  # 0: none so far
-        self._bad_values: Tensor | None = None
-        self._names: list[str] = []
-        self._rates: dict[int, Mapping[str, float]] = {}
-
-    def look(self, progress: Progress, logs: Logs, rates: Mapping[str, float]) -> None:
-        values = torch.stack([value.detach().float() for value in logs.values()])
-        if self._bad_step is None or self._bad_values is None:
-            self._bad_step, self._bad_values = torch.zeros((), dtype=torch.long, device=values.device), values
-        is_first = ~values.isfinite().all() & (self._bad_step == 0)
-        self._bad_step = torch.where(is_first, progress.step, self._bad_step)
-        self._bad_values = torch.where(is_first, values, self._bad_values)
-        self._names = list(logs)
-        self._rates[progress.step] = rates
-
-    def check(self, progress: Progress) -> None:
-        """Raises `RunError` where a step of the epoch under way was not finite; forgets those that were."""
-        step = 0 if self._bad_step is None else int(self._bad_step)
-        if not step or self._bad_values is None:
-            self._rates.clear()
-            return
-        name, value = next(
-            (name, value)
-            for name, value in zip(self._names, self._bad_values.tolist(), strict=True)
-            if not math.isfinite(value)
-        )
-        batch = progress.batches_done - 1 - (progress.step - step)
-        rows = ", ".join(map(str, self._batches.row_ids(progress.epochs_done + 1, batch)))
-        rates = ", ".join(f"{name} {rate:.2e}" for name, rate in self._rates[step].items())
-        raise RunError(
-            f"{self._title}: step {step}: {name} is {value} (learning rates: {rates}; training rows, counted from 0: "
-            f"{rows}); the weights have diverged: lower the learning rate, or check these rows"
-        )

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptile_distil.benchmark.arithmetic import Peaks, Shape, floor_seconds, step_bytes, step_flops
+from reptile_distil.benchmark.arithmetic import Peaks, Shape, floor_seconds, layer_flops, step_bytes, step_flops
 from reptile_distil.benchmark.released_step import ReleasedStep
-from reptile_distil.benchmark.report import STYLES, plot, to_markdown, what_grows
+from reptile_distil.benchmark.report import NAMES, plot, to_markdown, what_grows
 from reptile_distil.benchmark.steps import (
     METHODS,
     Case,
@@ -21,7 +22,7 @@ from reptile_distil.benchmark.steps import (
     grouped_rows,
     make_batch,
     make_cases,
-    make_training_batch,
+    make_step_batches,
     measure_memory,
     padded_length,
     run_case,
@@ -30,11 +31,12 @@ from reptile_distil.benchmark.steps import (
 from reptile_distil.benchmark.token_lengths import QUANTILES, draw_lengths, measure_quantiles
 from reptile_distil.cli import run
 from reptile_distil.errors import ConfigError, DataError, RunError
-from reptile_distil.models.cost import layer_flops
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.plots.style import BLUE, GREEN, STYLES
 from scripts import benchmark
 from tests.helpers.dying import die
 from tests.helpers.models import bert
+from tests.helpers.tables import cells_of
 from tests.oracles.reptile import literal_step
 
 TINY = Case("6", batch_size=2, teacher_layers=2, student_layers=1, width=64)
@@ -70,7 +72,7 @@ def test_a_step_takes_as_many_products_as_its_layer_units_say(method):
         case = Case("6", batch_size=2, teacher_layers=2 * depth, student_layers=depth, width=64)
         step, _ = build_step(method, case, Settings(quiz_batch_size=3), attention="eager")
         with FlopCounterMode(display=False) as counter:
-            step(make_training_batch(method, np.array([6, 6]), case, Settings(quiz_batch_size=3)))
+            step(*make_step_batches(method, np.array([6, 6]), case, Settings(quiz_batch_size=3)))
         counted.append(counter.get_total_flops())
     shape = Shape(2, 1, 64, 256, teacher_parameters=0, student_parameters=0)
     assert counted[1] - counted[0] == step_flops(method, shape, np.array([6, 6]), np.array([6, 6, 6]))
@@ -85,16 +87,12 @@ def test_metadistil_moves_the_weights_of_its_passes():
 
 def test_a_quiz_comes_beside_metadistils_batches_alone_with_as_many_rows_as_asked():
     lengths = np.array([2, 5])
-    assert not any("/" in name for name in make_training_batch("kd", lengths, TINY, Settings()))
-    whole, cut, more = (
-        make_training_batch("metadistil", lengths, TINY, Settings(quiz_batch_size=rows)) for rows in (None, 1, 3)
-    )
-    assert [lesson["quiz/attention_mask"].sum(dim=1).tolist() for lesson in (whole, cut, more)] == [
-        [2, 5],
-        [2],
-        [2, 5, 2],
-    ]
-    assert not torch.equal(whole["input_ids"], whole["quiz/input_ids"])
+    assert len(make_step_batches("kd", lengths, TINY, Settings())) == 1
+    sizes = (None, 1, 3)
+    made = [make_step_batches("metadistil", lengths, TINY, Settings(quiz_batch_size=rows)) for rows in sizes]
+    assert [quiz["attention_mask"].sum(dim=1).tolist() for _, quiz in made] == [[2, 5], [2], [2, 5, 2]]
+    for batch, quiz in made[:1]:
+        assert not torch.equal(batch["input_ids"], quiz["input_ids"])
 
 
 def test_the_floor_is_the_slower_of_computing_and_moving():
@@ -183,7 +181,7 @@ def test_the_released_step_is_the_literal_method():
 @pytest.mark.parametrize("method", UNITS)
 def test_every_method_steps_on_the_benchmarks_models(method):
     step, shape = build_step(method, TINY, Settings())
-    step(make_training_batch(method, np.array([6, 6]), TINY, Settings()))
+    step(*make_step_batches(method, np.array([6, 6]), TINY, Settings()))
     assert shape[:4] == (2, 1, 64, 256)
     assert shape.teacher_parameters > shape.student_parameters
 
@@ -218,7 +216,7 @@ def measurement(method, seconds):
 
 def test_the_table_says_how_many_times_faster_than_the_released_step():
     table = to_markdown(TINY, [measurement("reptile", 2.0), measurement("released", 9.0)])
-    assert "| reptile | 2 | 1 2 3 | 1 | 16.0 | 5 | 1.0 | 50% | 25% | 4.50 | 4.50 |" in table
+    assert cells_of(table)[1] == "reptile,2,1 2 3,1,16.0,5,1.0,50%,25%,4.50,4.50".split(",")
 
 
 @pytest.mark.parametrize("lengths", [("6",), ("6", "12", "rte"), ("6", "12", "24")], ids=["one", "bars", "lines"])
@@ -255,7 +253,22 @@ def test_what_grows_is_the_one_number_that_the_cases_differ_in():
 
 
 def test_every_method_that_can_be_measured_can_be_drawn():
-    assert tuple(STYLES) == METHODS == tuple(UNITS)
+    assert tuple(NAMES) == METHODS == tuple(UNITS)
+    assert set(NAMES) <= set(STYLES)
+
+
+@pytest.mark.parametrize("lengths", [("6",), ("6", "12", "24")], ids=["bars", "lines"])
+def test_a_method_has_the_colour_it_has_in_every_other_picture(tmp_path, monkeypatch, lengths):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, path, dpi: figures.append(self))
+    measured = [(TINY._replace(lengths=name), [measurement(m, 2.0) for m in ("reptile", "kd")]) for name in lengths]
+    plot(measured, tmp_path / "b.png", "a machine")
+    axes = figures[0].axes[0]
+    drawn = axes.lines or [bars.patches[0] for bars in axes.containers]
+    colors = [line.get_color() if axes.lines else to_hex(line.get_facecolor()).upper() for line in drawn]
+    assert colors == [BLUE, GREEN]
+    assert axes.get_legend_handles_labels()[1] == ["Reptile", "frozen-teacher KD"]
 
 
 def test_without_matplotlib_the_script_says_what_to_install(monkeypatch, capsys, tmp_path):

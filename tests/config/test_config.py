@@ -10,7 +10,10 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
 from reptile_distil.config.sections import OwnTaskConfig
 from reptile_distil.errors import ConfigError
+from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
+
+pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_base_yaml_is_the_published_recipe():
 @pytest.mark.parametrize(
     ("text", "value"), [("5e-5", 5e-5), ("1E3", 1000.0), ("3e-4", 3e-4), ("1e+0", 1.0), (".5", 0.5), ("2", 2.0)]
 )
-def test_trap_14_5e_5_is_a_number(write, minimal, text, value):
+def test_5e_5_is_a_number(write, minimal, text, value):
     assert load_config(write(f"task: rte\ntrain:\n  lr: {text}\n")).train.lr == value
     assert load_config(minimal, [f"train.lr={text}"]).train.lr == value
 
@@ -77,6 +80,38 @@ def test_an_extending_file_wins_over_its_base_and_an_override_over_both(write):
     path = write("extends: base.yaml\nseed: 2\ntrain:\n  lr: 2e-3\n")
     config = load_config(path, ["train.lr=3e-3", "train.batch_size=8"])
     assert (config.seed, config.train.lr, config.train.epochs, config.train.batch_size) == (2, 3e-3, 7, 8)
+
+
+def test_a_configuration_that_comes_with_the_package_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name, by_path = load_config("quickstart", "seed=3"), load_config(CONFIGS / "quickstart.yaml", "seed=3")
+    assert by_name == by_path
+    assert load_table_config("table-toy").seeds == load_table_config(CONFIGS / "table-toy.yaml").seeds
+
+
+def test_a_file_of_the_users_goes_before_the_packages_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sst2.yaml").write_text("extends: base.yaml\ntask: rte\n")  # base.yaml is not here: the package's
+    assert load_config("sst2.yaml").task == "rte"
+    assert load_config("sst2").task == "sst2"
+    (tmp_path / "base.yaml").write_text(f"extends: {CONFIGS}/base.yaml\nseed: 99\n")
+    assert load_config("sst2.yaml").seed == 99
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sst", "sst: neither a YAML file here nor the name of one that comes with the package; did you mean 'sst2'?"),
+        ("zzz", "zzz: neither .* package; those are ablation, base, cola, "),
+        ("zzz.yaml", "^zzz.yaml: no such file$"),
+        ("toy/ablation", "^toy/ablation: no such file$"),
+        ("../pyproject", "^../pyproject: no such file$"),
+    ],
+)
+def test_a_name_that_is_none_says_what_there_is(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_config(name)
 
 
 def test_extends_is_relative_to_the_file_that_says_it(tmp_path, write):
@@ -162,7 +197,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("train.lr=[", "override 'train.lr=[': not readable as YAML"),
     ],
 )
-def test_trap_15_a_key_or_value_that_is_not_allowed_is_named(write, override, message):
+def test_a_key_or_value_that_is_not_allowed_is_named(write, override, message):
     path = write("task: rte\nstudent:\n  pretrained: somewhere\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, [override])

@@ -160,7 +160,7 @@ def test_no_batch_of_an_epoch_is_padded_beyond_its_longest_row(tokenizer, length
         assert batch["attention_mask"].sum(dim=1).tolist() == lengths[batch["labels"].numpy()].tolist()
 
 
-def test_trap_18_the_order_is_a_function_of_seed_and_epoch_alone(tokenizer, lengths):
+def test_the_order_of_batches_is_a_function_of_seed_and_epoch_alone(tokenizer, lengths):
     rows = numbered_rows(lengths)
     first = Batches(rows, tokenizer, batch_size=8, seed=5)
     in_sequence = [labels_of(first, epoch) for epoch in range(3)]
@@ -172,7 +172,7 @@ def test_trap_18_the_order_is_a_function_of_seed_and_epoch_alone(tokenizer, leng
     assert labels_of(taken_up_again, 0) == in_sequence[0]
 
 
-def test_trap_18_another_epoch_and_another_seed_have_another_order(tokenizer, lengths):
+def test_another_epoch_and_another_seed_have_another_order(tokenizer, lengths):
     rows = numbered_rows(lengths)
     orders = [
         labels_of(Batches(rows, tokenizer, batch_size=8, seed=seed), epoch) for seed, epoch in ((5, 0), (5, 1), (6, 0))
@@ -182,7 +182,7 @@ def test_trap_18_another_epoch_and_another_seed_have_another_order(tokenizer, le
     assert orders[1] != orders[2]
 
 
-def test_trap_18_batches_are_mixed_anew_in_each_epoch_not_only_reordered(lengths):
+def test_batches_are_mixed_anew_in_each_epoch_not_only_reordered(lengths):
     def as_sets(epoch):
         return {frozenset(map(int, rows)) for rows in length_grouped_batches(lengths, 8, seed=5, epoch=epoch)}
 
@@ -276,7 +276,7 @@ def test_in_length_order_every_row_comes_once_the_longest_first(tokenizer, lengt
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 103, 200])
-def test_trap_12_each_row_has_one_prediction_in_the_data_sets_order(tokenizer, lengths, batch_size):
+def test_each_row_has_one_prediction_in_the_data_sets_order(tokenizer, lengths, batch_size):
     model = Classifier(bert(2)).eval()
     rows = numbered_rows(lengths)
     with torch.no_grad():

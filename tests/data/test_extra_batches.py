@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reptile_distil.data.batches import Batches
-from reptile_distil.data.extra_batches import BatchStream, ExtraBatches, alone, companion, hold_out
+from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.errors import DataError
 from reptile_distil.models.toy import toy_tokenizer
@@ -66,45 +66,42 @@ def test_a_stream_is_epoch_after_epoch_and_can_be_entered_anywhere():
 
 def test_held_out_batches_are_used_up_one_after_another():
     stream = BatchStream(batches())
-    extra_batches = ExtraBatches("quiz", stream, num_batches=2)
-    seen = [row for step in range(3) for n in (0, 1) for row in extra_batches(step)[f"quiz{n}/labels"].tolist()]
+    groups = BatchGroups(stream, num_batches=2)
+    assert [len(groups[step]) for step in range(3)] == [2, 2, 2]
+    seen = [row for step in range(3) for batch in groups[step] for row in batch["labels"].tolist()]
     assert seen == [row for number in range(6) for row in stream[number]["labels"].tolist()]
 
 
-def test_overlapping_companions_are_the_training_batch_and_those_that_follow():
+def test_overlapping_groups_are_the_training_batch_and_those_that_follow():
     train = batches()
-    train.extra_batches = ExtraBatches("inner", BatchStream(batches()), num_batches=3, overlapping=True)
+    train.extra_batches = BatchGroups(BatchStream(batches()), num_batches=3, overlapping=True)
     order = [labels(batch) for epoch in (1, 2) for batch in train.epoch(epoch)]
-    for step, batch in enumerate(train.epoch(1)):
-        assert [labels(companion(batch, f"inner{n}")) for n in range(3)] == order[step : step + 3]
+    for step, (batch, (inner_batches,)) in enumerate(train.steps(1)):
+        assert labels(batch) == order[step]
+        assert [labels(inner) for inner in inner_batches] == order[step : step + 3]
 
 
-def test_a_batch_and_its_companion_are_told_apart():
+def test_extra_batches_leave_the_training_batches_as_they_are():
     train = batches()
-    train.extra_batches = ExtraBatches("quiz", BatchStream(batches(seed=5, batch_size=4)))
-    batch = next(iter(train.epoch(1)))
-    plain = next(iter(batches().epoch(1)))
-    assert alone(batch).keys() == plain.keys() == companion(batch, "quiz").keys()
-    assert all(torch.equal(alone(batch)[name], plain[name]) for name in plain)
-    assert len(companion(batch, "quiz")["labels"]) == 4
-    with pytest.raises(ValueError, match="no companion 'inner0'"):
-        companion(batch, "inner0")
+    train.extra_batches = BatchStream(batches(seed=5, batch_size=4))
+    for (batch, (quiz,)), plain, (no_extra, nothing) in zip(
+        train.steps(1), batches().epoch(1), batches().steps(1), strict=True
+    ):
+        assert batch.keys() == plain.keys() == quiz.keys() == no_extra.keys()
+        assert all(torch.equal(batch[name], plain[name]) and torch.equal(no_extra[name], plain[name]) for name in plain)
+        assert nothing == ()
+        assert len(quiz["labels"]) == 4
 
 
-def test_the_companions_of_a_step_depend_on_seed_and_step_alone():
-    def quizzes(epochs, seed=0):
+def test_the_extra_batches_of_a_step_depend_on_seed_and_step_alone():
+    def quizzes(epochs, seed=0, skip=0):
         train = batches(seed=seed)
-        train.extra_batches = ExtraBatches("quiz", BatchStream(batches(count=9, seed=seed)))
-        return [companion(batch, "quiz")["labels"].tolist() for epoch in epochs for batch in train.epoch(epoch)]
-
-    def after(skip):
-        train = batches()
-        train.extra_batches = ExtraBatches("quiz", BatchStream(batches(count=9)))
-        return [companion(batch, "quiz")["labels"].tolist() for batch in train.epoch(2, skip=skip)]
+        train.extra_batches = BatchStream(batches(count=9, seed=seed))
+        return [quiz["labels"].tolist() for epoch in epochs for _, (quiz,) in train.steps(epoch, skip=skip)]
 
     whole = quizzes((1, 2, 3))
-    assert after(4) == whole[7 + 4 : 14]  # taken up again within epoch 2
-    assert quizzes((3,)) == whole[14:]  # taken up again in epoch 3
+    assert quizzes((2,), skip=4) == whole[7 + 4 : 14]  # resumed within epoch 2
+    assert quizzes((3,)) == whole[14:]  # resumed in epoch 3
     assert quizzes((1, 2, 3), seed=1) != whole
     per_round = [sorted(np.concatenate(whole[start : start + 3])) for start in range(0, 21, 3)]
     assert all(round_ == list(range(9)) for round_ in per_round)

@@ -80,7 +80,7 @@ def test_each_official_file_is_read(tmp_path, task, split, files, columns, label
     assert rows.labels == labels
 
 
-def test_trap_02_mnli_labels_are_read_by_name_into_the_hubs_order(tmp_path):
+def test_mnli_labels_are_read_by_name_into_the_hubs_order(tmp_path):
     content = MNLI + "0\ta\tb\t-\tcontradiction\n1\ta\tb\t-\tentailment\n2\ta\tb\t-\tneutral\n"
     assert read(tmp_path, "mnli", "train", train=content).labels == [2, 0, 1]
 
@@ -103,7 +103,7 @@ def test_the_labelled_diagnostic_file_is_preferred(tmp_path):
     assert (rows.columns, rows.labels) == ((("a",), ("b",)), [1])
 
 
-def test_trap_01_quotes_lose_no_row_and_stay_text(tmp_path):
+def test_quotes_in_a_tsv_lose_no_row_and_stay_text(tmp_path):
     content = SST2 + 'he said " yes\t1\n"\t0\n" no\t0\n""\t1\n'
     rows = read(tmp_path, "sst2", "train", train=content)
     assert rows.columns == (('he said " yes', '"', '" no', '""'),)
@@ -111,7 +111,7 @@ def test_trap_01_quotes_lose_no_row_and_stay_text(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["null", "n/a", "None", "NaN", "NA", '"', "", "#", " padded "])
-def test_trap_01_words_that_look_like_missing_values_stay_text(tmp_path, word):
+def test_words_in_a_tsv_that_look_like_missing_values_stay_text(tmp_path, word):
     assert read(tmp_path, "sst2", "train", train=f"{SST2}{word}\t1\n").columns == ((word,),)
 
 

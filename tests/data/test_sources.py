@@ -122,7 +122,7 @@ def test_an_unlabelled_test_split_has_no_label_column(tmp_path):
     assert load_split(GLUE["sst2"], "test", tmp_path, check_rows=False).column_names == ["text"]
 
 
-def test_trap_01_a_lost_row_is_noticed(tmp_path):
+def test_a_lost_row_is_noticed(tmp_path):
     write(tmp_path / "WNLI", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n" + "0\ta\tb\t1\n" * 70)
     with pytest.raises(DataError, match=r"dev\.tsv: expected 71 rows for wnli dev, found 70 .*data\.check_rows=false"):
         load_split(GLUE["wnli"], "dev", tmp_path)
@@ -261,7 +261,7 @@ def test_mnlis_two_dev_splits_are_the_hubs_two_validation_splits(tmp_path, split
     assert load_split(GLUE["mnli"], split, tmp_path, check_rows=False)["label"][:] == [label]
 
 
-def test_trap_02_class_ids_in_another_order_are_permuted_by_name(tmp_path):
+def test_class_ids_in_another_order_are_permuted_by_name(tmp_path):
     dataset = mnli([0, 1, 2], ["contradiction", "entailment", "neutral"])
     save_parquet(dataset, tmp_path, "train-00000-of-00001.parquet")
     rows = load_split(GLUE["mnli"], "train", tmp_path, check_rows=False)
@@ -272,13 +272,13 @@ def test_trap_02_class_ids_in_another_order_are_permuted_by_name(tmp_path):
     ("names", "found"),
     [(["bad", "good"], "bad, good"), (["negative", "neutral", "positive"], "negative, neutral, positive")],
 )
-def test_trap_02_other_class_names_are_refused(tmp_path, names, found):
+def test_other_class_names_are_refused(tmp_path, names, found):
     save_parquet(sst2(["a"], [0], names), tmp_path, "train-00000-of-00001.parquet")
     with pytest.raises(DataError, match=f"expected the classes negative, positive in label, found {found}"):
         load_split(GLUE["sst2"], "train", tmp_path)
 
 
-def test_trap_02_class_ids_without_names_are_refused(tmp_path):
+def test_class_ids_without_names_are_refused(tmp_path):
     save_parquet(sst2(["a"], [0], names=None), tmp_path, "train-00000-of-00001.parquet")
     with pytest.raises(DataError, match="found numbers without class names"):
         load_split(GLUE["sst2"], "train", tmp_path)
@@ -349,7 +349,7 @@ def test_a_failing_download_is_one_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["nyu-mll/glue", "glue"])
-def test_trap_16_a_script_in_the_working_directory_is_never_run(monkeypatch, place):
+def test_a_data_sets_script_in_the_working_directory_is_never_run(monkeypatch, place):
     monkeypatch.setattr(sources, "require_hub", lambda *_: None)
     write(Path(place), "glue.py", "import pathlib; pathlib.Path('executed').touch()")
     with pytest.raises(DataError):
@@ -358,7 +358,7 @@ def test_trap_16_a_script_in_the_working_directory_is_never_run(monkeypatch, pla
 
 
 @pytest.mark.parametrize("place", ["nyu-mll/glue", "glue"])
-def test_trap_16_data_in_the_working_directory_are_never_taken_for_the_hubs(monkeypatch, place):
+def test_data_in_the_working_directory_are_never_taken_for_the_hubs(monkeypatch, place):
     monkeypatch.setattr(sources, "require_hub", lambda *_: None)
     config = "configs:\n- config_name: sst2\n  data_files:\n  - split: train\n    path: train-*.parquet\n"
     folder = write(Path(place), "README.md", f"---\n{config}---\n")
@@ -367,7 +367,7 @@ def test_trap_16_data_in_the_working_directory_are_never_taken_for_the_hubs(monk
         load_split(GLUE["sst2"], "train", None, check_rows=False)
 
 
-def test_trap_17_without_a_network_one_sentence_says_how_to_get_the_data():
+def test_without_a_network_one_sentence_says_how_to_get_the_data():
     with pytest.raises(DataError) as caught:
         load_split(GLUE["sst2"], "train", None)
     assert str(caught.value) == (
@@ -377,7 +377,7 @@ def test_trap_17_without_a_network_one_sentence_says_how_to_get_the_data():
     )
 
 
-def test_trap_17_a_silent_hub_does_not_make_the_user_wait(monkeypatch):
+def test_a_silent_hub_does_not_make_the_user_wait(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "TIMEOUT", 0.2)

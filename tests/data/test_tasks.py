@@ -8,6 +8,8 @@ import pytest
 from reptile_distil.data.tasks import GLUE, Task, get_task
 from reptile_distil.errors import ConfigError
 
+pytestmark = pytest.mark.smoke
+
 
 def own_task(**changes):
     fields = {
@@ -47,7 +49,7 @@ def test_label_names_stand_in_the_published_order(name, labels):
 
 
 @pytest.mark.parametrize("name", ["mnli", "ax"])
-def test_trap_02_mnli_and_ax_have_the_hubs_label_order(name):
+def test_mnli_and_ax_have_the_hubs_label_order(name):
     assert get_task(name).label_names == ("entailment", "neutral", "contradiction")
 
 

@@ -12,7 +12,6 @@ import transformers
 from reptile_distil import Experiment
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
-from reptile_distil.data.extra_batches import alone, companion
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments import run as run_module
 from reptile_distil.experiments.setup import build_batches, build_student, build_task, build_training_batches
@@ -102,9 +101,9 @@ def test_the_quiz_is_made_of_training_rows_that_no_lesson_has_and_never_of_dev_r
     lessons, quizzes = [], []
     batches = build_training_batches(config, task, tokenizer)
     for epoch in (1, 2):
-        for batch in batches.epoch(epoch):
-            lessons += texts(alone(batch))
-            quizzes += texts(companion(batch, "quiz"))
+        for batch, (quiz_batch,) in batches.steps(epoch):
+            lessons += texts(batch)
+            quizzes += texts(quiz_batch)
     plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
     trained_on = [row for batch in plain.epoch(1) for row in texts(batch)]
     assert len(set(quizzes)) == 30
@@ -143,16 +142,17 @@ def test_more_inner_steps_take_the_batches_that_follow(tiny):
     batches = build_training_batches(config, task, tokenizer)
     plain = build_batches(config, task, "train", tokenizer, config.train, for_training=True)
     order = [batch["input_ids"] for epoch in (1, 2) for batch in plain.epoch(epoch)]
-    for step, batch in enumerate(batches.epoch(1)):
-        for number, ids in enumerate((alone(batch), companion(batch, "inner0"), companion(batch, "inner1"))):
-            assert torch.equal(ids["input_ids"], order[step + max(number - 1, 0)])
+    for step, (batch, (inner_batches,)) in enumerate(batches.steps(1)):
+        assert torch.equal(batch["input_ids"], order[step])
+        for inner, expected in zip(inner_batches, order[step : step + 2], strict=True):
+            assert torch.equal(inner["input_ids"], expected)
 
 
 def test_held_out_inner_batches_never_have_a_row_of_equation_3(tiny):
     config = tiny("reptile.inner_batch=held_out", "reptile.share_forward=false", "data.max_train_rows=300").config
     rows = {"own": set(), "inner": set()}
-    for batch in build_training_batches(config, build_task(config), toy_tokenizer()).epoch(1):
-        for name, part in (("own", alone(batch)), ("inner", companion(batch, "inner"))):
+    for batch, ((inner_batch,),) in build_training_batches(config, build_task(config), toy_tokenizer()).steps(1):
+        for name, part in (("own", batch), ("inner", inner_batch)):
             rows[name] |= {tuple(ids[ids != toy_tokenizer().pad_token_id].tolist()) for ids in part["input_ids"]}
     assert (len(rows["own"]), len(rows["inner"])) == (270, 30)
     assert not rows["own"] & rows["inner"]

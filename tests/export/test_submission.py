@@ -598,7 +598,7 @@ def test_runs_become_the_zip_that_their_models_say_and_the_rest_is_filled(call, 
 
 
 @pytest.mark.usefixtures("small")
-def test_trap_02_a_model_with_its_labels_in_another_order_predicts_the_same_names(trained, tmp_path):
+def test_a_model_with_its_labels_in_another_order_predicts_the_same_names(trained, tmp_path):
     """The order of the old processors: contradiction, entailment, neutral."""
     run = tmp_path / "run"
     shutil.copytree(trained / "mnli" / "finetune-seed42", run)
@@ -643,12 +643,15 @@ def test_overrides_are_applied_to_each_run_wherever_they_stand(call, trained, pl
     assert "no-such-folder" in err.splitlines()[-1]
 
 
+NO_RUN = "is neither the folder of a finished run nor the model/ folder in one"
+
+
 @pytest.mark.parametrize("part", ["config.yaml", "results.json", "model"])
 def test_a_folder_without_a_finished_run_is_one_sentence(call, trained, tmp_path, part):
     shutil.copytree(trained / "cola" / "finetune-seed42", tmp_path / "run")
     (tmp_path / "run" / part).rename(tmp_path / "elsewhere")
     code, _, err = call("--runs", "run", "--fill-missing")
-    assert (code, err) == (2, f"error: run: holds no finished run, there is no {part} in it\n")
+    assert (code, err) == (2, f"error: run: {NO_RUN}: there is no {part}\n")
 
 
 def test_a_run_may_be_named_by_its_model(trained):
@@ -657,7 +660,7 @@ def test_a_run_may_be_named_by_its_model(trained):
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(call):
-    assert call("--runs", "no")[::2] == (2, "error: no: holds no finished run, there is no config.yaml in it\n")
+    assert call("--runs", "no")[::2] == (2, f"error: no: {NO_RUN}: there is no config.yaml\n")
 
 
 def test_two_runs_of_a_task_are_refused_with_both_names(call, trained):

@@ -87,8 +87,7 @@ def train(name, plan, **options):
     method, teacher, student = build(name, micro_batch_size=micro_batch_size, **options)
     for step, size in enumerate(sizes):
         inner = [batch(size, seed=100 + step), batch(9, seed=200 + step)] if name == INNER else []
-        beside = {f"inner{n}/{key}": tensor for n, one in enumerate(inner) for key, tensor in one.items()}
-        logs = method.step({**batch(size, seed=step), **beside})
+        logs = method.step(batch(size, seed=step), *([inner] if inner else []))
     return {
         "logs": logs,
         "teacher": {key: whole(weight.detach()) for key, weight in teacher.named_parameters()},
@@ -159,6 +158,7 @@ def drift(processes, *, shard):
         teacher_moves=True,
         processes=processes,
     )
+    evaluator.score_teacher_at_start()
     with torch.no_grad():
         for weight in teacher.parameters():
             weight += 1
@@ -178,11 +178,11 @@ class SignalInStep(ReptileDistiller):
 
     num_steps = 0
 
-    def step(self, batch):
+    def step(self, batch, inner_batches=None):
         self.num_steps += 1
         if self.num_steps == 7:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().step(batch)
+        return super().step(batch, inner_batches)
 
 
 class FailsInStep:

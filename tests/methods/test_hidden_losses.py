@@ -69,14 +69,14 @@ def test_half_precision_states_are_compared_in_float32(term):
 @pytest.mark.parametrize("term", [PatientLoss(1.0, LAYER_MAP), HiddenLoss(1.0, LAYER_MAP)])
 @pytest.mark.parametrize("owner", ["student", "teacher"])
 @pytest.mark.parametrize("given", [0, 2])
-def test_trap_13_missing_states_are_an_error_not_a_silent_zero(term, owner, given):
+def test_missing_states_are_an_error_not_a_silent_zero(term, owner, given):
     student, teacher = (STUDENT[:given], TEACHER) if owner == "student" else (STUDENT, TEACHER[:given])
     with pytest.raises(ModelError, match=f"the {owner} gave {given} hidden states"):
         term(student, teacher, MASK)
 
 
 @pytest.mark.parametrize("empty", [None, ()])
-def test_trap_13_a_model_that_gives_no_hidden_states_is_an_error(empty):
+def test_a_model_that_gives_no_hidden_states_is_an_error(empty):
     class Silent(torch.nn.Module):
         def forward(self, input_ids, output_hidden_states=False):
             from types import SimpleNamespace
@@ -191,7 +191,7 @@ def test_weight_0_takes_the_step_without_the_term():
 
 @pytest.mark.parametrize("kind", ["kd", "reptile"])
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 5])
-def test_trap_08_micro_batches_equal_one_big_batch_with_hidden_state_terms(kind, micro_batch_size):
+def test_micro_batches_equal_one_big_batch_with_hidden_state_terms(kind, micro_batch_size):
     outcomes = []
     for size in (None, micro_batch_size):
         teacher, student = bert(4, seed=1, dtype=torch.float64), bert(2, seed=2, dtype=torch.float64)

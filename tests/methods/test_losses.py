@@ -11,6 +11,8 @@ import torch
 
 from reptile_distil.methods.losses import DistillationLoss, task_loss, tempered_kl
 
+pytestmark = pytest.mark.smoke
+
 TEACHER = torch.tensor([[2 * log(3), 0], [0, 0]], dtype=torch.float64)
 STUDENT = torch.tensor([[0, 0], [2 * log(4), 0]], dtype=torch.float64)
 LABELS = torch.tensor([1, 0])
@@ -60,19 +62,19 @@ def test_three_classes():
     assert one_row([0.0, 0.0, 0.0], [log(2), 0.0, 0.0], 1.0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_trap_03_kl_on_one_logit_is_0_whatever_the_logits():
+def test_kl_on_one_logit_is_0_whatever_the_logits():
     assert tempered_kl(torch.tensor([[1.0], [-3.0]]), torch.tensor([[7.0], [2.0]]), 5.0).item() == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-def test_trap_03_regression_distils_the_mean_squared_difference_without_temperature(temperature):
+def test_regression_distils_the_mean_squared_difference_without_temperature(temperature):
     student, teacher = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [5.0]])
     terms = DistillationLoss(alpha=0.25, temperature=temperature)(student, teacher, torch.tensor([0.0, 3.5]))
     # (1² + 0.5²) / 2, (1² + 2²) / 2, and 0.75 * 0.625 + 0.25 * 2.5
     assert [term.item() for term in terms[:3]] == [1.09375, 0.625, 2.5]
 
 
-def test_trap_03_regression_none_is_the_authors_plain_fine_tuning():
+def test_regression_none_is_the_authors_plain_fine_tuning():
     student, teacher = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [5.0]])
     loss = DistillationLoss(alpha=0.25, temperature=5.0, regression="none")
     terms = loss(student, teacher, torch.tensor([0.0, 3.5]))
@@ -85,24 +87,24 @@ def test_regression_none_changes_nothing_for_classes():
 
 
 @pytest.mark.parametrize(("row", "expected"), [(0, KL_ROW_1), (1, KL_ROW_2)])
-def test_trap_04_the_teacher_comes_first_in_the_kl(row, expected):
+def test_the_teacher_comes_first_in_the_kl(row, expected):
     kl = tempered_kl(STUDENT[row : row + 1], TEACHER[row : row + 1], TEMPERATURE)
     assert kl.item() == pytest.approx(4 * expected, rel=1e-12)
 
 
-def test_trap_04_kl_is_taken_of_log_probabilities_so_it_is_0_for_equal_logits_and_positive_otherwise():
+def test_kl_is_taken_of_log_probabilities_so_it_is_0_for_equal_logits_and_positive_otherwise():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 50, 3, generator=generator, dtype=torch.float64)
     assert tempered_kl(a, a, 3.0).item() == 0
     assert all(tempered_kl(x[None], y[None], 3.0) > 0 for x, y in zip(a, b, strict=True))
 
 
-def test_trap_04_a_constant_added_to_all_logits_changes_nothing():
+def test_a_constant_added_to_all_logits_changes_nothing():
     shifted = tempered_kl(STUDENT + 100, TEACHER - 30, TEMPERATURE)
     assert shifted.item() == pytest.approx(KL, rel=1e-9)
 
 
-def test_trap_05_the_gradient_is_t_times_the_difference_of_the_soft_probabilities():
+def test_the_gradient_is_t_times_the_difference_of_the_soft_probabilities():
     """d(T² KL) / d z_S = T (q - p): 2 * (1/2 - 3/4) in row 1, 2 * (4/5 - 1/2) in row 2, each over 2 rows."""
     student = STUDENT.clone().requires_grad_()
     tempered_kl(student, TEACHER, TEMPERATURE).backward()
@@ -111,7 +113,7 @@ def test_trap_05_the_gradient_is_t_times_the_difference_of_the_soft_probabilitie
 
 
 @pytest.mark.parametrize("temperature", [50.0, 500.0])
-def test_trap_05_the_gradient_does_not_vanish_at_high_temperature(temperature):
+def test_the_gradient_does_not_vanish_at_high_temperature(temperature):
     """It tends to (z_S - z_T) / C for logits of mean 0."""
     student = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     tempered_kl(student, torch.tensor([[0.5, -0.5]], dtype=torch.float64), temperature).backward()

@@ -1,6 +1,7 @@
 """The step equals the method: against a literal deep-copy version, and one promise at a time."""
 
 import copy
+import dataclasses
 import shutil
 import weakref
 
@@ -61,6 +62,7 @@ def pair():
     return bert(4, seed=1), bert(2, seed=2)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("layer_map", ["first", "last", "skip", "both"])
 @pytest.mark.parametrize("update", ["adamw", "interpolate"])
@@ -213,7 +215,7 @@ def test_equation_3_uses_the_updated_teacher(pair):
     assert logs["inner_loss"] > logs["loss"]
 
 
-def test_trap_19_the_teachers_logits_are_computed_anew_in_every_equation(pair, monkeypatch):
+def test_the_teachers_logits_are_computed_anew_in_every_equation(pair, monkeypatch):
     teacher, student = pair
     fast = distiller(teacher, student)
     seen = []
@@ -309,7 +311,7 @@ def test_the_step_never_waits_for_the_device(pair, update, inner_optimizer):
     """Reading a number, or a shape that depends on numbers, waits. transformers looks once a forward for padding."""
     teacher, student = pair
     fast = distiller(teacher, student, update=update, inner_optimizer=inner_optimizer)
-    fast.student_optimizer = adamw(student, lr=1e-2)
+    fast.gradient_step = dataclasses.replace(fast.gradient_step, optimizer=adamw(student, lr=1e-2))
     if update == "adamw":
         fast.teacher_optimizer = adamw(teacher, lr=1e-2)
     whole = {**batch(), "attention_mask": batch()["attention_mask"][:, None, None, :].bool()}
@@ -329,11 +331,12 @@ def test_the_step_needs_one_gradient_of_the_student_and_no_copy(monkeypatch, sha
     teacher, student = bert(4, seed=1, width=128), bert(2, seed=2, width=128)
     options = {"share_forward": share_forward, "layer_map": layer_map, "inner_optimizer": inner_optimizer}
     fast = distiller(teacher, student, **options)
-    fast.student_optimizer, fast.teacher_optimizer = adamw(student, lr=1e-2), adamw(teacher, lr=1e-2)
+    fast.gradient_step = dataclasses.replace(fast.gradient_step, optimizer=adamw(student, lr=1e-2))
+    fast.teacher_optimizer = adamw(teacher, lr=1e-2)
     fast.step(batch(num_rows=2, length=3))
     state = [
         value
-        for o in (fast.student_optimizer, fast.teacher_optimizer)
+        for o in (fast.gradient_step.optimizer, fast.teacher_optimizer)
         for s in o.state.values()
         for value in s.values()
     ]
@@ -346,7 +349,7 @@ def test_the_step_needs_one_gradient_of_the_student_and_no_copy(monkeypatch, sha
     assert recorder.peak < 1.15 * gradient + (twins if layer_map == "both" else 0)
 
 
-def test_trap_06_the_teacher_stays_in_eval_mode(pair):
+def test_the_teacher_stays_in_eval_mode(pair):
     teacher, student = bert(4, dropout=0.5, seed=1), bert(2, seed=2)
     fast = distiller(teacher, student)
     fast.teacher.train()
@@ -356,7 +359,7 @@ def test_trap_06_the_teacher_stays_in_eval_mode(pair):
     assert torch.equal(first, fast.teacher.soft_labels(batch()))
 
 
-def test_trap_07_the_student_is_back_in_train_mode_after_an_evaluation(pair):
+def test_the_student_is_back_in_train_mode_after_an_evaluation(pair):
     teacher, student = pair
     fast = distiller(teacher, student)
     student.eval()
@@ -364,7 +367,7 @@ def test_trap_07_the_student_is_back_in_train_mode_after_an_evaluation(pair):
     assert student.training
 
 
-def test_trap_13_no_attentions_are_asked_for_which_sdpa_would_return_empty(pair):
+def test_no_attentions_are_asked_for_which_sdpa_would_return_empty(pair):
     teacher, student = pair
     fast = distiller(teacher, student)
     asked = []
@@ -374,7 +377,7 @@ def test_trap_13_no_attentions_are_asked_for_which_sdpa_would_return_empty(pair)
     assert asked == 3 * [{"input_ids", "attention_mask"}]
 
 
-def test_trap_20_two_distillers_in_one_process_do_not_touch_each_other():
+def test_two_distillers_in_one_process_do_not_touch_each_other():
     alone_teacher, alone_student = bert(4, seed=1), bert(2, seed=2)
     alone = distiller(alone_teacher, alone_student)
     alone.step(batch())
@@ -392,7 +395,7 @@ def test_trap_20_two_distillers_in_one_process_do_not_touch_each_other():
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4, 8])
 @pytest.mark.parametrize("inner_optimizer", ["adamw", "sgd"])
-def test_trap_08_micro_batches_equal_one_big_batch_also_a_ragged_last_one(micro_batch_size, inner_optimizer):
+def test_micro_batches_equal_one_big_batch_also_a_ragged_last_one(micro_batch_size, inner_optimizer):
     models = []
     for size in (None, micro_batch_size):
         teacher, student = bert(4, seed=1, dtype=torch.float64), bert(2, seed=2, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss, LossTerms, task_loss
-from reptile_distil.methods.step import accumulate_gradient, split_batch, student_step
+from reptile_distil.methods.step import GradientStep, accumulate_gradient, split_batch
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile import clip, literal_loss
 
@@ -49,14 +49,8 @@ def dot_product(weight):
 
 
 def dot_product_step(weight, x, *, max_grad_norm=1.0, micro_batch_size=None):
-    return student_step(
-        dot_product(weight),
-        {"x": x, "labels": torch.zeros(len(x))},
-        parameters=[weight],
-        optimizer=torch.optim.SGD([weight], lr=0.1),
-        max_grad_norm=max_grad_norm,
-        micro_batch_size=micro_batch_size,
-    )
+    step = GradientStep(torch.optim.SGD([weight], lr=0.1), max_grad_norm, micro_batch_size)
+    return step.take(dot_product(weight), {"x": x, "labels": torch.zeros(len(x))}, [weight])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +74,7 @@ def test_each_micro_batch_comes_with_its_share_of_the_rows(micro_batch_size, row
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5, 7, 8, 100])
-def test_trap_08_micro_batches_give_the_gradient_of_the_big_batch_also_with_a_ragged_last_one(micro_batch_size):
+def test_micro_batches_give_the_gradient_of_the_big_batch_also_with_a_ragged_last_one(micro_batch_size):
     model = bert(2, dtype=torch.float64)
     literal_task_loss(model, batch()).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
@@ -96,7 +90,7 @@ def test_trap_08_micro_batches_give_the_gradient_of_the_big_batch_also_with_a_ra
     torch.testing.assert_close(terms.total, literal_task_loss(model, batch()).detach(), rtol=0, atol=1e-14)
 
 
-def test_trap_08_unequal_micro_batches_are_weighted_by_their_rows():
+def test_unequal_micro_batches_are_weighted_by_their_rows():
     weight = torch.zeros(1, requires_grad=True)
     x = torch.tensor([[0.0], [0.0], [9.0]])
     accumulate_gradient(dot_product(weight), {"x": x, "labels": torch.zeros(3)}, 2)
@@ -135,7 +129,7 @@ def test_a_gradient_below_the_norm_stays_as_it_is():
     assert weight.tolist() == pytest.approx([-0.3, -0.4])
 
 
-def test_trap_08_the_sum_of_the_micro_batches_is_clipped_and_stepped_once():
+def test_the_sum_of_the_micro_batches_is_clipped_and_stepped_once():
     weight = torch.zeros(2, requires_grad=True)
     x = torch.tensor([[9.0, 0.0], [0.0, 9.0], [0.0, 3.0]])  # mean (3, 4)
     logs = dot_product_step(weight, x, max_grad_norm=1.0, micro_batch_size=2)
@@ -190,7 +184,7 @@ def assert_equal_weights(model, expected):
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 @METHODS
-def test_trap_08_a_method_learns_the_same_from_micro_batches(make, micro_batch_size):
+def test_a_method_learns_the_same_from_micro_batches(make, micro_batch_size):
     whole, parts = bert(2, seed=2, dtype=torch.float64), bert(2, seed=2, dtype=torch.float64)
     by_batch, by_parts = make(whole), make(parts, micro_batch_size=micro_batch_size)
     for seed in range(3):
@@ -223,7 +217,7 @@ def test_the_loss_that_kd_logs_is_made_of_the_two_terms_it_logs():
 
 
 @METHODS
-def test_trap_07_the_student_is_back_in_train_mode_after_an_evaluation(make):
+def test_the_student_is_back_in_train_mode_after_an_evaluation(make):
     student = bert(2)
     method = make(student)
     method.student.eval()
@@ -241,7 +235,7 @@ def test_kd_never_changes_the_teacher():
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_trap_06_kd_learns_from_a_teacher_without_dropout():
+def test_kd_learns_from_a_teacher_without_dropout():
     teacher, student = bert(4, seed=1, dropout=0.5), bert(2, seed=2)
     expected = literal_loss(student, copy.deepcopy(teacher).eval(), batch(), ALPHA, TEMPERATURE).detach()
     method = knowledge_distiller(student, teacher=teacher)
@@ -249,7 +243,7 @@ def test_trap_06_kd_learns_from_a_teacher_without_dropout():
     torch.testing.assert_close(method.step(batch())["loss"], expected)
 
 
-def test_trap_20_two_fine_tuners_in_one_process_do_not_touch_each_other():
+def test_two_fine_tuners_in_one_process_do_not_touch_each_other():
     alone, student, other = bert(2, seed=2), bert(2, seed=2), bert(2, seed=3)
     fine_tuner(alone).step(batch())
     method, another = fine_tuner(student), fine_tuner(other)

@@ -8,6 +8,7 @@ import torch
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import TeacherRegularization
+from reptile_distil.methods.step import GradientStep
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 
@@ -65,9 +66,8 @@ def test_three_steps_with_upkeep_equal_the_literal_ones(task_lr, pull, micro_bat
     start = copy.deepcopy(slow_teacher)
     regularization = TeacherRegularization(
         teacher,
-        task_optimizer=adam(teacher, task_lr) if task_lr else None,
+        task_step=GradientStep(adam(teacher, task_lr), micro_batch_size=micro_batch_size) if task_lr else None,
         pull=pull,
-        micro_batch_size=micro_batch_size,
     )
     fast = distiller(teacher, student, regularization)
     slow_optimizer, slow_meta = adam(slow_student), torch.optim.SGD(slow_teacher.parameters(), lr=MU)
@@ -97,14 +97,14 @@ def test_a_whole_pull_leaves_the_teacher_at_its_start():
 
 def test_the_task_step_lowers_the_teachers_own_loss():
     teacher, student = models(torch.float32)
-    fast = distiller(teacher, student, TeacherRegularization(teacher, task_optimizer=adam(teacher, 1e-3)))
+    fast = distiller(teacher, student, TeacherRegularization(teacher, task_step=GradientStep(adam(teacher, 1e-3))))
     losses = [fast.step(batch())["teacher_task_loss"].item() for _ in range(8)]
     assert losses[-1] < losses[0]
 
 
 def test_without_a_pull_no_copy_of_the_teacher_is_kept():
     teacher, _ = models(torch.float32)
-    assert TeacherRegularization(teacher, task_optimizer=adam(teacher))._start == []
+    assert TeacherRegularization(teacher, task_step=GradientStep(adam(teacher)))._start == []
 
 
 @pytest.mark.parametrize("pull", [-0.1, 1.5])

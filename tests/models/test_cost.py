@@ -1,14 +1,15 @@
-"""Milliseconds of two models in turn: with what input, how often, and what is left as it was."""
+"""What a model costs: milliseconds of two models in turn, and the operations of a forward pass."""
 
 import logging
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from reptile_distil.models import cost as latency
 from reptile_distil.models.classifier import Student, Teacher
-from reptile_distil.models.cost import compare_latency
+from reptile_distil.models.cost import compare_latency, flops_per_sequence
 from tests.helpers import models
 
 
@@ -110,3 +111,84 @@ def test_a_device_without_room_costs_the_measurement_not_the_run(clock, monkeypa
     with caplog.at_level(logging.WARNING):
         assert compare_latency(Timed(clock), Timed(clock), length=8, device="cpu") is None
     assert "latency not measured" in caplog.text
+
+
+LENGTH, LAYERS, WIDTH, INNER, LABELS = 9, 3, 16, 64, 2
+PROJECTIONS = 8 * LENGTH * WIDTH**2  # query, key, value and output
+ATTENTION = 4 * LENGTH**2 * WIDTH  # scores and weighted sums
+FEED_FORWARD = 4 * LENGTH * WIDTH * INNER
+ENCODER = LAYERS * (PROJECTIONS + ATTENTION + FEED_FORWARD)
+GATED = LAYERS * (PROJECTIONS + ATTENTION + FEED_FORWARD * 3 // 2)  # a third product, the gate
+DENSE, HEAD = 2 * WIDTH**2, 2 * WIDTH * LABELS
+SHAPE = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": INNER,
+    "vocab_size": 30,
+    "max_position_embeddings": 32,
+    "num_labels": LABELS,
+    "pad_token_id": 0,
+}
+# One token, the first, goes through a pooler and the head; in a decoder all of them go through the head.
+EXPECTED = {
+    "bert": (transformers.BertConfig(**SHAPE), ENCODER + DENSE + HEAD),
+    "modernbert": (
+        transformers.ModernBertConfig(**SHAPE, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2),
+        GATED + DENSE + HEAD,
+    ),
+    # Beside the words, 64 relative positions are projected to keys and queries; each token meets each of them twice.
+    "deberta-v2": (
+        transformers.DebertaV2Config(**SHAPE, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+        ENCODER + LAYERS * (2 * 2 * 64 * WIDTH**2 + 2 * 2 * LENGTH * 64 * WIDTH) + DENSE + HEAD,
+    ),
+    "llama": (transformers.LlamaConfig(**SHAPE), GATED + LENGTH * HEAD),
+    "gpt2": (
+        transformers.GPT2Config(
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=2,
+            vocab_size=30,
+            n_positions=32,
+            num_labels=LABELS,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        ENCODER + LENGTH * HEAD,
+    ),
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_operations_are_those_of_the_matrix_products(kind, attention):
+    config, expected = EXPECTED[kind]
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    if (kind, attention) != ("deberta-v2", "sdpa"):  # which it does not have
+        model.set_attn_implementation(attention)
+    with torch.no_grad():  # PyTorch's counter alone would fail on DeBERTa here
+        counted = flops_per_sequence(model, LENGTH)
+    assert counted == expected
+
+
+@pytest.mark.parametrize("kind", ["roberta", "electra", "mpnet", "albert", "distilbert"])
+def test_other_encoders_have_the_layers_of_bert(kind):
+    """Width 16, feed-forward width 32. What is not in the layers is the same for each depth."""
+    one, three = (flops_per_sequence(models.classifier(kind, depth), LENGTH) for depth in (1, 3))
+    assert three - one == 2 * (PROJECTIONS + ATTENTION + FEED_FORWARD // 2)
+
+
+def test_operations_of_bert_base_are_the_known_number():
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
+    encoder = 12 * (8 * 128 * 768**2 + 4 * 128**2 * 768 + 4 * 128 * 768 * 3072)
+    assert flops_per_sequence(model, 128) == encoder + 2 * 768**2 + 2 * 768 * 2 == 22_348_434_432
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_operations_leaves_the_model_as_it_was(training):
+    model = models.bert(1).train(training)
+    with torch.no_grad():
+        flops_per_sequence(model, 4)
+    assert model.training is training
+    assert all(weight.grad is None for weight in model.parameters())

@@ -7,6 +7,8 @@ from reptile_distil.errors import LayerMapError
 from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
 from tests.helpers.models import bert, classifier
 
+pytestmark = pytest.mark.smoke
+
 FOUR_TO_TWO = {
     "skip": [
         ("bert.encoder.layer.1.", "bert.encoder.layer.0."),

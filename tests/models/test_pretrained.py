@@ -242,7 +242,7 @@ def test_loading_leaves_the_global_random_numbers_alone(tmp_path, name):
 
 @KINDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_trap_21_a_half_precision_checkpoint_is_loaded_in_float32_head_included(tmp_path, kind, dtype):
+def test_a_half_precision_checkpoint_is_loaded_in_float32_head_included(tmp_path, kind, dtype):
     saved = classifier(kind).to(dtype)
     model = load_pretrained(save(saved, tmp_path), MNLI, seed=0)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
@@ -251,13 +251,13 @@ def test_trap_21_a_half_precision_checkpoint_is_loaded_in_float32_head_included(
         assert torch.equal(model.base_model.get_parameter(name), weight.float()), name
 
 
-def test_trap_21_the_head_of_a_half_precision_checkpoint_is_not_rounded_to_half(tmp_path):
+def test_the_head_of_a_half_precision_checkpoint_is_not_rounded_to_half(tmp_path):
     of_half = load_pretrained(save(bert(2, dtype=torch.float16), tmp_path / "half"), MNLI, seed=7)
     of_float = load_pretrained(save(bert(2), tmp_path / "float"), MNLI, seed=7)
     assert same(head(of_half), head(of_float))
 
 
-def test_trap_21_students_made_from_a_half_precision_teacher_are_float32(tmp_path):
+def test_students_made_from_a_half_precision_teacher_are_float32(tmp_path):
     folder = save(bert(4, dtype=torch.float16), tmp_path, MNLI.label_names)
     teacher = load_finetuned(folder, MNLI)
     for model in (teacher, start_from_teacher_layers(teacher, [1, 3]), start_random(teacher, 2, seed=0)):
@@ -324,7 +324,7 @@ def test_a_toy_model_is_drawn_from_the_seed():
 
 
 @KINDS
-def test_trap_02_outputs_in_another_order_are_permuted_by_name(tmp_path, kind):
+def test_a_models_outputs_in_another_order_are_permuted_by_name(tmp_path, kind):
     saved = classifier(kind)
     folder = save(saved, tmp_path, ["contradiction", "entailment", "neutral"])
     model = load_finetuned(folder, MNLI)
@@ -334,20 +334,20 @@ def test_trap_02_outputs_in_another_order_are_permuted_by_name(tmp_path, kind):
 
 
 @KINDS
-def test_trap_02_outputs_in_the_tasks_order_stay_as_they_are(tmp_path, kind):
+def test_a_models_outputs_in_the_tasks_order_stay_as_they_are(tmp_path, kind):
     saved = classifier(kind)
     model = load_finetuned(save(saved, tmp_path, MNLI.label_names), MNLI)
     assert torch.equal(logits_of(model), logits_of(saved))
 
 
-def test_trap_02_names_that_differ_in_capitals_blanks_and_hyphens_are_the_same(tmp_path):
+def test_label_names_that_differ_in_capitals_blanks_and_hyphens_are_the_same(tmp_path):
     saved = bert(2, num_labels=2)
     model = load_finetuned(save(saved, tmp_path, ["Not-Entailment ", "ENTAILMENT"]), RTE)
     assert torch.equal(logits_of(model), logits_of(saved)[:, [1, 0]])
     assert model.config.id2label == {0: "entailment", 1: "not_entailment"}
 
 
-def test_trap_02_labels_without_names_are_refused_with_the_remedy(tmp_path):
+def test_labels_without_names_are_refused_with_the_remedy(tmp_path):
     folder = save(bert(2), tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"])
     message = (
         f"^{folder}: its labels are LABEL_0, LABEL_1, LABEL_2, but task mnli has entailment, neutral, contradiction; "
@@ -357,14 +357,14 @@ def test_trap_02_labels_without_names_are_refused_with_the_remedy(tmp_path):
         load_finetuned(folder, MNLI)
 
 
-def test_trap_02_label_numbers_that_do_not_start_at_0_are_refused(tmp_path):
+def test_label_numbers_that_do_not_start_at_0_are_refused(tmp_path):
     folder = save(bert(2), tmp_path)
     edit_config(tmp_path, id2label={"1": "entailment", "2": "neutral", "3": "contradiction"})
     with pytest.raises(ModelError, match=f"^{folder}: its labels are LABEL_0, entailment, neutral, but task mnli has"):
         load_finetuned(folder, MNLI)
 
 
-def test_trap_02_the_remedy_works(tmp_path):
+def test_the_remedy_for_labels_without_names_works(tmp_path):
     saved = bert(2)
     folder = save(saved, tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"])
     model = load_finetuned(folder, MNLI, ["contradiction", "entailment", "neutral"])
@@ -372,7 +372,7 @@ def test_trap_02_the_remedy_works(tmp_path):
     assert model.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
-def test_trap_02_the_remedy_works_for_other_names_too(tmp_path):
+def test_the_remedy_for_labels_without_names_works_for_other_names_too(tmp_path):
     saved = bert(2)
     folder = save(saved, tmp_path, ["con", "ent", "neu"])
     model = load_finetuned(folder, MNLI, ["contradiction", "entailment", "neutral"])
@@ -478,7 +478,7 @@ def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path):
         load_tokenizer(folder)
 
 
-def test_trap_17_a_hub_name_without_a_network_fails_at_once_and_says_what_to_do():
+def test_a_hub_name_without_a_network_fails_at_once_and_says_what_to_do():
     for load in (
         lambda name: load_pretrained(name, MNLI, seed=0),
         lambda name: load_finetuned(name, MNLI),
@@ -490,7 +490,7 @@ def test_trap_17_a_hub_name_without_a_network_fails_at_once_and_says_what_to_do(
         assert time.monotonic() - start < 2
 
 
-def test_trap_17_a_folder_is_loaded_without_asking_the_network(tmp_path, monkeypatch):
+def test_a_folder_is_loaded_without_asking_the_network(tmp_path, monkeypatch):
     folder = save(bert(2), tmp_path, MNLI.label_names)
     toy_tokenizer().save_pretrained(folder)
     monkeypatch.delenv("HF_HUB_OFFLINE")

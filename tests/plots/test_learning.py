@@ -11,6 +11,7 @@ from reptile_distil import Experiment
 from reptile_distil.errors import RunError
 from reptile_distil.plots.learning import draw_learning_curves, learning_curves_figure, read_curves
 from reptile_distil.plots.style import STYLES, styles_of
+from tests.helpers import records as helper
 from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -19,18 +20,15 @@ pytest.importorskip("matplotlib.image")
 
 def write_run(folder, method, scores, *, task="rte", seed=1, seconds=10.0, teacher=None, gaps=None):
     """A finished run of one epoch for each score, 100 steps and `seconds` each; `teacher` has one score more."""
-    folder.mkdir(parents=True)
     results = {"task": task, "method": method, "seed": seed}
-    records = [{"event": "step", "step": 50, "loss": 1.0}]
+    records = [{"event": "step", "epoch": 1, "step": 50, "loss": 1.0}]
     for number, score in enumerate(scores, start=1):
-        record = {"event": "epoch", "epoch": number, "step": 100 * number, "train_seconds": seconds * number}
-        record |= {"teacher_score": teacher[number]} if teacher else {}
-        records.append({**record, "score": score, "last_gap": gaps[number - 1] if gaps else None})
+        values = {"step": 100 * number, "train_seconds": seconds * number, "score": score}
+        values |= {"teacher_score": teacher[number]} if teacher else {}
+        records.append(helper.epoch_dict(number, **values, last_gap=gaps[number - 1] if gaps else None))
     if teacher:
         results["teacher"] = {"scores_at_start": {"dev": {"f1": teacher[0] - 0.1, "accuracy": teacher[0] + 0.1}}}
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
+    return helper.write_run(folder, helper.results_dict(**results), records)
 
 
 @pytest.fixture
@@ -183,7 +181,7 @@ def test_panels_say_where_training_rows_chose_the_epoch(folders):
     run = read_curves(folders[2])
     assert run.rows == "dev"
     metrics = folders[2] / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace('"score": 0.3,', '"score": 0.3, "scores": {"validation": {}},'))
+    metrics.write_text(metrics.read_text().replace('"scores": {"dev"', '"scores": {"validation"'))
     run = read_curves(folders[2])
     assert {axes.get_ylabel() for axes in learning_curves_figure([run]).axes} == {
         "student's validation score (%)",

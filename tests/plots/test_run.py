@@ -13,6 +13,7 @@ from reptile_distil.errors import MissingExtraError, RunError
 from reptile_distil.experiments import run as run_module
 from reptile_distil.plots import run as run_plots
 from reptile_distil.plots import table as table_plots
+from tests.helpers import records as helper
 from tests.helpers.paths import TINY
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -27,10 +28,15 @@ RESULTS = {
 }
 
 
+def curves(results, records):
+    """The figure of a run, of whose results.json only what is drawn is stated."""
+    return run_plots.curves_figure(helper.results(**results), helper.metrics(records))
+
+
 def epoch(number, *, f1, accuracy, **more):
     scores = {"dev": {"f1": f1, "accuracy": accuracy}}
     train = {"loss": 1.0 / number, "task_loss": 2.0 / number, "distillation_loss": 3.0 / number}
-    return {"event": "epoch", "epoch": number, "step": 100 * number, "train": train, "scores": scores, **more}
+    return helper.epoch_dict(number, step=100 * number, train=train, scores=scores, **more)
 
 
 def step(number, **values):
@@ -65,7 +71,7 @@ def close(points):
 
 
 def test_a_reptile_run_has_all_six_panels_with_their_series():
-    found = panels(run_plots.curves_figure(RESULTS, reptile_records()))
+    found = panels(curves(RESULTS, reptile_records()))
     score, loss, rate, agreement, gap, drift = found.values()
     assert [title.split()[0] for title in found] == ["Dev", "Training", "Learning", "Agreement", "Gap", "Teacher"]
     drawn = lines(score)
@@ -94,7 +100,7 @@ def test_a_reptile_run_has_all_six_panels_with_their_series():
 
 
 def test_every_panel_says_what_its_axes_are():
-    figure = run_plots.curves_figure(RESULTS, reptile_records())
+    figure = curves(RESULTS, reptile_records())
     assert figure.get_suptitle() == "mrpc: reptile, seed 7"
     for title, axes in panels(figure).items():
         assert title
@@ -105,7 +111,7 @@ def test_every_panel_says_what_its_axes_are():
 
 
 def test_student_and_teacher_differ_in_colour_and_marker_and_two_metrics_in_line_style():
-    score = panels(run_plots.curves_figure(RESULTS, reptile_records()))["Dev score (%)"]
+    score = panels(curves(RESULTS, reptile_records()))["Dev score (%)"]
     looks = {line.get_label(): (line.get_color(), line.get_marker(), line.get_linestyle()) for line in score.lines}
     assert looks["student, f1"] == ("#0072B2", "o", "-")
     assert looks["student, accuracy"] == ("#0072B2", "o", "--")
@@ -117,7 +123,7 @@ def test_a_run_without_a_teacher_has_three_panels_and_the_teachers_own_run_is_ca
     records = [step(50), epoch(1, f1=0.5, accuracy=0.6, last_gap=None)]
     results = {"task": "mrpc", "seed": 7, "best_epoch": 1}
     for method, who in (("finetune", "student"), ("teacher", "teacher")):
-        found = panels(run_plots.curves_figure({**results, "method": method}, records))
+        found = panels(curves({**results, "method": method}, records))
         assert list(found) == ["Dev score (%)", "Training loss", "Learning rate"]
         assert set(lines(found["Dev score (%)"])) == {f"{who}, f1", f"{who}, accuracy", "best epoch"}
         assert set(lines(found["Learning rate"])) == {who}
@@ -127,16 +133,14 @@ def test_a_run_without_a_teacher_has_three_panels_and_the_teachers_own_run_is_ca
 def test_a_frozen_teacher_has_no_gap_and_no_drift():
     same = {"teacher_scores": RESULTS["teacher"]["scores_at_start"], "agreement": 0.5, "teacher_drift": 0.0}
     records = [step(50), epoch(1, f1=0.5, accuracy=0.6, last_gap=None, **same)]
-    found = panels(run_plots.curves_figure({**RESULTS, "method": "kd"}, records))
+    found = panels(curves({**RESULTS, "method": "kd"}, records))
     assert list(found)[3:] == ["Agreement of student and teacher"]
 
 
 def test_two_dev_splits_are_told_apart():
     records = [epoch(1, f1=0.5, accuracy=0.6)]
     records[0]["scores"] = {"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}
-    drawn = lines(
-        run_plots.curves_figure({"task": "mnli", "method": "finetune", "seed": 1, "best_epoch": 1}, records).axes[0]
-    )
+    drawn = lines(curves({"task": "mnli", "method": "finetune", "seed": 1, "best_epoch": 1}, records).axes[0])
     assert drawn["student, accuracy (dev_matched)"] == close([[1, 80]])
     assert drawn["student, accuracy (dev_mismatched)"] == close([[1, 70]])
 
@@ -144,12 +148,12 @@ def test_two_dev_splits_are_told_apart():
 def test_an_undefined_score_is_a_hole_and_a_panel_without_any_value_says_so():
     records = reptile_records()
     records[1]["scores"]["dev"]["f1"] = None
-    (_, first), (_, second) = lines(run_plots.curves_figure(RESULTS, records).axes[0])["student, f1"]
+    (_, first), (_, second) = lines(curves(RESULTS, records).axes[0])["student, f1"]
     assert math.isnan(first)
     assert second == pytest.approx(55)
     for record in (records[1], records[3]):
         record["agreement"] = None
-    agreement = run_plots.curves_figure(RESULTS, records).axes[3]
+    agreement = curves(RESULTS, records).axes[3]
     assert [text.get_text() for text in agreement.texts] == ["undefined"]
 
 
@@ -157,14 +161,14 @@ def test_learning_rates_far_apart_share_a_logarithmic_axis():
     close_rates = [step(50, teacher_lr=1e-4 / 19), epoch(1, f1=0.5, accuracy=0.6)]
     far_rates = [step(50, teacher_lr=1e-4 / 21), epoch(1, f1=0.5, accuracy=0.6)]
     results = {"task": "mrpc", "method": "finetune", "seed": 7, "best_epoch": 1}
-    assert run_plots.curves_figure(results, close_rates).axes[2].get_yscale() == "linear"
-    assert run_plots.curves_figure(results, far_rates).axes[2].get_yscale() == "log"
+    assert curves(results, close_rates).axes[2].get_yscale() == "linear"
+    assert curves(results, far_rates).axes[2].get_yscale() == "log"
 
 
 def test_a_step_stands_at_its_place_between_the_epochs():
     records = [step(25), step(150), epoch(1, f1=0.5, accuracy=0.6), {**epoch(2, f1=0.5, accuracy=0.6), "step": 200}]
     results = {"task": "mrpc", "method": "finetune", "seed": 7, "best_epoch": 1}
-    drawn = lines(run_plots.curves_figure(results, records).axes[1])["single steps"]
+    drawn = lines(curves(results, records).axes[1])["single steps"]
     assert [x for x, _ in drawn] == [0.25, 1.5]
 
 
@@ -182,7 +186,7 @@ def test_a_step_stands_at_its_place_between_the_epochs():
 def test_odd_runs_are_drawn_without_warnings(tmp_path, change):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_plots.save(run_plots.curves_figure(RESULTS, change(reptile_records())), tmp_path / "curves.png")
+        run_plots.save(curves(RESULTS, change(reptile_records())), tmp_path / "curves.png")
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[2] == 4
 
 
@@ -217,7 +221,7 @@ def test_without_matplotlib_a_run_is_silent_and_a_picture_that_is_asked_for_is_r
     run_plots.draw_after_run(tmp_path)
     assert not caplog.records
     with pytest.raises(MissingExtraError, match=r"^pictures need matplotlib: pip install 'reptile-distil\[plots\]'$"):
-        run_plots.curves_figure(RESULTS, reptile_records())
+        curves(RESULTS, reptile_records())
 
 
 def test_a_folder_without_results_is_refused_by_name(tmp_path):
@@ -227,7 +231,7 @@ def test_a_folder_without_results_is_refused_by_name(tmp_path):
 
 def test_the_users_own_matplotlib_style_changes_nothing_and_is_left_as_it_is(tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9.0, "axes.facecolor": "black"}):
-        score = run_plots.curves_figure(RESULTS, reptile_records()).axes[0]
+        score = curves(RESULTS, reptile_records()).axes[0]
         assert score.lines[0].get_linewidth() == 1.8
         assert score.get_facecolor() == (1, 1, 1, 1)
         assert matplotlib.rcParams["lines.linewidth"] == 9.0
@@ -235,7 +239,8 @@ def test_the_users_own_matplotlib_style_changes_nothing_and_is_left_as_it_is(tmp
 
 def run(task, method, score, seconds=10.0, seed=0):
     scores = {"dev": {"accuracy": score}}
-    return {"task": task, "method": method, "seed": seed, "scores": scores, "score": score, "train_seconds": seconds}
+    values = {"scores": scores, "score": score, "train_seconds": seconds}
+    return helper.results_dict(task=task, method=method, seed=seed, **values)
 
 
 SEEDS = [

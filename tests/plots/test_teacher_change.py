@@ -3,6 +3,7 @@
 import pytest
 
 from reptile_distil.plots.table import TeacherChange, draw_teacher_change, find_teacher_changes, teacher_change_figure
+from tests.helpers.records import results_dict
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("matplotlib.image")
@@ -20,7 +21,7 @@ def run(method, score, *, teacher=None, task="rte", seed=1, row=None):
     if teacher:
         start, end = ({"dev": {"f1": score - 0.1, "accuracy": score + 0.1}} for score in teacher)
         results["teacher"] = {"scores_at_start": start, "scores_at_end": end}
-    return results
+    return results_dict(**results)
 
 
 RESULTS = [
@@ -67,7 +68,8 @@ def test_an_undefined_score_has_no_dot(undefined):
 
 def test_a_split_that_chose_the_epoch_is_not_the_one_that_is_compared():
     frozen, moving = run("kd", 0.6, teacher=(0.9, 0.9)), run("reptile", 0.5, teacher=(0.9, 0.8))
-    for scores in (frozen["scores"], moving["scores"], *moving["teacher"].values()):
+    teacher = moving["teacher"]
+    for scores in (frozen["scores"], moving["scores"], teacher["scores_at_start"], teacher["scores_at_end"]):
         scores |= {"validation": {"accuracy": 0.1}} | {"dev": scores.pop("dev")}
     ((_, _, change, gain),) = find_teacher_changes([frozen, moving])
     assert (change, gain) == (pytest.approx(-10), pytest.approx(-10))

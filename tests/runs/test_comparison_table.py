@@ -3,6 +3,7 @@
 import pytest
 
 from reptile_distil.runs.results import comparison_table
+from tests.helpers.records import results_dict
 
 
 def result(method, scores=None, **changes):
@@ -14,18 +15,18 @@ def result(method, scores=None, **changes):
         "train_seconds": 1234.56,
         "examples_per_second": 403.4,
     }
-    return values | changes
+    return results_dict(**values, **changes)
 
 
 TAUGHT = result("reptile", teacher={"scores_at_end": {"dev": {"accuracy": 0.886}}})
 WIDE = """\
 | run      | dev accuracy | teacher at end | parameters | best epoch | train s | examples/s |
-|----------|-------------:|---------------:|-----------:|-----------:|--------:|-----------:|
+|:---------|-------------:|---------------:|-----------:|-----------:|--------:|-----------:|
 | reptile  |         80.0 |           88.6 | 66,956,546 |          3 |  1234.6 |        403 |
 | finetune |         80.0 |              - | 66,956,546 |          3 |  1234.6 |        403 |"""
 NARROW = """\
 | run      | accuracy | teacher | parameters | epoch | train s | ex/s |
-|----------|---------:|--------:|-----------:|------:|--------:|-----:|
+|:---------|---------:|--------:|-----------:|------:|--------:|-----:|
 | reptile  |     80.0 |    88.6 | 66,956,546 |     3 |  1234.6 |  403 |
 | finetune |     80.0 |       - | 66,956,546 |     3 |  1234.6 |  403 |"""
 
@@ -43,7 +44,7 @@ def test_on_80_columns_its_headings_are_short(width):
 def test_on_fewer_columns_the_last_ones_are_left_out_and_never_scores():
     assert comparison_table([TAUGHT], width=50).splitlines() == [
         "| run     | accuracy | teacher | parameters |",
-        "|---------|---------:|--------:|-----------:|",
+        "|:--------|---------:|--------:|-----------:|",
         "| reptile |     80.0 |    88.6 | 66,956,546 |",
     ]
     assert comparison_table([TAUGHT], width=5).splitlines()[0] == "| run     | accuracy |"

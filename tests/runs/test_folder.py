@@ -1,6 +1,7 @@
 """The run folder: what counts as finished, and what is never lost or trusted."""
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -9,6 +10,8 @@ import pytest
 
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.runs.folder import RunFolder
+from reptile_distil.training.records import EpochRecord, StepRecord
+from tests.helpers.records import epoch_dict, results
 
 CONFIG = "task: rte\n"
 
@@ -22,8 +25,8 @@ def folder(tmp_path):
 
 def test_a_run_is_finished_when_its_results_are_written(folder):
     assert folder.read_results({"seed": 1}) is None
-    folder.finish({"score": 0.5, "decisive": {"seed": 1}})
-    assert folder.read_results({"seed": 1})["score"] == 0.5
+    folder.finish(results(score=0.75, decisive={"seed": 1}))
+    assert folder.read_results({"seed": 1}).score == 0.75
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def test_a_run_is_finished_when_its_results_are_written(folder):
     ],
 )
 def test_a_finished_run_with_other_values_is_refused_naming_the_key(folder, wanted, message):
-    folder.finish({"decisive": {"seed": 1}})
+    folder.finish(results(decisive={"seed": 1}))
     with pytest.raises(RunError, match=message + ".*--overwrite"):
         folder.read_results(wanted)
 
@@ -77,17 +80,21 @@ def test_a_link_that_comes_up_later_is_removed_and_what_it_points_to_is_not(fold
 
 
 def test_an_undefined_score_is_null_in_every_file(folder):
-    folder.log({"score": float("nan"), "nested": {"x": [float("inf"), 1.0]}})
-    folder.finish({"score": float("nan"), "decisive": {}})
-    (line,) = (folder.path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"score": None, "nested": {"x": [None, 1.0]}}
-    assert json.loads(folder.results.read_text())["score"] is None
+    scores = {"dev": {"f1": math.nan, "accuracy": 1.0}}
+    folder.log(StepRecord(epoch=1, step=1, loss=math.inf, lr=0.5))
+    folder.log(EpochRecord.model_validate(epoch_dict(1, scores=scores, score=-math.inf)))
+    folder.finish(results(scores=scores, score=-math.inf))
+    step, epoch = map(json.loads, (folder.path / "metrics.jsonl").read_text().splitlines())
+    assert step == {"event": "step", "epoch": 1, "step": 1, "loss": None, "lr": 0.5}
+    for written in (epoch, json.loads(folder.results.read_text())):
+        assert written["scores"] == {"dev": {"f1": None, "accuracy": 1.0}}
+        assert written["score"] is None
 
 
 def test_a_new_start_removes_what_an_earlier_run_left(folder):
-    folder.log({"step": 1})
+    folder.log(StepRecord(epoch=1, step=1, loss=0.5))
     folder.model.mkdir()
-    folder.finish({"decisive": {}})
+    folder.finish(results())
     folder.start(CONFIG, "cpu")
     assert not folder.results.exists()
     assert not folder.model.exists()
@@ -218,3 +225,13 @@ def test_damaged_predictions_are_refused_not_trusted(folder):
     (folder.path / "predictions_dev.json").write_text("{}")
     with pytest.raises(RunError, match=r"predictions_dev.json: cannot be read"):
         folder.read_predictions("dev")
+
+
+def test_a_folder_that_another_process_is_starting_in_is_in_use_and_not_strange(tmp_path):
+    """Between its first write and its second, a new run's folder holds nothing by which a run is known."""
+    other, folder = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with other.claimed():
+        folder.path.mkdir()
+        (folder.path / "config.yaml.new").write_text("task: r")
+        with pytest.raises(RunInUseError), folder.claimed():
+            pass

@@ -14,7 +14,7 @@ import transformers
 
 from reptile_distil import Experiment, cli
 from reptile_distil.data import toy
-from reptile_distil.data.extra_batches import ExtraBatches
+from reptile_distil.data.extra_batches import BatchStream
 from reptile_distil.errors import OutOfMemoryError, RunError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
@@ -266,8 +266,8 @@ def count_batches(runs, method):
 def test_rows_held_out_that_changed_between_the_runs_are_refused(settings, tmp_path, monkeypatch):
     overrides = [*settings, f"runs_dir={tmp_path}", "method=metadistil", "train.micro_batch_size=null"]
     die_after(Experiment.from_yaml(TINY, *overrides), 8)
-    quiz = ExtraBatches.features.fget
-    monkeypatch.setattr(ExtraBatches, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
+    quiz = BatchStream.features.fget
+    monkeypatch.setattr(BatchStream, "features", property(lambda self: quiz(self).select([0, 0, 1, 2, 3, 4, 5])))
     with pytest.raises(RunError, match="the rows beside the train split has changed since this run began"):
         Experiment.from_yaml(TINY, *overrides).fit()
 
@@ -420,7 +420,7 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
     """As on a device that rounds differently each time."""
     scores = iter([0.5, 0.9, 0.1, 0.2])
     evaluate = Evaluator.evaluate
-    monkeypatch.setattr(Evaluator, "evaluate", lambda self: {**evaluate(self), "score": next(scores)})
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self: evaluate(self).model_copy(update={"score": next(scores)}))
     models, save_model = [], RunFolder.save_model
 
     def saved(self, model, tokenizer):
@@ -443,7 +443,7 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
 def test_predictions_are_the_best_models_though_a_later_ones_were_on_disk(experiment, monkeypatch, fraction):
     scores = iter([0.5, 0.9, 0.1, 0.2])
     evaluate = Evaluator.evaluate
-    monkeypatch.setattr(Evaluator, "evaluate", lambda self: {**evaluate(self), "score": next(scores)})
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self: evaluate(self).model_copy(update={"score": next(scores)}))
     save_predictions, last_split = RunFolder.save_predictions, "dev" if fraction == "null" else "validation"
     kept = []
 
@@ -483,7 +483,7 @@ def test_a_run_that_died_between_its_last_epoch_and_its_results_takes_no_step_ag
     finish = RunFolder.finish
 
     def dies(self, results):
-        if results["method"] == "reptile":
+        if results.method == "reptile":
             raise Died
         finish(self, results)
 

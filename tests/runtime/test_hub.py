@@ -98,7 +98,7 @@ def test_an_offline_switch_that_is_off_forbids_nothing(serve, monkeypatch, value
     assert hub.hub_is_reachable()
 
 
-def test_trap_17_a_silent_hub_is_given_up_after_three_seconds(silent_endpoint, monkeypatch):
+def test_a_silent_hub_is_given_up_after_three_seconds(silent_endpoint, monkeypatch):
     assert hub.TIMEOUT == 3.0
     monkeypatch.setattr(hub, "TIMEOUT", 0.2)
     start = time.monotonic()
@@ -106,7 +106,7 @@ def test_trap_17_a_silent_hub_is_given_up_after_three_seconds(silent_endpoint, m
     assert time.monotonic() - start < 1.0
 
 
-def test_trap_17_a_name_look_up_that_hangs_is_given_up_too(monkeypatch):
+def test_a_name_look_up_that_hangs_is_given_up_too(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(hub, "_answers", lambda _: released.wait(10))
     monkeypatch.setattr(hub, "TIMEOUT", 0.1)

@@ -87,7 +87,7 @@ def check_resumed(both, folder):
 
 
 @pytest.mark.parametrize("job", two_processes.WHOLE)
-def test_traps_10_and_11_two_processes_train_teacher_and_student_as_one_does(both, job):
+def test_two_processes_train_teacher_and_student_as_one_does(both, job):
     assert_equals_one_process(both, "whole", job)
 
 
@@ -129,7 +129,7 @@ def test_each_process_draws_its_own_dropout_masks_and_the_first_those_of_a_lone_
 
 @pytest.mark.parametrize("kind", ["logits", "sharded logits"])
 @pytest.mark.parametrize("num_rows", [1, 5, 7, 8])
-def test_trap_12_each_dev_row_counts_once_also_where_batches_do_not_divide_evenly(both, kind, num_rows):
+def test_each_dev_row_counts_once_also_where_batches_do_not_divide_evenly(both, kind, num_rows):
     """In batches of two rows: 1, 3, 4 and 4 batches, the last of them often of one row."""
     one = two_processes.evaluate(ALONE)[num_rows]
     assert one.shape == (num_rows, 3)

@@ -26,6 +26,7 @@ def test_the_help_lists_every_script_with_what_it_does(capsys):
         assert f"\n{script.stem:<10} {says}\n" in shown
 
 
+@pytest.mark.smoke
 def test_a_command_does_what_its_script_does(tmp_path, capsys):
     assert door.main(["finetune", "--config", str(TINY), f"runs_dir={tmp_path}"]) == 0
     assert "| teacher |" in capsys.readouterr().out
@@ -61,8 +62,9 @@ def test_as_a_process_it_exits_with_the_commands_code(tmp_path):
     assert done.stderr.startswith("error: ./none: no such folder")
 
 
-def test_an_installed_package_carries_the_scripts_and_the_console_command():
+def test_an_installed_package_carries_scripts_configurations_and_the_console_command():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["scripts"] == {"reptile-distil": "reptile_distil.__main__:main"}
     assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["reptile_distil*"]
     assert (ROOT / "reptile_distil" / "scripts").resolve() == ROOT / "scripts"
+    assert (ROOT / "reptile_distil" / "configs").resolve() == ROOT / "configs"

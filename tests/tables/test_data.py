@@ -3,16 +3,16 @@
 import json
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reptile_distil.data.tasks import GLUE
-from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks, fast_score
+from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.data import TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED
 from reptile_distil.training.metrics import compute_scores
+from tests.helpers import records as helper
 
 RTE, STSB, MNLI, COLA = GLUE["rte"], GLUE["stsb"], GLUE["mnli"], GLUE["cola"]
 
@@ -21,7 +21,7 @@ def results(task, *scores, **more):
     splits = {}
     for column, score in zip(columns_of(task), scores, strict=True):
         splits.setdefault(column.split, {})[column.metric] = score
-    return {"scores": splits, "num_parameters": 10_000_000, **more}
+    return helper.results(task=task.name, scores=splits, num_parameters=10_000_000, **more)
 
 
 def rte(**scores):
@@ -213,23 +213,3 @@ def test_predictions_of_other_labels_are_not_compared(tmp_path):
     values = {"predictions": [0, 0], "labels": [0, 1]}
     (tmp_path / "finetune" / "predictions_dev.json").write_text(json.dumps(values))
     assert compare(data, "kd", "finetune", task=RTE, columns=columns_of(RTE)).test == ""
-
-
-@pytest.mark.parametrize(
-    ("metrics", "num_classes"),
-    [(["accuracy"], 3), (["f1", "accuracy"], 2), (["matthews_correlation"], 2), (["matthews_correlation"], 3)],
-)
-@given(data=st.data())
-def test_the_fast_score_of_classes_is_the_score(data, metrics, num_classes):
-    classes = st.lists(st.integers(0, num_classes - 1), min_size=6, max_size=6)
-    said, labels = np.array(data.draw(classes)), np.array(data.draw(classes))
-    expected = np.mean(list(compute_scores(said, labels, metrics).values()))
-    assert fast_score(said, labels, metrics) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("metrics", [["pearson"], ["spearmanr"], ["pearson", "spearmanr"]])
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=9))
-def test_the_fast_score_of_numbers_is_the_score(metrics, pairs):
-    said, labels = np.array(pairs, dtype=float).T
-    expected = np.mean(list(compute_scores(said, labels, metrics).values()))
-    assert fast_score(said, labels, metrics) == pytest.approx(expected, abs=1e-12, nan_ok=True)

@@ -89,7 +89,7 @@ def test_the_published_table_offline_names_each_model_and_data_set_that_is_missi
     assert "model google-bert/bert-base-uncased, huawei-noah/TinyBERT_General_6L_768D: neither a folder here" in flat
     assert f"data of {', '.join(GLUE)}: GLUE's cola (nyu-mll/glue) is not in the local cache" in flat
     assert err.endswith(
-        "error: 11 of the models and data sets, named above, are not to be had here, so the cells that need them could "
+        "error: 11 of the models and data sets, named above, are not available here, so the cells that need them could "
         "not be checked\n"
     )
 

@@ -12,8 +12,9 @@ from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.data import TableData, collect, columns_of
-from reptile_distil.tables.formats import escape_latex, to_csv, to_latex, to_markdown, write_table
+from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, write_table
 from reptile_distil.tables.sheets import difference_sheet, notes, score_sheet
+from tests.helpers import records as helper
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 
 GOLDEN = FIXTURES / "golden"
@@ -50,7 +51,8 @@ def write_golden_runs(tmp_path):
             results["latency"] = {"length": 128, "device": "cpu", "batches": batches}
         folder = tmp_path / f"runs/{cell.task.name}/{cell.row}-seed{cell.seed}"
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({**results, "decisive": cell.decisive}))
+        of_cell = {"task": cell.task.name, "method": cell.role, "seed": cell.seed, "decisive": cell.decisive}
+        (folder / "results.json").write_text(json.dumps(helper.results_dict(**results, **of_cell)))
     return table
 
 
@@ -72,7 +74,7 @@ def table_of(tasks, scores, seeds=(1,)):
                 splits = {}
                 for column, score in zip(columns_of(GLUE[task]), of_seed, strict=True):
                     splits.setdefault(column.split, {})[column.metric] = score
-                runs[task, row, seed] = {"scores": splits, "num_parameters": 1_500_000}
+                runs[task, row, seed] = helper.results(task=task, scores=splits, num_parameters=1_500_000)
     rows = tuple(dict.fromkeys(row for _, row in scores))
     return TableData(tuple(GLUE[task] for task in tasks), rows, tuple(seeds), runs)
 
@@ -149,22 +151,6 @@ def test_many_problems_are_counted_not_listed():
     assert notes(data)[-1].endswith("cell 19: not finished and 3 more.")
 
 
-@pytest.mark.parametrize(
-    ("text", "escaped"),
-    [
-        ("my_task & 50% #1 {x} $2", r"my\_task \& 50\% \#1 \{x\} \$2"),
-        ("a\\b~c^d", r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"),
-        ("-1.5 ± 0.2 / -0.3 (n=2)", r"$-$1.5 $\pm$ 0.2 / $-$0.3 (n=2)"),
-        ("+1.0 [-0.5, 2.0] p<0.001", r"+1.0 [$-$0.5, 2.0] p$<$0.001"),
-        ("-", "--"),
-        ("kd - finetune", "kd $-$ finetune"),
-        ("SST-2 and TinyBERT-6", "SST-2 and TinyBERT-6"),
-    ],
-)
-def test_latex_prints_every_character_as_it_is(text, escaped):
-    assert escape_latex(text) == escaped
-
-
 score = st.none() | st.floats(-1, 1)
 cell = st.none() | st.tuples(score)
 pair = st.none() | st.tuples(score, score)
@@ -221,7 +207,8 @@ def test_a_teacher_from_elsewhere_is_one_run_known_from_its_students(tmp_path):
         one.folder.mkdir(parents=True)
         teacher = {"num_parameters": 4_000_000, "scores_at_start": {"dev": {"accuracy": 0.75}}}
         results = {"scores": {"dev": {"accuracy": 0.5}}, "num_parameters": 2_000_000, "teacher": teacher}
-        (one.folder / "results.json").write_text(json.dumps({**results, "decisive": one.decisive}))
+        values = helper.results_dict(**results, method="kd", decisive=one.decisive)
+        (one.folder / "results.json").write_text(json.dumps(values))
     teacher, kd = score_sheet(collect(table)).groups[0]
     assert ["".join(cell) for cell in teacher[:4]] == ["teacher", "75.0 (n=1)", "75.0 (n=1)", "4.00"]
     assert ["".join(cell) for cell in kd[:4]] == ["kd", "50.0 ± 0.0 (n=2)", "50.0 ± 0.0 (n=2)", "2.00"]
@@ -255,6 +242,6 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 )
 def test_the_notes_say_what_the_epoch_was_chosen_by(splits, sentence):
     data = table_of(["rte"], {("rte", "kd"): [(0.5,), (0.6,)]}, seeds=(1, 2))
-    for run, names in zip(data.runs.values(), splits, strict=True):
-        run["scores"] = {name: {"accuracy": 0.5} for name in names}
+    for key, names in zip(data.runs, splits, strict=True):
+        data.runs[key] = helper.results(scores={name: {"accuracy": 0.5} for name in names})
     assert sentence in notes(data)[0]

@@ -13,6 +13,7 @@ from reptile_distil.tables import grid
 from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.grid import Grid
 from tests.helpers.paths import TINY_TABLE
+from tests.helpers.records import results
 
 
 @pytest.fixture
@@ -43,7 +44,10 @@ class World:
 
     def finish(self, folder, decisive):
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.finish({"score": 0.5, "decisive": decisive})
+        (role,) = [role for role in ("teacher", "finetune", "kd") if folder.path.name.startswith(role)]
+        metrics = ("pearson", "spearmanr") if decisive["task"] == "toy-regression" else ("accuracy",)
+        scores = {"dev": dict.fromkeys(metrics, 0.5)}
+        folder.finish(results(task=decisive["task"], method=role, scores=scores, decisive=decisive))
 
 
 class FakeExperiment:
@@ -242,7 +246,7 @@ def test_a_cells_scores_do_not_depend_on_the_cells_before_it(table, tmp_path):
     alone = table("tasks=[toy-regression]", "methods=[reptile]", f"runs_dir={tmp_path}/alone").cells[-1]
     results = Experiment(alone.config).fit()
     (in_the_grid,) = (tmp_path / "runs/toy-regression").glob("reptile-seed1")
-    assert RunFolder(in_the_grid).read_results(alone.decisive)["scores"] == results["scores"]
+    assert RunFolder(in_the_grid).read_results(alone.decisive).scores == results["scores"]
     for name in ("model/model.safetensors", "predictions_dev.json"):
         assert (in_the_grid / name).read_bytes() == (alone.folder / name).read_bytes()
 

@@ -5,6 +5,7 @@ import pytest
 from reptile_distil.tables import pictures
 from reptile_distil.tables.data import TableData
 from reptile_distil.tables.pictures import draw_pictures
+from tests.helpers.records import results
 
 
 @pytest.fixture
@@ -30,9 +31,8 @@ def table(folder):
     keys = [("rte", row, 1) for row in rows]
     methods = {"teacher": "teacher", "kd": "kd", "slow": "reptile"}
     scores = {"dev": {"accuracy": 0.5}}
-    runs = {key: {"task": "rte", "seed": 1, "method": methods[key[1]], "score": 0.5, "scores": scores} for key in keys}
-    for row in rows[1:]:
-        runs["rte", row, 1]["teacher"] = {"scores_at_start": scores, "scores_at_end": scores}
+    teacher = {"scores_at_start": scores, "scores_at_end": scores}
+    runs = {key: results(method=methods[key[1]], **{"teacher": teacher} if key[1] != "teacher" else {}) for key in keys}
     return TableData((), rows, (1,), runs, {key: folder / key[1] for key in keys})
 
 
@@ -57,7 +57,8 @@ def test_all_runs_are_in_scores_time_and_wear_under_their_rows_and_students_alon
 
 def test_a_teacher_known_from_its_students_alone_is_left_out(tmp_path, drawn):
     data = table(tmp_path)
-    data.runs["rte", "teacher", 1] = {"scores": {"dev": {"accuracy": 0.7}}, "num_parameters": 5}
+    del data.runs["rte", "teacher", 1], data.folders["rte", "teacher", 1]
+    data.given_teachers["rte"] = data.runs["rte", "kd", 1].teacher
     draw_pictures(data, tmp_path / "mine")
     assert [run["row"] for run in drawn["draw_table"][0]] == ["kd", "slow"]
 

@@ -139,7 +139,7 @@ def test_the_epochs_checkpoint_is_written_after_it_was_told():
 
 def test_time_in_a_callback_is_not_training_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("reptile_distil.training.loop.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("reptile_distil.runtime.measuring.time.perf_counter", lambda: now[0])
 
     class Slow:
         def on_step_end(self, run, step, logs, rates):
@@ -304,7 +304,7 @@ class _Awaited:
     [
         ([_Empty()], r"callback _Empty: has none of on_step_end, on_evaluate, on_epoch_end, on_train_end"),
         ([_Idle()], r"callback _Idle: has none of on_step_end"),
-        ([_Misspelled()], r"callback _Misspelled\.on_step_ends: is never called; did you mean on_step_end\?"),
+        ([_Misspelled()], r"callback _Misspelled\.on_step_ends: is never called; did you mean 'on_step_end'\?"),
         ([_Unknown()], r"callback _Unknown\.on_fit_begin: is never called; there are on_step_end, on_evaluate, "),
         ([_Short()], r"callback _Short\.on_epoch_end\(record\): is called with \(run, record\)"),
         ([_Value()], r"callback _Value\.on_train_end: expected a method, got int 3"),
@@ -325,7 +325,7 @@ def test_on_step_is_not_taken_for_a_hook(name):
     with pytest.raises(CallbackError, match="Mine"):
         check_callbacks([callback])
     if name == "on_step":
-        with pytest.raises(CallbackError, match=r"Mine\.on_step: is never called; did you mean on_step_end\?"):
+        with pytest.raises(CallbackError, match=r"Mine\.on_step: is never called; did you mean 'on_step_end'\?"):
             check_callbacks([callback])
 
 

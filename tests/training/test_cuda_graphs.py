@@ -18,6 +18,7 @@ from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
+from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
@@ -160,6 +161,37 @@ def test_a_shape_is_recorded_after_its_warm_up_and_replayed_ever_after(graphed, 
     # 7 tokens, 7, 9, 7, five rows of 7, 9, 7, 9, 7
     assert taken == [run, run, run, record, run, run, replay, record, replay]
     assert method.num_graphs == 2
+
+
+def held_out():
+    """Reptile with equation 1 on a batch of its own; the method, its optimizers and the models."""
+    teacher, student = Teacher(bert(4, seed=1, dtype=torch.float64)), Student(bert(2, seed=2, dtype=torch.float64))
+    optimizers = [adamw(student, lr=1e-2, eps=1e-4), adamw(teacher, lr=1e-2, eps=1e-4)]
+    distiller = ReptileDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        student_optimizer=optimizers[0],
+        teacher_optimizer=optimizers[1],
+        inner_lr=1e-2,
+        inner_eps=1e-4,
+        share_forward=False,
+        ablation=Ablation(inner_batch="held_out"),
+    )
+    return distiller, optimizers, {"teacher": teacher, "student": student}
+
+
+def test_extra_batches_are_copied_into_the_graph_and_their_shape_decides_which_graph():
+    recorder = FakeRecorder()
+    method, optimizers, models = held_out()
+    graphed = GraphedSteps(method, optimizers, batch_size=8, new_recorder=lambda: recorder)
+    plain, _, plain_models = held_out()
+    for seed, inner_length in enumerate([7, 7, 7, 9, 7, 9, 9]):
+        inner_batches = [batch(8, inner_length, seed=100 + seed)]
+        graphed.step(batch(seed=seed), inner_batches)
+        plain.step(batch(seed=seed), inner_batches)
+    assert recorder.taken == ["run", "run", "record", "replay", "run", "replay", "run", "record", "replay"]
+    assert_same(models, plain_models, atol=1e-8)
 
 
 def test_a_smaller_batch_is_never_recorded(graphed, recorders):

@@ -46,33 +46,36 @@ def wrong_on(labels, count):
 
 def test_a_student_alone_is_scored_alone(dev, labels):
     record = Evaluator(Oracle(wrong_on(labels, 5), dev), {"dev": dev}, ["accuracy"]).evaluate()
-    assert record == {"scores": {"dev": {"accuracy": 0.9}}, "score": 0.9}
+    assert record.to_dict() == {"scores": {"dev": {"accuracy": 0.9}}, "score": 0.9}
 
 
 def test_the_first_split_decides_and_every_split_is_reported(dev, labels):
     student = Oracle(wrong_on(labels, 5), dev)
     half = Batches(dev.features.select(range(10)), toy_tokenizer(), batch_size=4)
     record = Evaluator(student, {"dev_matched": dev, "dev_mismatched": half}, ["accuracy"]).evaluate()
-    assert record["scores"] == {"dev_matched": {"accuracy": 0.9}, "dev_mismatched": {"accuracy": 0.5}}
-    assert record["score"] == 0.9
+    assert record.scores == {"dev_matched": {"accuracy": 0.9}, "dev_mismatched": {"accuracy": 0.5}}
+    assert record.score == 0.9
 
 
 def test_agreement_is_between_the_two_not_with_the_labels(dev, labels):
     student, teacher = Oracle(wrong_on(labels, 5), dev), Oracle(wrong_on(labels, 15), dev)
-    record = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher).evaluate()
-    assert record["teacher_scores"] == {"dev": {"accuracy": 0.7}}
-    assert record["agreement"] == pytest.approx(0.8)
+    evaluator = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher)
+    evaluator.score_teacher_at_start()
+    record = evaluator.evaluate()
+    assert record.teacher_scores == {"dev": {"accuracy": 0.7}}
+    assert record.agreement == pytest.approx(0.8)
 
 
-def test_trap_19_a_moving_teacher_is_examined_anew_and_its_drift_measured(dev, labels):
+def test_a_moving_teacher_is_evaluated_anew_and_its_drift_measured(dev, labels):
     student, teacher = Oracle(labels, dev), Oracle(labels, dev)
     evaluator = Evaluator(student, {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
+    assert evaluator.score_teacher_at_start() == {"dev": {"accuracy": 1.0}}
     with torch.no_grad():
         teacher.weight += torch.tensor([0.0, 3.0, 4.0])
     teacher.table = Oracle(wrong_on(labels, 10), dev).table
     record = evaluator.evaluate()
-    assert record["teacher_score"] == 0.8
-    assert record["teacher_drift"] == pytest.approx(5.0)
+    assert record.teacher_score == 0.8
+    assert record.teacher_drift == pytest.approx(5.0)
     assert evaluator.teacher_start == {"dev": {"accuracy": 1.0}}
     assert evaluator.teacher_scores == {"dev": {"accuracy": 0.8}}
 
@@ -81,6 +84,7 @@ def test_trap_19_a_moving_teacher_is_examined_anew_and_its_drift_measured(dev, l
 def test_a_teacher_that_falls_below_four_fifths_of_its_start_is_warned_of(dev, labels, caplog, mistakes, warned):
     teacher = Oracle(labels, dev)
     evaluator = Evaluator(Oracle(labels, dev), {"dev": dev}, ["accuracy"], teacher=teacher, teacher_moves=True)
+    evaluator.score_teacher_at_start()
     teacher.table = Oracle(wrong_on(labels, mistakes), dev).table
     with caplog.at_level(logging.WARNING):
         evaluator.evaluate()

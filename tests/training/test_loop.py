@@ -5,13 +5,17 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from reptile_distil.data.batches import StepBatches
 from reptile_distil.errors import RunError
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
-from reptile_distil.training.loop import Progress, count_steps, train
+from reptile_distil.training.loop import LoopSettings, Progress, TrainingLoop, count_steps
+from reptile_distil.training.records import EpochRecord, Evaluation
+from tests.helpers.records import epoch_dict
 
 
 class FakeBatches:
@@ -22,10 +26,10 @@ class FakeBatches:
     def __init__(self):
         self.epochs = []
 
-    def epoch(self, epoch, *, skip=0):
+    def steps(self, epoch, *, skip=0):
         self.epochs.append(epoch)
         for size in (4, 4, 2)[skip:]:
-            yield {"labels": torch.zeros(size)}
+            yield StepBatches({"labels": torch.zeros(size)})
 
     def row_ids(self, epoch, batch):
         return [100 * epoch + batch]
@@ -58,27 +62,27 @@ class FakeCheckpoints:
         self.saved.append(dataclasses.replace(progress))
 
 
-def run(scores, *, num_epochs=None, losses=(), **options):
+def run(scores, *, num_epochs=None, losses=(), log_every=2, evaluate=None, **options):
     """Trains a fake with the given dev score after each epoch; what was kept, logged and returned."""
     remaining, kept, logged = list(scores), [], []
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     method, batches = FakeMethod(optimizer, losses), FakeBatches()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / 100)
 
-    def evaluate():
+    def next_score():
         score = remaining.pop(0)
-        return {"scores": {"dev": {"accuracy": score}}, "score": score}
+        return Evaluation(scores={"dev": {"accuracy": score}}, score=score)
 
-    options = {"max_steps": None, "log_every": 2, "evaluate": evaluate, **options}
-    outcome = train(
-        method,
-        batches,
-        num_epochs=len(scores) if num_epochs is None else num_epochs,
-        schedules={"lr": schedule},
+    actions = SimpleNamespace(
+        evaluate=evaluate or next_score,
         keep_best=lambda: kept.append(len(scores) - len(remaining)),
-        log=logged.append,
-        **options,
+        log=lambda record: logged.append(record.to_dict()),
     )
+    of_settings = {name: options.pop(name) for name in ("max_steps", "patience", "title") if name in options}
+    settings = LoopSettings(
+        num_epochs=len(scores) if num_epochs is None else num_epochs, log_every=log_every, **of_settings
+    )
+    outcome = TrainingLoop(method, batches, {"lr": schedule}, settings, actions, **options).run()
     return outcome, kept, logged, method, batches
 
 
@@ -95,10 +99,10 @@ def run(scores, *, num_epochs=None, losses=(), **options):
         ([-math.inf, -math.inf], [1]),
     ],
 )
-def test_trap_09_the_best_epoch_starts_from_minus_infinity_and_survives_nan(scores, kept):
+def test_the_best_epoch_starts_from_minus_infinity_and_survives_nan(scores, kept):
     outcome, kept_epochs, *_ = run(scores)
     assert kept_epochs == kept
-    assert outcome.best["epoch"] == kept[-1]
+    assert outcome.best.epoch == kept[-1]
 
 
 def test_every_epoch_steps_over_every_batch_and_counts_its_rows():
@@ -106,6 +110,26 @@ def test_every_epoch_steps_over_every_batch_and_counts_its_rows():
     assert method.rows == [4, 4, 2, 4, 4, 2]
     assert batches.epochs == [1, 2]
     assert (outcome.num_steps, outcome.num_examples) == (6, 20)
+
+
+def test_each_step_gets_its_batch_and_its_extra_batches():
+    given = []
+
+    class Batches(FakeBatches):
+        def steps(self, epoch, *, skip=0):
+            for number, (batch, _) in enumerate(super().steps(epoch, skip=skip), start=skip):
+                yield StepBatches(batch, (f"quiz {epoch}-{number}",))
+
+    class Method(FakeMethod):
+        def step(self, batch, quiz):
+            given.append((len(batch["labels"]), quiz))
+            return super().step(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "FakeBatches", Batches)
+        patch.setitem(globals(), "FakeMethod", Method)
+        run([0.1, 0.2], progress=Progress(batches_done=1, step=1, sums={"loss": torch.ones(()), "grad_norm": 0}))
+    assert given == [(4, "quiz 1-1"), (2, "quiz 1-2"), (4, "quiz 2-0"), (4, "quiz 2-1"), (2, "quiz 2-2")]
 
 
 def test_max_steps_ends_in_mid_epoch_after_an_evaluation():
@@ -118,7 +142,7 @@ def test_max_steps_ends_in_mid_epoch_after_an_evaluation():
 
 def test_patience_stops_after_that_many_epochs_without_a_better_score():
     outcome, _, logged, *_ = run([0.1, 0.5, 0.4, 0.3, 0.9], patience=2)
-    assert outcome.best["epoch"] == 2
+    assert outcome.best.epoch == 2
     assert [record["epoch"] for record in logged if record["event"] == "epoch"] == [1, 2, 3, 4]
 
 
@@ -167,7 +191,7 @@ def test_checkpoints_are_written_when_due_and_at_the_end_of_each_epoch():
     run([0.1, 0.2], checkpoints=checkpoints)
     saved = [(p.epochs_done, p.batches_done, p.step, p.num_examples) for p in checkpoints.saved]
     assert saved == [(0, 2, 2, 8), (1, 0, 3, 10), (1, 1, 4, 14), (2, 0, 6, 20)]
-    assert [p.best and p.best["epoch"] for p in checkpoints.saved] == [None, 1, 1, 2]
+    assert [p.best and p.best.epoch for p in checkpoints.saved] == [None, 1, 1, 2]
 
 
 @pytest.mark.parametrize("due", [1, 2, 3, 4, 5, 6])
@@ -183,7 +207,7 @@ def test_a_run_taken_up_again_logs_and_ends_as_one_that_never_stopped(due):
     without_rates = [{k: v for k, v in record.items() if k not in ("lr", "train_seconds")} for record in logged]
     expected = [{k: v for k, v in record.items() if k not in ("lr", "train_seconds")} for record in all_logged]
     assert without_rates == expected[len(expected) - len(logged) :]
-    assert (rest.best["epoch"], rest.num_steps, rest.num_examples) == (1, whole.num_steps, whole.num_examples)
+    assert (rest.best.epoch, rest.num_steps, rest.num_examples) == (1, whole.num_steps, whole.num_examples)
     assert rest.train_seconds > seconds
 
 
@@ -202,7 +226,7 @@ def test_a_run_stopped_at_max_steps_before_its_evaluation_takes_no_step_more():
     assert (method.rows, len(logged), outcome.num_steps) == ([], 1, 2)
 
 
-RECORD = {"epoch": 1, "score": 0.5, "scores": {"dev": {"accuracy": 0.5}}}
+RECORD = EpochRecord.model_validate(epoch_dict(1))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +238,7 @@ RECORD = {"epoch": 1, "score": 0.5, "scores": {"dev": {"accuracy": 0.5}}}
     ],
 )
 def test_a_run_that_was_over_takes_no_step_and_gives_the_same_outcome(progress, options):
-    last = {**RECORD, "epoch": progress["epochs_done"]}
+    last = EpochRecord.model_validate(epoch_dict(progress["epochs_done"]))
     outcome, kept, logged, method, _ = run([], progress=Progress(**progress, best=RECORD, last=last), **options)
     assert (kept, logged, method.rows) == ([], [], [])
     assert (outcome.best, outcome.last, outcome.num_steps) == (RECORD, last, progress["step"])

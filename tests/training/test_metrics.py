@@ -1,13 +1,19 @@
 """Scores worked out by hand, and an `evaluate.Metric` that never leaves the machine."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reptile_distil.training.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
+
+pytestmark = pytest.mark.smoke
 
 # 2 true positives, 1 true negative, 1 false positive, 1 false negative.
 PREDICTIONS = [1, 1, 0, 1, 0]
@@ -72,18 +78,18 @@ def test_scores_stand_under_their_names_in_the_order_asked_for():
     ("predictions", "references"),
     [([2.0, 2.0, 2.0], [0.0, 1.0, 2.0]), ([0.0, 1.0, 2.0], [2.0, 2.0, 2.0]), ([1.0], [1.0])],
 )
-def test_trap_09_a_correlation_with_constants_is_nan_without_a_warning(metric, predictions, references):
+def test_a_correlation_with_constants_is_nan_without_a_warning(metric, predictions, references):
     assert math.isnan(score(metric, predictions, references))
 
 
 @pytest.mark.parametrize("metric", ["pearson", "spearmanr"])
-def test_trap_09_a_correlation_with_nan_is_nan(metric):
+def test_a_correlation_with_nan_is_nan(metric):
     assert math.isnan(score(metric, [1.0, math.nan, 3.0], [0.0, 1.0, 2.0]))
 
 
 @pytest.mark.parametrize("metric", ["matthews_correlation", "f1"])
 @pytest.mark.parametrize("references", [[0, 1, 0], [1, 1, 0]])
-def test_trap_09_a_constant_class_0_scores_0(metric, references):
+def test_a_constant_class_0_scores_0(metric, references):
     assert score(metric, [0, 0, 0], references) == 0
 
 
@@ -91,8 +97,30 @@ def test_f1_without_any_class_1_is_0_without_a_warning():
     assert score("f1", [0, 0], [0, 0]) == 0
 
 
-def test_trap_09_one_class_on_both_sides_scores_0_without_a_warning():
+def test_one_class_on_both_sides_scores_0_without_a_warning():
     assert score("matthews_correlation", [0, 0], [0, 0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_classes", "oracle"),
+    [
+        ("accuracy", 3, sklearn.metrics.accuracy_score),
+        ("f1", 2, partial(sklearn.metrics.f1_score, zero_division=0.0)),
+        ("matthews_correlation", 2, sklearn.metrics.matthews_corrcoef),
+        ("matthews_correlation", 3, sklearn.metrics.matthews_corrcoef),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@given(data=st.data())
+def test_scores_of_classes_are_scikit_learns_to_the_last_bit(metric, num_classes, oracle, data):
+    classes = st.lists(st.integers(0, num_classes - 1), min_size=6, max_size=6)
+    predictions, references = data.draw(classes), data.draw(classes)
+    assert score(metric, predictions, references) == oracle(references, predictions)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews_correlation"])
+def test_class_indices_may_be_stored_as_floats(metric):
+    assert score(metric, np.array(PREDICTIONS), np.array(REFERENCES, float)) == score(metric, PREDICTIONS, REFERENCES)
 
 
 def test_the_selection_score_is_the_mean():
@@ -101,11 +129,11 @@ def test_the_selection_score_is_the_mean():
 
 
 @pytest.mark.parametrize("undefined", [math.nan, math.inf, -math.inf])
-def test_trap_09_an_undefined_score_is_never_chosen(undefined):
+def test_an_undefined_score_is_never_chosen(undefined):
     assert selection_score({"pearson": undefined, "spearmanr": 0.9}) == -math.inf
 
 
-def test_trap_09_a_score_below_0_is_better_than_an_undefined_one():
+def test_a_score_below_0_is_better_than_an_undefined_one():
     assert selection_score({"matthews_correlation": -0.2}) > selection_score({"matthews_correlation": math.nan})
 
 
@@ -184,7 +212,7 @@ def test_two_metrics_at_a_time_do_not_mix_their_rows():
 
 
 @pytest.mark.parametrize("place", ["glue/glue.py", "glue.py", "evaluate-metric/glue/glue.py"])
-def test_trap_16_a_script_in_the_working_directory_is_never_run(tmp_path, monkeypatch, asked, place):
+def test_a_metrics_script_in_the_working_directory_is_never_run(tmp_path, monkeypatch, asked, place):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / place
     script.parent.mkdir(parents=True, exist_ok=True)
