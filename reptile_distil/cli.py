@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from reptile_distil.config.config import Config, load_config
-from reptile_distil.config.messages import describe
+from reptile_distil.config.config import Config, describe_config, load_config
 from reptile_distil.errors import DataError, ReptileDistilError
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.launcher import launched_rank, launched_several
@@ -51,11 +50,10 @@ def make_parser(description: str, *, config_required: bool = True) -> argparse.A
 
 def config_of(arguments: argparse.Namespace) -> Config:
     """The configuration that the options name; prints it and ends the script for --print-config."""
-    config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print(describe(config), end="", flush=True)
+        print(describe_config(arguments.config, arguments.overrides), end="", flush=True)
         sys.exit(0)
-    return config
+    return load_config(arguments.config, arguments.overrides)
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from reptile_distil.config.messages import explain
+from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import (
     CheckpointConfig,
     ComputeConfig,
@@ -234,11 +234,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     (0.001, 8)
     """
     path = find_config(path)
-    values, origins = read_layers(path)
-    merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
+    values, origins = _read(path, overrides)
     config = check_config(values, origins, str(path))
     _refuse_options_of_other_methods(config, overrides)
     return config
+
+
+def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """What `load_config` would give, as commented YAML; a task, which has no default, may be missing, and is so marked.
+
+    Raises `ConfigError` for everything else that `load_config` refuses.
+    """
+    path = find_config(path)
+    values, origins = _read(path, overrides)
+    missing = () if "task" in values else ("task",)
+    config = check_config({"task": "sst2", **values}, origins, str(path))
+    _refuse_options_of_other_methods(config, overrides)
+    return describe(config, missing=missing)
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values, and where each comes from by dotted key."""
+    values, origins = read_layers(path)
+    merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
+    return values, origins
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,12 +12,17 @@ from reptile_distil.config.yaml_files import dump_yaml
 from reptile_distil.errors import did_you_mean
 
 
-def describe(config: BaseModel, without: Collection[str] = ()) -> str:
-    """The configuration as YAML with each field's description as a comment above it, `without` some top-level keys."""
-    return "\n".join(_described_lines(config, without)) + "\n"
+def describe(config: BaseModel, without: Collection[str] = (), missing: Collection[str] = ()) -> str:
+    """The configuration as YAML with each field's description as a comment above it, `without` some top-level keys.
+
+    Of those that are `missing` a comment says so, whatever their value.
+    """
+    return "\n".join(_described_lines(config, without, missing)) + "\n"
 
 
-def _described_lines(section: BaseModel, without: Collection[str] = (), indent: int = 0) -> Iterator[str]:
+def _described_lines(
+    section: BaseModel, without: Collection[str] = (), missing: Collection[str] = (), indent: int = 0
+) -> Iterator[str]:
     pad = " " * indent
     for name, field in type(section).model_fields.items():
         if name in without:
@@ -25,7 +30,9 @@ def _described_lines(section: BaseModel, without: Collection[str] = (), indent: 
         value = getattr(section, name)
         if field.description:
             yield f"{pad}# {' '.join(field.description.split())}"
-        if isinstance(value, BaseModel):
+        if name in missing:
+            yield f"# {name}: is missing; give it here, or as {name}=... on the command line"
+        elif isinstance(value, BaseModel):
             yield f"{pad}{name}:"
             yield from _described_lines(value, indent=indent + 2)
         else:

@@ -61,6 +61,8 @@ def load_features(
     The cache holds whole splits. Without one, only the drawn rows are tokenised. A cache that cannot be written is
     done without, with a warning. Raises `DataError` as `load_split` does, and for a split without rows.
     """
+    if source.task.is_generated:  # no slower than the cache, and what generates the rows may change
+        cache = None
     key = None if cache is None else _key(source, tokenizer, max_length)
     if cache is None or key is None:
         return _tokenize(source, tokenizer, max_length, max_rows=max_rows, check_rows=check_rows)

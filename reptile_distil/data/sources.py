@@ -1,7 +1,7 @@
 """One split of one task -> a `datasets.Dataset` with `text`, `text_pair` and `label`, wherever the data lie.
 
 With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet layout. Without one: the
-local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files.
+local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files. A toy task: generated.
 """
 
 import functools
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets.packaged_modules.cache.cache import Cache
 
+from reptile_distil.data import toy
 from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
 from reptile_distil.data.rows import Rows, class_index, score
 from reptile_distil.data.tasks import Task
@@ -80,6 +81,9 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
     if split not in task.splits:
         raise DataError(f"task {task.name} has no split {split!r}, only {', '.join(task.splits)}")
     try:
+        if task.is_generated:
+            name = f"{task.name} {split}"
+            return Source(task, split, name, lambda: name, partial(toy.read_split, task, split))
         if task.files is not None:
             file = (path or Path()) / task.files[split]
             read = partial(read_user_file, task, split, file)

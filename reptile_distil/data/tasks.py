@@ -34,6 +34,8 @@ class Task:
     """Folder of GLUE's own TSV files (`SST-2`); None for other tasks."""
     files: Mapping[str, str] | None = None
     """A user's own task: split name -> CSV, TSV or JSONL file; None for other tasks."""
+    is_generated: bool = False
+    """Whether the rows are generated (see `toy`), not read from anywhere."""
 
     def __post_init__(self) -> None:
         if len(self.text_columns) not in (1, 2):

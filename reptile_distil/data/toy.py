@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reptile_distil.data.rows import Rows
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
 
@@ -39,7 +40,7 @@ VOCABULARY = (*_SPECIAL, *_WORDS)
 
 def _task(name: str, **fields: Any) -> Task:
     rows = {split: (count,) for split, count in NUM_ROWS.items()}
-    return Task(name=name, splits=rows, **fields)
+    return Task(name=name, splits=rows, is_generated=True, **fields)
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(
@@ -89,6 +90,13 @@ def load_split(task: Task, split: str) -> datasets.Dataset:
         raise DataError(f"task {task.name}: no split {split!r}; it has {', '.join(NUM_ROWS)}")
     columns = _make_columns(task.name, split)
     return datasets.Dataset.from_dict({name: list(values) for name, values in columns.items()})
+
+
+def read_split(task: Task, split: str) -> Rows:
+    """The same rows, as a file's are read."""
+    columns = _make_columns(task.name, split)
+    texts = tuple(columns[name] for name in ("text", "text_pair") if name in columns)
+    return Rows(f"{task.name} {split}", texts, list(columns["label"]))
 
 
 @functools.cache

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role
-from reptile_distil.data import toy
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, ModelError
@@ -48,7 +47,7 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
         if key not in known:
             known[key] = _digest_model(model)
         digests[name] = known[key]
-    if not isinstance(config.task, str) or (task.name not in toy.TASKS and config.data.path is not None):
+    if task.files is not None or (config.data.path is not None and not task.is_generated):
         for split in ("train", *task.dev_splits):
             key = ("split", task.name, split, str(config.data.path))
             if key not in known:

@@ -12,7 +12,7 @@ from torch import nn
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data import toy
-from reptile_distil.data.batches import Batches, draw_row_ids, draw_rows, tokenize
+from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
@@ -20,23 +20,18 @@ from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task, get_task
 from reptile_distil.errors import ConfigError, DataError, LayerMapError
 from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
+from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
+from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.packing import check_packable
 from reptile_distil.models.pretrained import (
-    check_length,
     load_finetuned,
     load_pretrained,
     start_from_teacher_layers,
     start_random,
 )
-from reptile_distil.models.tokenizer import (
-    check_same_tokenizer,
-    check_vocabulary,
-    forget_last_call,
-    load_tokenizer,
-    wider_tokenizer,
-)
+from reptile_distil.models.tokenizer import check_same_tokenizer, forget_last_call, load_tokenizer, wider_tokenizer
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.resume import Fingerprints
 from reptile_distil.runs.state import weights_fingerprint
@@ -93,8 +88,8 @@ class Setup:
             teacher_tokenizer = load_tokenizer(teacher_name)
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name, stand_in=stand_in)
-            check_vocabulary(teacher_name, teacher.model, teacher_tokenizer)
+            teacher = self._load_teacher(teacher_name, batch_tokenizer, stand_in=stand_in)
+        self._check_reading(student_source(config), model, batch_tokenizer)
         data = self.load_data(batch_tokenizer, config.train, for_student=True)
         return Components(config.train, model, tokenizer, data, teacher)
 
@@ -102,13 +97,13 @@ class Setup:
         """What the teacher is fine-tuned with, checked."""
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
-        check_vocabulary(name, model, tokenizer)
+        self._check_reading(name, model, tokenizer)
+        set_length(tokenizer, model, self.config.data.max_length)
         return Components(settings, model, tokenizer, self.load_data(tokenizer, settings, for_student=False), None)
 
     def assemble(self, role: Role, components: Components) -> tuple[Student, BuiltMethod]:
         """The model that learns, on the device, and the method that teaches it."""
         settings, model, _, _, teacher = components
-        check_length(role, model, self.config.data.max_length)
         student = Student(self._placed(model), **forward_options(self.config))
         return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
 
@@ -138,20 +133,23 @@ class Setup:
         forget_last_call(tokenizer)
         self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
 
-    def _load_teacher(self, name: str, *, stand_in: bool) -> Teacher:
+    def _check_reading(self, name: str, model: Any, tokenizer: Any) -> None:
+        check_reading(self.config, self.task, name, model, tokenizer)
+
+    def _load_teacher(self, name: str, tokenizer: Any, *, stand_in: bool) -> Teacher:
         if stand_in:
             model = load_pretrained(name, self.task, seed=self.config.seed)
         else:
-            model = load_finetuned(name, self.task, self.config.teacher.label_names)
-        check_length(name, model, self.config.data.max_length)
+            model = load_finetuned(name, self.task, teacher_label_names(self.config))
+        self._check_reading(name, model, tokenizer)
         return Teacher(self._placed(model), **forward_options(self.config))
 
     def load_trained(self, name: str) -> tuple[Classifier, Any]:
         """A fine-tuned model, a folder or hub name, ready to be asked, and its tokenizer."""
-        classifier = load_finetuned(name, self.task, self.config.teacher.label_names)
+        names = () if is_model_of_a_run(name) else self.config.teacher.label_names
+        classifier, tokenizer = load_finetuned(name, self.task, names), load_tokenizer(name)
+        self._check_reading(name, classifier, tokenizer)
         prepare_model(classifier, self.config, self.device, may_compile=False)
-        tokenizer = load_tokenizer(name)
-        check_vocabulary(name, classifier, tokenizer)
         return Classifier(classifier, **forward_options(self.config)), tokenizer
 
 
@@ -180,7 +178,7 @@ def build_student(config: Config, task: Task, finetuned_teacher: str | None = No
     start, source = config.student, student_source(config)
     if start.init == "finetuned_layers" and finetuned_teacher is not None:
         source = finetuned_teacher
-        model = load_finetuned(source, task, config.teacher.label_names)
+        model = load_finetuned(source, task, teacher_label_names(config))
     else:
         model = load_pretrained(source, task, seed=config.seed)
     if start.init in ("teacher_layers", "finetuned_layers"):
@@ -189,6 +187,7 @@ def build_student(config: Config, task: Task, finetuned_teacher: str | None = No
         model = start_random(model, start.num_layers, seed=config.seed)
     tokenizer = load_tokenizer(source)
     check_vocabulary(source, model, tokenizer)
+    set_length(tokenizer, model, config.data.max_length)
     return model, tokenizer
 
 
@@ -199,14 +198,26 @@ def student_source(config: Config) -> str:
     return config.teacher.pretrained
 
 
+def teacher_label_names(config: Config) -> tuple[str, ...]:
+    """What the outputs of a teacher from elsewhere mean; one that a run has fine-tuned says so itself."""
+    return config.teacher.label_names if config.teacher.finetuned is not None else ()
+
+
+def check_reading(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
+    """Raises `ModelError` where the model cannot read what the tokenizer makes of the task's texts."""
+    check_vocabulary(name, model, tokenizer)
+    check_rows(name, model, tokenizer, is_pair=task.is_pair, max_length=config.data.max_length)
+
+
 def check_pair(config: Config, task: Task) -> None:
     """Raises now what the student's run would raise only after the teacher has been fine-tuned."""
-    name, limit = config.teacher.pretrained, config.data.max_length
+    name = config.teacher.pretrained
     student, tokenizer = build_student(config, task)
-    check_same_tokenizer(name, load_tokenizer(name), student_source(config), tokenizer)
-    check_length(student_source(config), student, limit)
-    teacher = load_pretrained(name, task, seed=config.seed)
-    check_length(name, teacher, limit)
+    teacher, teacher_tokenizer = load_pretrained(name, task, seed=config.seed), load_tokenizer(name)
+    check_same_tokenizer(name, teacher_tokenizer, student_source(config), tokenizer)
+    both = wider_tokenizer(teacher_tokenizer, tokenizer)
+    for source, model in ((student_source(config), student), (name, teacher)):
+        check_reading(config, task, source, model, both)
     for model in (teacher, student) if config.data.packing else ():
         check_packable(model)
     build_loss(config, teacher, student)
@@ -309,21 +320,14 @@ def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, fo
 
 def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
-    max_rows = data.max_train_rows if for_training else None
-    if isinstance(config.task, str) and task.name in toy.TASKS:  # an own task may have a toy's name
-        rows = toy.load_split(task, split)
-        drawn = draw_row_ids(len(rows), max_rows)
-        features = Features.from_dataset(tokenize(draw_rows(rows, max_rows), tokenizer, data.max_length), drawn)
-    else:
-        features = load_features(
-            open_split(task, split, None if data.path is None else Path(data.path)),
-            tokenizer,
-            max_length=data.max_length,
-            max_rows=max_rows,
-            check_rows=data.check_rows,
-            cache=_cache_folder(data.cache_dir),
-        )
-    return features
+    return load_features(
+        open_split(task, split, None if data.path is None else Path(data.path)),
+        tokenizer,
+        max_length=data.max_length,
+        max_rows=data.max_train_rows if for_training else None,
+        check_rows=data.check_rows,
+        cache=_cache_folder(data.cache_dir),
+    )
 
 
 def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int, *, for_training: bool) -> Batches:

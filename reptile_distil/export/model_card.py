@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.export.report import Report
@@ -67,7 +66,7 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
     base = report.config.student.pretrained if report.config.student.init == "pretrained" else None
     base = base or report.config.teacher.pretrained
     return ModelCardData(
-        language="en" if on_hub or task.name in toy.TASKS else None,
+        language="en" if on_hub or task.is_generated else None,
         license=license,
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -228,7 +227,7 @@ def _limits(report: Report) -> Iterator[str]:
     yield f"Texts longer than {report.config.data.max_length} tokens were cut in training."
     if task.name in GLUE:
         yield "English only, and only text like the benchmark's; it has its data's biases, and its teacher's."
-    elif task.name in toy.TASKS:
+    elif task.is_generated:
         yield "A toy: its language has a few dozen generated words. It is of no use but to try things out."
     else:
         yield "It knows only text like its training data, and has its biases."

@@ -18,7 +18,7 @@ from reptile_distil.experiments.setup import build_batches
 from reptile_distil.export.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import flops_per_sequence
-from reptile_distil.models.loading import find_folder
+from reptile_distil.models.loading import find_folder, is_model_of_a_run
 from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runs.folder import RunFolder
@@ -118,8 +118,9 @@ def make_report(
     teacher_name = str(teacher) if teacher is not None else _teacher_of(run, config)
     pytorch = {"student": student.eval()}
     if teacher_name is not None:
+        names = () if is_model_of_a_run(teacher_name) else config.teacher.label_names
         teacher_name = str(find_folder(teacher_name) or teacher_name)
-        pytorch["teacher"] = load_finetuned(teacher_name, task, config.teacher.label_names).eval()
+        pytorch["teacher"] = load_finetuned(teacher_name, task, names).eval()
     folders = {"student": str(folder), "teacher": teacher_name}
     difference, exported = None, {}
     if onnx or int8:

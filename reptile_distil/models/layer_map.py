@@ -7,12 +7,17 @@ layers (embeddings, pooler, classifier) are matched one to one, by name.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from reptile_distil.errors import LayerMapError
+
+logger = logging.getLogger(__name__)
 
 LAYER_MAPS = ("first", "last", "skip", "both")
 
@@ -115,34 +120,79 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def match_models(
     teacher: nn.Module, student: nn.Module, layer_map: str | Sequence[int | Sequence[int]]
 ) -> list[ParameterPair]:
-    """Every matched pair of parameters under a map's name or an explicit list. Raises `LayerMapError`."""
+    """Every matched pair of parameters under a map's name or an explicit list. Raises `LayerMapError`.
+
+    One line of the log counts the parameters of matched layers that have no partner.
+    """
     resolved = resolve_layer_map(
         layer_map,
         num_teacher_layers=len(encoder_layers(teacher)[1]),
         num_student_layers=len(encoder_layers(student)[1]),
     )
-    return pair_parameters(teacher, student, resolved)
+    pairs = pair_parameters(teacher, student, resolved)
+    if names := unmatched_parameters(teacher, student, pairs, resolved):
+        number = len(names)
+        _log_once(
+            f"{number} weight{'s' * (number > 1)} without a partner in the other model, which equation 2 leaves as "
+            f"{'they are' if number > 1 else 'it is'}: {', '.join(names[:4])}{', ...' * (number > 4)}"
+        )
+    return pairs
 
 
 def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap) -> list[ParameterPair]:
     """Every matched (teacher parameter, student parameter), in the student's order.
 
-    A student parameter appears once for each teacher layer it is matched with. Raises `LayerMapError` where a
-    partner is missing or has another shape: the Reptile update subtracts one from the other.
+    A student parameter appears once for each teacher layer it is matched with. Layers of one architecture need not
+    have all parameters in common: ModernBERT's first layer lacks a norm that the others have. Raises `LayerMapError`
+    where a partner is missing for another reason or has another shape: the Reptile update subtracts one from the other.
     """
-    teacher_prefix, _ = encoder_layers(teacher)
-    student_prefix, _ = encoder_layers(student)
+    teacher_prefix, student_prefix = encoder_layers(teacher)[0], encoder_layers(student)[0]
     teacher_parameters = dict(teacher.named_parameters())
     pairs = []
     for student_name, student_parameter in student.named_parameters():
         for teacher_name in _partners(student_name, student_prefix, teacher_prefix, layer_map):
-            if teacher_name not in teacher_parameters:
-                raise LayerMapError(_no_partner(student_name, student, teacher_name, teacher))
-            teacher_parameter = teacher_parameters[teacher_name]
-            _check_shapes(teacher_name, teacher_parameter, student_name, student_parameter)
-            pairs.append(ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter))
-    _check_none_left_over(teacher, teacher_prefix, student, pairs, layer_map)
+            teacher_parameter = teacher_parameters.get(teacher_name)
+            if teacher_parameter is None:
+                if not _may_be_alone(student_name, student_prefix, student, teacher):
+                    raise LayerMapError(_no_partner(student_name, student, teacher_name, teacher))
+            elif not _grows_with_depth(teacher_parameter, teacher, student_parameter, student):
+                _check_shapes(teacher_name, teacher_parameter, student_name, student_parameter)
+                pairs.append(ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter))
+    for name in _left_over(teacher, teacher_prefix, pairs, layer_map):
+        if not _may_be_alone(name, teacher_prefix, teacher, student):
+            raise LayerMapError(_no_partner(name, teacher, name, student))
     return pairs
+
+
+def unmatched_parameters(
+    teacher: nn.Module, student: nn.Module, pairs: Sequence[ParameterPair], layer_map: LayerMap
+) -> list[str]:
+    """Names of the parameters that are in no pair, but for those of layers that are not matched at all."""
+    in_pairs = {pair.student_name for pair in pairs}
+    free_layers = tuple(f"{encoder_layers(student)[0]}.{k}." for k, partners in enumerate(layer_map) if not partners)
+    of_student = [
+        name for name, _ in student.named_parameters() if name not in in_pairs and not name.startswith(free_layers)
+    ]
+    of_teacher = _left_over(teacher, encoder_layers(teacher)[0], pairs, layer_map)
+    return [f"the teacher's {name}" for name in of_teacher] + [f"the student's {name}" for name in of_student]
+
+
+def copy_layers(teacher: nn.Module, student: nn.Module, layer_map: LayerMap) -> list[str]:
+    """Gives the student, in place, the teacher's weights of the layers that it is made of, and all outside the layers.
+
+    Returns the names of the student's parameters that have no such weight in the teacher, and stay as they are.
+    """
+    teacher_prefix, student_prefix = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    of_teacher = dict(teacher.named_parameters())
+    left = []
+    with torch.no_grad():
+        for name, theta in student.named_parameters():
+            (source,) = _partners(name, student_prefix, teacher_prefix, layer_map)
+            if source in of_teacher and of_teacher[source].shape == theta.shape:
+                theta.copy_(of_teacher[source])
+            else:
+                left.append(name)
+    return left
 
 
 def part_of_model(model: nn.Module, name: str) -> Literal["embeddings", "encoder", "head"]:
@@ -185,13 +235,39 @@ def _check_shapes(teacher_name: str, teacher: Tensor, student_name: str, student
         )
 
 
-def _check_none_left_over(
-    teacher: nn.Module, teacher_prefix: str, student: nn.Module, pairs: Sequence[ParameterPair], layer_map: LayerMap
-) -> None:
-    """A teacher parameter without a partner is a fault too, but for those in layers that are not matched at all."""
-    matched = {pair.teacher_name for pair in pairs}
-    matched_layers = tuple(f"{teacher_prefix}.{j}." for partners in layer_map for j in partners)
-    for name, _ in teacher.named_parameters():
-        left_out = name.startswith(teacher_prefix + ".") and not name.startswith(matched_layers)
-        if name not in matched and not left_out:
-            raise LayerMapError(_no_partner(name, teacher, name, student))
+def _left_over(teacher: nn.Module, layers: str, pairs: Sequence[ParameterPair], layer_map: LayerMap) -> list[str]:
+    """The teacher's parameters in no pair, but for those in layers that are not matched at all."""
+    in_pairs = {pair.teacher_name for pair in pairs}
+    matched_layers = tuple(f"{layers}.{j}." for partners in layer_map for j in partners)
+    return [
+        name
+        for name, _ in teacher.named_parameters()
+        if name not in in_pairs and (name.startswith(matched_layers) or not name.startswith(layers + "."))
+    ]
+
+
+def _may_be_alone(name: str, layers: str, model: nn.Module, other: nn.Module) -> bool:
+    """Whether a parameter that is in no pair is no sign that the other model has another architecture."""
+    if type(model) is not type(other):
+        return False
+    theirs = dict(other.named_parameters()).get(name)
+    is_in_layers = name.startswith(layers + ".")
+    return is_in_layers or (theirs is not None and _grows_with_depth(model.get_parameter(name), model, theirs, other))
+
+
+def _grows_with_depth(one: Tensor, model: Any, other: Tensor, other_model: Any) -> bool:
+    """Whether the shapes differ as the depths do, in one dimension: such as ESM's head on the attention of all layers.
+
+    Two models of different widths never count as such.
+    """
+    differing = [sizes for sizes in zip(one.shape, other.shape, strict=False) if sizes[0] != sizes[1]]
+    config, other_config = model.config, other_model.config
+    if one.ndim != other.ndim or len(differing) != 1 or config.hidden_size != other_config.hidden_size:
+        return False
+    return bool(differing[0][0] * other_config.num_hidden_layers == differing[0][1] * config.num_hidden_layers)
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    """One line, however often two models are matched: when a pair is checked, and when its method is made."""
+    logger.info("%s", line)

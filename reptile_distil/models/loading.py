@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from reptile_distil.errors import ModelError, first_sentence
+from reptile_distil.models.toy import is_toy_model, toy_config
 from reptile_distil.runtime.files import read_json
-from reptile_distil.runtime.randomness import seeded
 from reptile_distil.runtime.snapshots import find_model_snapshot
 
 
 def load_config_file(name: str) -> Any:
-    """The configuration of the model `name`, fit to be used here."""
-    config = load_files(transformers.AutoConfig, name)
+    """The configuration of the model `name` (folder, hub name or toy), fit to be used here."""
+    config = toy_config(name) if is_toy_model(name) else load_files(transformers.AutoConfig, name)
     # A name with a slash is that of code on the hub, which transformers would download and run.
     if "/" in str(config._attn_implementation):
         raise ModelError(
@@ -78,6 +77,12 @@ def find_folder(name: str) -> Path | None:
     raise ModelError(f"{name}: this run is not finished; its best model so far is {model}")
 
 
+def is_model_of_a_run(name: str) -> bool:
+    """Whether the model `name` lies in the folder of a finished run, or of one under way."""
+    folder = find_folder(name)
+    return folder is not None and folder.name == "model" and (folder.parent / "config.yaml").is_file()
+
+
 def load_files(loader: Any, name: str, **options: Any) -> Any:
     """`loader.from_pretrained` of a folder, or of the hub's model `name` once it is whole in the local cache.
 
@@ -99,25 +104,6 @@ def load_files(loader: Any, name: str, **options: Any) -> Any:
             raise ModelError(
                 f"{name}: no model or tokenizer can be loaded from {place}: {first_sentence(error)}"
             ) from None
-
-
-def check_it_runs(name: str, model: Any) -> None:
-    """Raises `ModelError` for weights that are no finite numbers, and for a model that fails on a single token."""
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise ModelError(f"{name}: the weights {key!r} hold infinite or undefined numbers; the file is damaged")
-    was_training = model.training
-    try:
-        with seeded(0), torch.no_grad():  # in training mode, where dropout has its say
-            logits = model.train()(
-                input_ids=torch.zeros(1, 1, dtype=torch.long), attention_mask=torch.ones(1, 1)
-            ).logits
-    except Exception as error:
-        raise ModelError(f"{name}: the model fails on its first token: {first_sentence(error)}") from None
-    finally:
-        model.train(was_training)
-    if logits.shape != (1, model.config.num_labels):
-        raise ModelError(f"{name}: gives {tuple(logits.shape)} numbers for one text, not {model.config.num_labels}")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +11,14 @@ import transformers
 from torch import nn
 
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import ModelError
-from reptile_distil.models.layer_map import encoder_layers, pair_parameters, resolve_layer_map
-from reptile_distil.models.loading import check_it_runs, load_config_file, load_files
-from reptile_distil.models.toy import is_toy_model, toy_config
+from reptile_distil.errors import ModelError, first_sentence
+from reptile_distil.models.checks import check_it_runs
+from reptile_distil.models.layer_map import copy_layers, encoder_layers, resolve_layer_map
+from reptile_distil.models.loading import load_config_file, load_files
+from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.randomness import seeded
+
+logger = logging.getLogger(__name__)
 
 
 def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
@@ -24,9 +27,9 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
     A head in the checkpoint is dropped. Raises `ModelError` where the model is missing or incomplete.
     """
     with seeded(seed):
-        if is_toy_model(name):
-            return _new_classifier(_with_labels(toy_config(name), task))
         config = _with_labels(load_config_file(name), task)
+        if is_toy_model(name):
+            return _new_classifier(config)
         model, report = load_files(
             transformers.AutoModelForSequenceClassification,
             name,
@@ -57,7 +60,7 @@ def load_finetuned(name: str, task: Task, label_names: Sequence[str] = ()) -> An
 
     Labels are compared by the names in the model's own `id2label`, or, where those are not the task's (LABEL_0,
     LABEL_1, ...), by `label_names`. Outputs in another order are permuted. Raises `ModelError` where the head is
-    missing or its labels are not the task's.
+    missing, its labels are not the task's, or `label_names` gives them another order than the model does.
     """
     model, report = load_files(
         transformers.AutoModelForSequenceClassification,
@@ -82,11 +85,10 @@ def start_from_teacher_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.M
         raise ModelError("a student needs at least one of the teacher's layers")
     depth = len(encoder_layers(teacher)[1])
     layer_map = resolve_layer_map(layers, num_teacher_layers=depth, num_student_layers=len(layers))
-    with seeded(0):  # every weight drawn here is overwritten below
+    with seeded(0):  # nearly every weight drawn here is overwritten below
         student = _new_classifier(_with_layers(teacher.config, layers))
-    with torch.no_grad():
-        for pair in pair_parameters(teacher, student, layer_map):
-            pair.student.copy_(pair.teacher)
+    if new := copy_layers(teacher, student, layer_map):
+        logger.info("%d weights that the copied layers do not have start anew: %s", len(new), ", ".join(new[:4]))
     return student
 
 
@@ -94,16 +96,6 @@ def start_random(teacher: nn.Module, num_layers: int, *, seed: int) -> nn.Module
     """A student with `num_layers` layers of the teacher's shape and random weights drawn from `seed`."""
     with seeded(seed):
         return _new_classifier(_with_layers(teacher.config, range(num_layers)))
-
-
-def check_length(name: str, model: Any, max_length: int) -> None:
-    """Raises `ModelError` where the model has fewer positions than `max_length` tokens need."""
-    limit = getattr(model.config, "max_position_embeddings", math.inf)
-    # RoBERTa's positions start behind the padding index.
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        limit -= (model.config.pad_token_id or 0) + 1
-    if max_length > limit:
-        raise ModelError(f"{name}: has {limit} positions, but data.max_length is {max_length} tokens; lower it")
 
 
 def _new_classifier(config: Any) -> nn.Module:
@@ -121,28 +113,35 @@ def _with_labels(config: Any, task: Task) -> Any:
 
 
 def _with_layers(config: Any, layers: Sequence[int]) -> Any:
+    """The configuration of a model that has these layers alone; lists with an entry for each layer are cut too."""
     values = config.to_dict()
-    if values.get("layer_types"):  # which layers look at all tokens, and which at their neighbours alone
-        values["layer_types"] = [values["layer_types"][layer] for layer in layers]
-    return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+    for key, value in values.items():
+        if _is_per_layer(key, value, config.num_hidden_layers):
+            values[key] = [value[layer] for layer in layers]
+    try:
+        return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+    except Exception as error:  # each architecture checks itself in its own way
+        raise ModelError(
+            f"{type(config).__name__}: cannot be cut to {len(layers)} layers: {first_sentence(error)}; "
+            "give the student a checkpoint of its own: student.init=pretrained"
+        ) from None
+
+
+def _is_per_layer(key: str, value: Any, num_layers: int) -> bool:
+    """Whether a value lists something of each layer: its kind of attention, the width of its window."""
+    if not isinstance(value, list) or len(value) != num_layers:
+        return False
+    # Words and token ids of another matter may be as many by chance: DeBERTa's pos_att_type, BART's eos_token_id.
+    return key.endswith("layer_types") or not (any(isinstance(item, str) for item in value) or key.endswith("_id"))
 
 
 def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str]) -> None:
     if model.config.num_labels != task.num_labels:
         raise ModelError(f"{name}: has {model.config.num_labels} outputs, but task {task.name} needs {task.num_labels}")
     if task.is_regression:
+        _with_labels(model.config, task)
         return
-    has = [model.config.id2label.get(i, f"LABEL_{i}") for i in range(task.num_labels)]
-    wanted = [_plain(label) for label in task.label_names]
-    if label_names and sorted(map(_plain, has)) != sorted(wanted):
-        has = list(label_names)
-    if sorted(map(_plain, has)) != sorted(wanted):
-        raise ModelError(
-            f"{name}: its labels are {', '.join(map(str, has))}, "
-            f"but task {task.name} has {', '.join(task.label_names)}; "
-            "if they mean the same, say in which order: teacher.label_names=[...]"
-        )
-    order = [[_plain(label) for label in has].index(label) for label in wanted]
+    order = _find_order(model, name, task, label_names)
     output = _output_layer(model, task.num_labels)
     with torch.no_grad():
         for parameter in output.parameters():
@@ -150,8 +149,44 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
     _with_labels(model.config, task)
 
 
-def _plain(label: Any) -> str:
-    return str(label).strip().lower().replace("-", "_").replace(" ", "_")
+def _find_order(model: Any, name: str, task: Task, label_names: Sequence[str]) -> list[int]:
+    """The output of each of the task's labels; raises `ModelError` where it is not known, or given in two ways."""
+    own_names = [str(model.config.id2label.get(i, f"LABEL_{i}")) for i in range(task.num_labels)]
+    own, given = match_labels(own_names, task.label_names), match_labels(label_names, task.label_names)
+    order = given if own is None else own
+    if order is None or (label_names and given is None):
+        raise ModelError(
+            f"{name}: its labels are {', '.join(label_names or own_names)}, "
+            f"but task {task.name} has {', '.join(task.label_names)}; "
+            "if they mean the same, say in which order: teacher.label_names=[...]"
+        )
+    if own is not None and given not in (None, own):
+        raise ModelError(
+            f"{name}: its labels are {', '.join(own_names)}, but teacher.label_names says {', '.join(label_names)}; "
+            "leave teacher.label_names out, or correct id2label in the model's config.json"
+        )
+    return order
+
+
+def match_labels(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """The place among `names` of each wanted label; None where they do not name the same labels.
+
+    Capitals, hyphens and the blanks around a name do not count, unless labels differ in nothing else.
+
+    >>> match_labels(["Not-Entailment", "Entailment"], ["entailment", "not_entailment"])
+    [1, 0]
+    >>> match_labels(["us", "US"], ["US", "us"])
+    [1, 0]
+    """
+    for spelling in (str, _plain):
+        has, needed = [spelling(name) for name in names], [spelling(name) for name in wanted]
+        if len(set(has)) == len(has) and sorted(has) == sorted(needed):
+            return [has.index(name) for name in needed]
+    return None
+
+
+def _plain(label: str) -> str:
+    return label.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def _output_layer(model: Any, num_labels: int) -> nn.Linear:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptile_distil.config.sections import Role
-from reptile_distil.data import toy
 from reptile_distil.data.sources import open_split
 from reptile_distil.errors import DataError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments.dry_run import (
@@ -34,7 +33,6 @@ from reptile_distil.experiments.input_digests import KnownDigests
 from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
-from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.hub import reachability_cached
 from reptile_distil.runtime.text_tables import plain_table
 from reptile_distil.tables.config import Cell, TableConfig
@@ -170,7 +168,7 @@ def _add_missing(cell: Cell, role: Role, missing: dict[str, Missing]) -> bool:
     if role != "teacher" and config.needs_teacher(role):
         models.append(config.teacher.finetuned or config.teacher.pretrained)
     for name in models:
-        if f"model {name}" not in missing and not is_toy_model(name):
+        if f"model {name}" not in missing:
             try:
                 load_config_file(name)
                 load_tokenizer(name)
@@ -178,7 +176,7 @@ def _add_missing(cell: Cell, role: Role, missing: dict[str, Missing]) -> bool:
                 missing[f"model {name}"] = Missing(str(error).removeprefix(f"{name}: "), str(error).replace(name, ""))
     lacks_models = any(f"model {name}" in missing for name in models)
     data = f"data of {task.name}"
-    if data not in missing and not (isinstance(config.task, str) and task.name in toy.TASKS):
+    if data not in missing:
         try:
             for split in ("train", *task.dev_splits):
                 source = open_split(task, split, None if config.data.path is None else Path(config.data.path))

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from reptile_distil.data import toy
-from reptile_distil.data.tasks import get_task
+from reptile_distil.data.cache import load_features
+from reptile_distil.data.sources import load_split, open_split
+from reptile_distil.data.tasks import Task, get_task
 from reptile_distil.errors import DataError, ModelError
 from reptile_distil.models.toy import is_toy_model, toy_config, toy_tokenizer
 
@@ -270,3 +272,37 @@ def test_another_name_is_refused_with_an_example():
 def test_an_unknown_split_is_refused_with_the_known_ones():
     with pytest.raises(DataError, match="task toy-pair: no split 'dev_matched'; it has train, dev, test"):
         load("toy-pair", "dev_matched")
+
+
+# As any other task's
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_a_toy_split_is_a_source_like_any_other_and_leaves_nothing_in_the_cache(tmp_path, name, split):
+    source = open_split(toy.TASKS[name], split, tmp_path / "no-such-folder")
+    assert source.load().to_dict() == load(name, split).to_dict()
+    assert source.load().features == load(name, split).features
+    features = load_features(source, toy_tokenizer(), max_length=32, max_rows=7, cache=tmp_path / "cache")
+    assert len(features) == 7
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_own_task_may_have_a_toys_name(tmp_path, name):
+    (tmp_path / "train.csv").write_text("sentence,label\nmine,a\n")
+    own = Task(
+        name=name,
+        text_columns=("sentence",),
+        label_names=("a", "b"),
+        metrics=("accuracy",),
+        splits={"train": ()},
+        files={"train": "train.csv"},
+    )
+    assert load_split(own, "train", tmp_path).to_dict() == {"text": ["mine"], "label": [0]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_toy_split_that_there_is_not_is_refused_as_any_other(name):
+    with pytest.raises(DataError, match=f"^task {name} has no split 'dev_matched', only train, dev, test$"):
+        open_split(toy.TASKS[name], "dev_matched", None)

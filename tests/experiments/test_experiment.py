@@ -645,6 +645,13 @@ def test_the_kept_predictions_are_those_of_the_best_student_and_score_what_the_r
     ]
 
 
+def test_names_for_a_teacher_from_elsewhere_never_turn_round_what_runs_have_trained(tiny, tmp_path):
+    plain = tiny("method=kd")
+    named = tiny("method=kd", "teacher.label_names=[positive, negative]", f"output_dir={tmp_path}/named")
+    assert named.fit()["scores"] == plain.fit()["scores"]
+    assert named.evaluate("dev") == plain.evaluate("dev")
+
+
 def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
     latency = tiny("method=kd").fit()["latency"]
     assert (latency["length"], latency["device"], list(latency["batches"])) == (32, "cpu", ["1", "32"])
@@ -667,7 +674,7 @@ def test_one_text_is_not_taken_for_a_list_of_letters(tiny):
 def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny):
     experiment = tiny("method=finetune")
     experiment.fit()
-    with pytest.raises(DataError, match="no split 'validation'; it has train, dev, test"):
+    with pytest.raises(DataError, match="no split 'validation', only train, dev, test"):
         experiment.predict_split("validation")
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import ModelError
+from reptile_distil.models.checks import check_vocabulary
 from reptile_distil.models.pretrained import load_finetuned, load_pretrained
-from reptile_distil.models.tokenizer import check_vocabulary, load_tokenizer
+from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import toy_config, toy_tokenizer
 from tests.helpers.fuzzing import assert_one_sentence, examples
 

@@ -1,5 +1,6 @@
 """What Teacher and Student promise, and what loading a model checks."""
 
+import functools
 import json
 import time
 from types import SimpleNamespace
@@ -14,13 +15,12 @@ from reptile_distil.models import loading
 from reptile_distil.models import pretrained as models
 from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
 from reptile_distil.models.pretrained import (
-    check_length,
     load_finetuned,
     load_pretrained,
     start_from_teacher_layers,
     start_random,
 )
-from reptile_distil.models.tokenizer import check_same_tokenizer, check_vocabulary, load_tokenizer
+from reptile_distil.models.tokenizer import check_same_tokenizer, load_tokenizer
 from reptile_distil.models.toy import toy_tokenizer
 from tests.helpers.models import batch, bert, changed, classifier, weights
 
@@ -372,14 +372,6 @@ def test_the_remedy_for_labels_without_names_works(tmp_path):
     assert model.config.id2label == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
-def test_the_names_of_a_model_that_has_the_tasks_count_more_than_the_given_ones(tmp_path):
-    """So `teacher.label_names` never turns round a student that this project has trained."""
-    saved = bert(2)
-    folder = save(saved, tmp_path, ["entailment", "neutral", "contradiction"])
-    model = load_finetuned(folder, MNLI, ["neutral", "contradiction", "entailment"])
-    assert torch.equal(logits_of(model), logits_of(saved))
-
-
 def test_the_remedy_for_labels_without_names_works_for_other_names_too(tmp_path):
     saved = bert(2)
     folder = save(saved, tmp_path, ["con", "ent", "neu"])
@@ -618,8 +610,8 @@ def test_absurd_sizes_are_refused_before_they_fill_the_memory(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_attention_heads": -4}, "the model fails on its first token: RuntimeError"),
-        ({"attention_probs_dropout_prob": 2}, "the model fails on its first token: ValueError|no model or tokenizer"),
+        ({"num_attention_heads": -4}, "the model fails on its first tokens: RuntimeError"),
+        ({"attention_probs_dropout_prob": 2}, "the model fails on its first tokens: ValueError|no model or tokenizer"),
     ],
 )
 def test_a_model_that_cannot_compute_is_refused_when_it_is_loaded(tmp_path, changes, message):
@@ -657,6 +649,7 @@ def test_a_model_with_other_outputs_than_its_config_says_is_refused(tmp_path, mo
     folder = save(bert(2), tmp_path, MNLI.label_names)
     forward = transformers.BertForSequenceClassification.forward
 
+    @functools.wraps(forward)
     def wider(self, *args, **options):
         return SimpleNamespace(logits=forward(self, *args, **options).logits.repeat(1, 2))
 
@@ -682,14 +675,6 @@ def test_a_tokenizer_that_cannot_make_a_batch_is_refused(tmp_path, changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ModelError, match=f"^{tmp_path}: its tokenizer cannot be used: "):
         load_tokenizer(str(tmp_path))
-
-
-def test_a_tokenizer_with_more_words_than_the_model_is_refused():
-    size = len(toy_tokenizer())
-    check_vocabulary("small", load_pretrained("toy-bert-1L-16H", MNLI, seed=0), toy_tokenizer())
-    message = f"^small: its tokenizer gives ids up to {size - 1}, but the model has only 30 embeddings"
-    with pytest.raises(ModelError, match=message):
-        check_vocabulary("small", bert(2), toy_tokenizer())
 
 
 # Tokenizers, lengths, sizes
@@ -726,21 +711,6 @@ def test_a_tokenizer_comes_from_the_models_folder_or_for_a_toy_from_the_toy_worl
     toy_tokenizer().save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).get_vocab() == toy_tokenizer().get_vocab()
     assert load_tokenizer("toy-bert-4L-64H").get_vocab() == toy_tokenizer().get_vocab()
-
-
-@pytest.mark.parametrize(
-    ("kind", "longest"), [("bert", 16), ("distilbert", 16), ("electra", 16), ("roberta", 14), ("mpnet", 14)]
-)
-def test_check_length_allows_exactly_what_the_model_can_read(kind, longest):
-    """16 rows in the position table; RoBERTa's and MPNet's first two are for padding."""
-    model = classifier(kind).eval()
-    check_length("small", model, longest)
-    assert model(input_ids=torch.full((1, longest), 5)).logits.shape == (1, 3)
-    message = f"^small: has {longest} positions, but data.max_length is {longest + 1} tokens; lower it$"
-    with pytest.raises(ModelError, match=message):
-        check_length("small", model, longest + 1)
-    with pytest.raises((IndexError, RuntimeError)):
-        model(input_ids=torch.full((1, longest + 1), 5))
 
 
 @pytest.mark.parametrize(("depth", "published"), [(12, 109_483_778), (6, 66_956_546)])

@@ -16,7 +16,7 @@ import torch
 from reptile_distil import cli
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
-from tests.helpers.paths import ROOT, TINY
+from tests.helpers.paths import CONFIGS, ROOT, TINY
 
 
 def test_finetune_trains_the_teacher(call, tmp_path):
@@ -176,6 +176,34 @@ def test_print_config_prints_yaml_that_loads_and_trains_nothing(call, tmp_path):
     assert again == out
     assert "seed: 7" in out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", ["distil", "finetune", "evaluate"])
+@pytest.mark.parametrize("overrides", [(), ("seed=7", "method=kd"), ("train.lr=1e-3", "student.init=random")])
+def test_a_recipe_without_a_task_is_printed_with_the_task_marked_as_missing(call, tmp_path, script, overrides):
+    model = ["--model", "some/model"] if script == "evaluate" else []
+    depth = ["student.num_layers=2", "student.pretrained=null"] if "student.init=random" in overrides else []
+    base = CONFIGS / "base.yaml"
+    code, out, error = call(script, *model, "--print-config", *overrides, *depth, config=base)
+    assert (code, error) == (0, "")
+    lines = out.splitlines()
+    marked = "# task: is missing; give it here, or as task=... on the command line"
+    assert [line for line in lines if re.match(r"#? ?task:", line)] == [marked]
+    _, with_task, _ = call(script, *model, "--print-config", *overrides, *depth, "task=rte", config=base)
+    assert with_task.splitlines() == ["task: rte" if line == marked else line for line in lines]
+    (tmp_path / "printed.yaml").write_text(out)
+    code, _, error = call("distil", config=tmp_path / "printed.yaml")
+    assert (code, error.splitlines()[-1]) == (2, f"error: {tmp_path}/printed.yaml: the key 'task' is missing")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("trian.lr=1", "unknown key 'trian'"), ("seed=x", "seed = 'x'"), ("metadistil.quiz_fraction=0.2", "no effect")],
+)
+def test_what_else_is_wrong_with_a_recipe_without_a_task_is_still_refused(call, override, message):
+    code, out, error = call("distil", "--print-config", override, config=CONFIGS / "base.yaml")
+    assert (code, out) == (2, "")
+    assert message in error
 
 
 @pytest.mark.parametrize(
