@@ -52,6 +52,16 @@ def test_a_layers_operations_are_those_of_its_matrix_products():
 UNITS = {"finetune": 18, "kd": 30, "reptile": 54, "student-first": 30, "metadistil": 114, "released": 60}
 
 
+def kept_in(figures):
+    """A `Figure.savefig` that keeps the figure and writes an empty file."""
+
+    def savefig(figure, path, **_):
+        figures.append(figure)
+        Path(path).touch()
+
+    return savefig
+
+
 @pytest.mark.parametrize(("method", "units"), UNITS.items())
 def test_a_step_of_12_to_6_layers_takes_its_layer_units(method, units):
     lengths = np.array([5, 9])
