@@ -20,7 +20,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.finished_run import open_finished_run
-from reptile_distil.experiments.setup import VALIDATION, Components
+from reptile_distil.experiments.setup import VALIDATION
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
@@ -153,7 +153,7 @@ def check_one_process() -> None:
 
 def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     """What lies in a run's folder. Raises `RunError` for what the run could not go on with, or write to."""
-    folder = experiment.teacher_folder if role == "teacher" else experiment.folder
+    folder = experiment.folder_for(role)
     check_writable(folder.path)
     if not overwrite and open_finished_run(folder, experiment.config, experiment.task, role) is not None:
         return Status(folder.path, "finished")
@@ -172,7 +172,7 @@ def measure(experiment: Experiment, role: Role, status: Status) -> Measured:
 def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     config, task = experiment.config, experiment.task
     logger.info("measuring a few steps: %s on %s", role, task.name)
-    components, is_stand_in = _prepare(experiment, role)
+    components, is_stand_in = experiment.prepare(role)
     if status.recovery is not None and not is_stand_in:
         status.recovery.check_inputs(components.fingerprints())
     settings, model, tokenizer, data, teacher = components
@@ -260,21 +260,6 @@ def _size_of(folder: Path) -> int:
     """Bytes of the files in a folder, one that has several names counted once."""
     stats = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())
-
-
-def _prepare(experiment: Experiment, role: Role) -> tuple[Components, bool]:
-    """What a run needs, and whether its teacher is a stand-in for one that is not fine-tuned yet."""
-    config = experiment.config
-    if role == "teacher":
-        return experiment.setup.prepare_teacher(), False
-    if not config.needs_teacher(role):
-        return experiment.setup.prepare_student(None), False
-    if config.teacher.finetuned is not None:
-        return experiment.setup.prepare_student(config.teacher.finetuned), False
-    folder = experiment.teacher_folder
-    if open_finished_run(folder, config, experiment.task, "teacher") is not None:
-        return experiment.setup.prepare_student(str(folder.model)), False
-    return experiment.setup.prepare_student(config.teacher.pretrained, stand_in=True), True
 
 
 def _names(config: Config, role: Role) -> tuple[str, str]:

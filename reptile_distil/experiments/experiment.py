@@ -21,7 +21,7 @@ from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
-from reptile_distil.experiments.setup import Setup, build_batches, build_task, check_pair, check_processes
+from reptile_distil.experiments.setup import Components, Setup, build_batches, build_task, check_pair, check_processes
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
@@ -247,6 +247,23 @@ class Experiment:
         if not quiet:
             logger.info("%s is finished: nothing to run", folder.path)
         return results
+
+    def folder_for(self, role: Role) -> RunFolder:
+        """The folder that a run of this role is written into."""
+        return self.teacher_folder if role == "teacher" else self.folder
+
+    def prepare(self, role: Role) -> tuple[Components, bool]:
+        """What a run trains with, and whether the pretrained teacher stands in for one that is not fine-tuned yet."""
+        config, teacher = self.config, self.teacher_folder
+        if role == "teacher":
+            return self.setup.prepare_teacher(), False
+        if not config.needs_teacher(role):
+            return self.setup.prepare_student(None), False
+        if config.teacher.finetuned is not None:
+            return self.setup.prepare_student(config.teacher.finetuned), False
+        if open_finished_run(teacher, config, self.task, "teacher") is not None:
+            return self.setup.prepare_student(str(teacher.model)), False
+        return self.setup.prepare_student(config.teacher.pretrained, stand_in=True), True
 
     def recovery(self, folder: RunFolder, role: Role, *, afresh: bool) -> Recovery:
         """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""

@@ -162,7 +162,7 @@ def drift(processes, *, shard):
     with torch.no_grad():
         for weight in teacher.parameters():
             weight += 1
-    return evaluator.evaluate()["teacher_drift"]
+    return evaluator.evaluate().teacher_drift
 
 
 def part_and_whole():

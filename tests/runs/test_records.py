@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from pathlib import Path
 
 import pytest
 
@@ -152,10 +151,10 @@ def test_damaged_results_are_one_sentence_wherever_they_are_read(whole, kind):
 
 
 def test_results_that_the_system_does_not_give_are_one_sentence(whole, monkeypatch):
-    def refuses(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuses(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuses)
+    monkeypatch.setattr("reptile_distil.runtime.files.open_regular", refuses)
     with pytest.raises(RunError, match=r"results\.json: cannot be read \(Permission denied\); .*--overwrite"):
         whole.fit()
 

@@ -193,7 +193,7 @@ def test_what_is_no_fault_passes_through(hook, stop):
 
 def test_stopping_at_an_epochs_end_ends_training_with_that_epoch():
     outcome, _, _, method, _ = train_fake(Raises("on_epoch_end", StopTraining("good enough")), scores=[0.3] * 3)
-    assert (outcome.num_steps, len(method.rows), outcome.last["epoch"]) == (3, 3, 1)
+    assert (outcome.num_steps, len(method.rows), outcome.last.epoch) == (3, 3, 1)
     assert outcome.stopped_by == "Raises.on_epoch_end: good enough"
 
 
@@ -246,7 +246,7 @@ def test_a_callback_gets_copies_it_may_change():
     recorder = Recorder()
     outcome, _, logged, *_ = train_fake(Vandal(), recorder, losses=[1.0, 2.0, 6.0], scores=[0.5])
     assert logged[-1]["train"]["loss"] == 3.0
-    assert outcome.best["scores"] == {"dev": {"accuracy": 0.5}}
+    assert outcome.best.scores == {"dev": {"accuracy": 0.5}}
     assert [float(call[3]["loss"]) for call in recorder.calls[:3]] == [1.0, 2.0, 6.0]
     assert recorder.calls[-1][2]["score"] == 0.5
 
