@@ -60,7 +60,7 @@ def tidy_finished_run(folder: RunFolder, config: Config) -> None:
 
 
 def _keeps_checkpoints(folder: RunFolder) -> bool:
-    """Whether the run was told to keep its checkpoints; also where that cannot be read."""
+    """Whether the run keeps its checkpoints (`checkpoint.keep_when_finished`); also where that cannot be read."""
     try:
         return load_config(folder.config).checkpoint.keep_when_finished
     except ConfigError:

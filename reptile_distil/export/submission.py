@@ -236,7 +236,7 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, 
 def check_submission(path: Path) -> list[str]:
     """Everything that is wrong with the zip at `path`, a sentence each; an empty list for one without fault.
 
-    A fault that many rows of a file share is told once, with the first of them. The zip may come from anywhere.
+    A fault that many rows of a file share is reported once, with the first of them. The zip may come from anywhere.
     """
     if not path.is_file():
         return [f"{path}: no such file"]

@@ -168,7 +168,7 @@ def comparison_table(results: Sequence[Results | Mapping[str, Any]], *, width: i
         return table
     scores = _score_names(records[0])
     splits = {name.partition(" ")[0] for name in scores}
-    # Where there is only one dev split, nobody needs to be told which.
+    # Where there is only one dev split, its name says nothing.
     dropped = f"{splits.pop()} " if len(splits) == 1 else ""
     plain = {name.removeprefix(dropped): cells for name, cells in columns.items()}
     short = {_SHORT.get(name, name): cells for name, cells in plain.items()}

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and trackio, told of the numbers in metrics.jsonl as a run goes; none unless asked for.
+"""Reports the numbers of metrics.jsonl to TensorBoard, Weights & Biases and trackio; to none unless asked for.
 
 Their own libraries are called, and imported only where they are asked for. accelerate's trackers would do as well, but
 for a run of one process they need a state of accelerate's that nothing else here needs, they close a run that failed as
@@ -50,7 +50,7 @@ class TensorBoard:
     def __init__(self, run: RunInfo, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Of what was told before an abrupt end, that behind the checkpoint is told again and takes the old one's place.
+        # After an abrupt end, what comes after the checkpoint is reported again and replaces the first report.
         purge = {"purge_step": step + 1} if step else {}
         self._writer: Any = SummaryWriter(str(run.folder), **purge)
         self._writer.add_text("config", f"```json\n{json.dumps(run.config, indent=2)}\n```", global_step=step)
@@ -115,7 +115,7 @@ _KINDS: Mapping[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wan
 
 
 class TrackerCallback:
-    """Tells trackers what metrics.jsonl is told: `step/...` each `train.log_every` steps, `epoch/...` each epoch.
+    """Reports to trackers what is written to metrics.jsonl: `step/...` each `train.log_every` steps, `epoch/...` each epoch.
 
     A tracker that fails is left out from then on, with a warning: it is no reason to lose a run.
     """
@@ -151,7 +151,7 @@ class TrackerCallback:
             act(self._trackers[name])
         except Exception as error:  # whatever it is, the run does not depend on it
             del self._trackers[name]
-            logger.warning("tracker %s failed, and is told no more: %s", name, first_sentence(error))
+            logger.warning("tracker %s failed, and gets no further records: %s", name, first_sentence(error))
 
 
 def check_trackers(names: Sequence[str]) -> None:

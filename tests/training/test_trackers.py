@@ -255,7 +255,7 @@ def test_a_board_that_fails_is_left_out_and_the_run_is_the_same(tmp_path, monkey
     run = experiment(tmp_path, "trackers=[wandb, trackio]")
     run.fit()
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["tracker wandb failed, and is told no more: ConnectionError: the server is gone"]
+    assert warnings == ["tracker wandb failed, and gets no further records: ConnectionError: the server is gone"]
     assert [step for step, values in wandb.logged] == [2]
     assert wandb.finished == []
     assert trackio.finished == [{}]
