@@ -78,7 +78,7 @@ class Config(Section):
     metadistil: MetadistilConfig = MetadistilConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[TrackerName, ...] = ()
-    """Where the records of metrics.jsonl are reported too: tensorboard, wandb, trackio; each needs its package installed."""
+    """Where the records of metrics.jsonl go too: tensorboard, wandb, trackio; each needs its package installed."""
 
     @field_validator("trackers")
     @classmethod

@@ -115,7 +115,7 @@ _KINDS: Mapping[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wan
 
 
 class TrackerCallback:
-    """Reports to trackers what is written to metrics.jsonl: `step/...` each `train.log_every` steps, `epoch/...` each epoch.
+    """Reports what is written to metrics.jsonl: `step/...` each `train.log_every` steps, `epoch/...` each epoch.
 
     A tracker that fails is left out from then on, with a warning: it is no reason to lose a run.
     """
