@@ -123,14 +123,6 @@ class ReptileDistiller:
         regularization: TeacherRegularization | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        _check_choice("update", update, ("adamw", "interpolate"))
-        _check_choice("order", order, ("teacher_first", "student_first"))
-        _check_choice("inner_optimizer", inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
-        ablation = ablation or Ablation()
-        if order == "student_first":
-            _check_no_inner_step(ablation, inner_optimizer, share_forward=share_forward)
-        elif share_forward:
-            _check_forward_can_be_shared(ablation, inner_optimizer)
         self.teacher, self.student = wrap_pair(teacher, student)
         self.loss = loss
         self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
@@ -141,13 +133,14 @@ class ReptileDistiller:
         self.inner_lr = inner_lr
         self.inner_eps = inner_eps
         self.share_forward = share_forward
-        self.ablation = ablation
+        self.ablation = ablation or Ablation()
         self.regularization = regularization
+        self._check_options()
         matched = match_models(self.teacher.model, self.student.model, layer_map)
-        self.pairs = ablation.moving_pairs(matched, self.student.model)
+        self.pairs = self.ablation.moving_pairs(matched, self.student.model)
         self.inner_learner = self._new_inner_learner()
         self._check_optimizers()
-        if ablation.every > 1:
+        if self.ablation.every > 1:
             teacher_optimizer.param_groups[0]["num_student_steps"] = 0
 
     def step(self, batch: Batch, inner_batches: Sequence[Batch] | None = None) -> Logs:
@@ -323,6 +316,15 @@ class ReptileDistiller:
                 steps.append(step if last[pair.student_name] == pair.teacher_name else step.clone())
         self.student.zero_grad(set_to_none=True)
         return steps
+
+    def _check_options(self) -> None:
+        _check_choice("update", self.update, ("adamw", "interpolate"))
+        _check_choice("order", self.order, ("teacher_first", "student_first"))
+        _check_choice("inner_optimizer", self.inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
+        if self.order == "student_first":
+            _check_no_inner_step(self.ablation, self.inner_optimizer, share_forward=self.share_forward)
+        elif self.share_forward:
+            _check_forward_can_be_shared(self.ablation, self.inner_optimizer)
 
     def _check_optimizers(self) -> None:
         check_trainable(self.teacher_optimizer, [pair.teacher for pair in self.pairs], "teacher")
