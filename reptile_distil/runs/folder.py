@@ -120,7 +120,7 @@ class RunFolder:
         """
         if not self.is_finished:
             return None
-        results = read_results(self.results, f"remove the folder, {self.remedy}")
+        results = read_results(self.results, self.remedy)
         self.check_same("a finished run", results.decisive, decisive)
         return results
 
