@@ -439,7 +439,7 @@ def test_a_finished_run_with_incomplete_results_is_refused_not_shown(call, tmp_p
     code, _, err = call("distil", "method=finetune")
     assert code == 2
     assert "results.json: cannot be read (" in err
-    assert err.endswith("; remove the folder, give another output_dir (or runs_dir), or run again with --overwrite\n")
+    assert err.endswith("; give another output_dir (or runs_dir), or run again with --overwrite\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
