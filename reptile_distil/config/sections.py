@@ -247,9 +247,9 @@ class ReptileConfig(Section):
     move_embeddings: bool = True
     """Whether equation 2 moves the embeddings."""
     task_lr: float = Field(0.0, ge=0)
-    """Upkeep: peak learning rate of an AdamW step of the teacher's own on the task, after equation 2; 0: none."""
+    """Peak learning rate of an AdamW step of the teacher's own on the task, after equation 2; 0: none."""
     pull: float = Field(0.0, ge=0, le=1)
-    """Upkeep: the fraction of its way back to its start that each teacher weight goes after that; 0: none."""
+    """The fraction of its way back to its start that each teacher weight goes after that; 0: none."""
 
     @property
     def copies_student(self) -> bool:
