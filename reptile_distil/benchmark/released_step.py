@@ -17,6 +17,28 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 
+class _Adamw:
+    """The AdamW of transformers 4.12 without decay, a weight at a time; betas 0.9 and 0.999, eps 1e-8."""
+
+    def __init__(self, weights: list[nn.Parameter], lr: float) -> None:
+        self.weights = weights
+        self.lr = lr
+        self.moments: dict[nn.Parameter, tuple[int, Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for weight in self.weights:
+            if weight.grad is None:
+                continue
+            count, mean, square = self.moments.get(weight, (0, torch.zeros_like(weight), torch.zeros_like(weight)))
+            count += 1
+            mean.mul_(0.9).add_(weight.grad, alpha=0.1)
+            square.mul_(0.999).addcmul_(weight.grad, weight.grad, value=0.001)
+            self.moments[weight] = count, mean, square
+            rate = self.lr * (1 - 0.999**count) ** 0.5 / (1 - 0.9**count)
+            weight.addcdiv_(mean, square.sqrt().add_(1e-8), value=-rate)
+
+
 class ReleasedStep:
     """Reptile distillation with `update="adamw"` and the `skip` layer map, for BERT; models are changed in place."""
 
@@ -48,7 +70,7 @@ class ReleasedStep:
             torch.cuda.empty_cache()
         return self._learn(batch, self.student, self.student_optimizer)
 
-    def _learn(self, batch: Mapping[str, Tensor], student: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _learn(self, batch: Mapping[str, Tensor], student: Any, optimizer: _Adamw) -> Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
         student.train()
         self.teacher.eval()
@@ -68,8 +90,8 @@ class ReleasedStep:
         optimizer.step()
         return loss.detach()
 
-    def _new_optimizer(self, model: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.0, foreach=False)
+    def _new_optimizer(self, model: Any) -> _Adamw:
+        return _Adamw(list(model.parameters()), self.lr)
 
     def _teacher_name(self, student_name: str) -> str:
         before, found, after = student_name.partition(".layer.")

@@ -207,7 +207,12 @@ class Config(Section):
 # Keys that change how a run is computed or shown, not what it computes.
 _WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
 # Keys that came later, with the value that all runs before them were made with.
-_LATER_KEYS = {"reptile.order": "teacher_first"}
+_LATER_KEYS = {
+    "reptile.order": "teacher_first",
+    "reptile.released": False,
+    "train.adamw": "torch",
+    "teacher.train.adamw": "torch",
+}
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 
 

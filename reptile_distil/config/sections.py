@@ -116,6 +116,9 @@ class TrainConfig(Section):
     """Decoupled decay of weight matrices, per step and unit of learning rate; biases and layer norms never decay."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
+    adamw: Literal["torch", "transformers4"] = "torch"
+    """Whose AdamW: PyTorch's; or that of transformers 4, with which the released code of several methods steps: it adds
+    adam_eps before the bias correction, so that its first steps are smaller where gradients are tiny."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this global L2 norm."""
     patience: int | None = Field(None, ge=1)
@@ -201,10 +204,6 @@ class LossConfig(Section):
         return self
 
 
-# The recipe's, so that a file which extends base.yaml can choose sgd without a word about it.
-INNER_EPS = 3.1623e-7
-
-
 _OF_EQUATION_1 = ("inner_optimizer", "inner_lr", "inner_eps", "share_forward", "inner_steps", "inner_batch")
 
 
@@ -230,8 +229,11 @@ class ReptileConfig(Section):
     whose moments live on (persistent_adamw)."""
     inner_lr: float | None = Field(None, ge=0)
     """lambda of equation 1, constant; null: `train.lr`."""
-    inner_eps: float = Field(INNER_EPS, gt=0)
-    """epsilon of equation 1's AdamW; by default with the step of the authors' (see base.yaml)."""
+    inner_eps: float | None = Field(None, gt=0)
+    """epsilon of equation 1's AdamW, which is of the kind that `train.adamw` says; null: `train.adam_eps`."""
+    released: bool = False
+    """What else the released code does: `train.weight_decay` decays the matched teacher weights and the student's copy
+    too, and with a warm-up lambda of equation 1 is 0 in every step, so that the copy stays where it is."""
     share_forward: bool = True
     """Equations 1 and 3 share dropout masks, and so one student forward pass; false: new masks (released code)."""
     inner_steps: int = Field(1, ge=1)
@@ -274,13 +276,18 @@ class ReptileConfig(Section):
             for key in _OF_EQUATION_1:
                 if getattr(self, key) != ReptileConfig.model_fields[key].default:
                     raise ValueError(f"{key} belongs to equation 1, which order: student_first does not have")
+        if self.released and (self.update, self.inner_optimizer, self.order) != ("adamw", "adamw", "teacher_first"):
+            raise ValueError(
+                "released is about update: adamw, inner_optimizer: adamw and order: teacher_first; set it to false "
+                "with others"
+            )
         if self.inner_batch == "same" and self.held_out_fraction != 0.1:
             raise ValueError("held_out_fraction belongs to inner_batch: held_out, but inner_batch is same")
         if self.every > 1 and (self.task_lr or self.pull):
             raise ValueError("task_lr and pull follow every equation 2: set every to 1 with them")
         if self.update == "interpolate" and self.mu > 1:
             raise ValueError(f"mu = {self.mu}: update interpolate closes a fraction of the gap, at most 1")
-        if self.inner_optimizer == "sgd" and self.inner_eps != INNER_EPS:
+        if self.inner_optimizer == "sgd" and self.inner_eps is not None:
             raise ValueError("inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd")
         return self
 

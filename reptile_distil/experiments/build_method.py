@@ -20,8 +20,8 @@ from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, adamw
-from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.methods.step import GradientStep, adamw, fresh_eps
+from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training.cuda_graphs import GraphedSteps
 from reptile_distil.training.loop import Method, count_steps
@@ -77,7 +77,7 @@ def _build_method(
     role: Role,
     processes: Processes,
 ) -> BuiltMethod:
-    optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
+    optimizer = _adamw(student, settings, lr=settings.lr, weight_decay=settings.weight_decay)
     shared: dict[str, Any] = {
         "student_optimizer": optimizer,
         "max_grad_norm": settings.max_grad_norm,
@@ -106,13 +106,13 @@ def _build_reptile(
     """`shared` are the arguments of every method, `student_optimizer` among them."""
     reptile = config.reptile
     teacher_optimizer: Optimizer = (
-        adamw(teacher, lr=reptile.mu, eps=settings.adam_eps)
+        _adamw(teacher, settings, lr=reptile.mu, weight_decay=settings.weight_decay if reptile.released else 0.0)
         if reptile.update == "adamw"
         else torch.optim.SGD(teacher.parameters(), lr=reptile.mu, fused=config.compute.cuda_graphs or None)
     )
     optimizers = {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer}
     if reptile.task_lr:
-        optimizers["teacher_task_lr"] = adamw(teacher, lr=reptile.task_lr, eps=settings.adam_eps)
+        optimizers["teacher_task_lr"] = _adamw(teacher, settings, lr=reptile.task_lr)
     distiller = ReptileDistiller(
         teacher,
         student,
@@ -122,8 +122,10 @@ def _build_reptile(
         update=reptile.update,
         order=reptile.order,
         inner_optimizer=reptile.inner_optimizer,
-        inner_lr=settings.lr if reptile.inner_lr is None else reptile.inner_lr,
-        inner_eps=reptile.inner_eps,
+        inner_lr=_inner_lr(reptile, settings),
+        inner_eps=settings.adam_eps if reptile.inner_eps is None else reptile.inner_eps,
+        inner_adamw=settings.adamw,
+        inner_weight_decay=settings.weight_decay if reptile.released else 0.0,
         share_forward=reptile.share_forward,
         ablation=_ablation(reptile),
         regularization=_regularization(reptile, teacher, optimizers.get("teacher_task_lr"), shared),
@@ -132,6 +134,17 @@ def _build_reptile(
     if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
         optimizers["inner_lr"] = distiller.inner_learner.optimizer
     return BuiltMethod(distiller, optimizers)
+
+
+def _adamw(model: Classifier, settings: TrainConfig, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
+    return adamw(model, lr=lr, weight_decay=weight_decay, eps=settings.adam_eps, kind=settings.adamw)
+
+
+def _inner_lr(reptile: ReptileConfig, settings: TrainConfig) -> float:
+    """The rate of equation 1. The released code makes its schedule anew in each step: it stays at its first rate."""
+    if reptile.released and settings.warmup_ratio:
+        return 0.0
+    return settings.lr if reptile.inner_lr is None else reptile.inner_lr
 
 
 def _ablation(reptile: ReptileConfig) -> Ablation:
@@ -164,7 +177,7 @@ def _build_metadistil(
     student_optimizer: Optimizer,
 ) -> BuiltMethod:
     metadistil = config.metadistil
-    teacher_optimizer = adamw(teacher, lr=metadistil.teacher_lr, eps=settings.adam_eps)
+    teacher_optimizer = _adamw(teacher, settings, lr=metadistil.teacher_lr)
     distiller = MetaDistiller(
         teacher,
         student,
@@ -173,7 +186,7 @@ def _build_metadistil(
         teacher_optimizer=teacher_optimizer,
         assumed_optimizer=metadistil.assumed_optimizer,
         assumed_lr=settings.lr if metadistil.assumed_lr is None else metadistil.assumed_lr,
-        assumed_eps=settings.adam_eps,
+        assumed_eps=fresh_eps(settings.adam_eps, settings.adamw),
         max_grad_norm=settings.max_grad_norm,
     )
     return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})

@@ -31,7 +31,16 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, Logs, check_trainable, divide_by_magnitude, in_chunks
+from reptile_distil.methods.step import (
+    ADAMW,
+    AdamwName,
+    GradientStep,
+    Logs,
+    check_trainable,
+    divide_by_magnitude,
+    fresh_eps,
+    in_chunks,
+)
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
@@ -62,8 +71,10 @@ class ReptileDistiller:
             code), that is lambda * g / (|g| + inner_eps). "sgd": lambda * g (printed equation). "persistent_adamw": an
             AdamW without weight decay whose moments live on from step to step, `inner_learner.optimizer`.
         inner_lr: lambda of equation 1. The released code keeps it constant.
-        inner_eps: epsilon of the fresh AdamW. The AdamW of transformers 4, with eps, equals this one with
-            eps / sqrt(1 - beta2).
+        inner_eps: epsilon of either AdamW.
+        inner_adamw: "torch", or "transformers4" as the released code has it (see `Transformers4AdamW`); the first step
+            of the latter divides by |g| + inner_eps / sqrt(1 - beta2).
+        inner_weight_decay: decay of weight matrices in equation 1, by either AdamW.
         max_grad_norm: the student's gradient is clipped to this norm in equations 1 and 3.
         micro_batch_size: rows per forward pass; None takes the whole batch at once.
         share_forward: equations 1 and 3 see the student with the same dropout masks. A batch that is taken at once then
@@ -116,6 +127,8 @@ class ReptileDistiller:
         inner_optimizer: Literal["adamw", "sgd", "persistent_adamw"] = "adamw",
         inner_lr: float = 5e-5,
         inner_eps: float = 1e-8,
+        inner_adamw: AdamwName = "torch",
+        inner_weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
         share_forward: bool = True,
@@ -132,6 +145,8 @@ class ReptileDistiller:
         self.inner_optimizer = inner_optimizer
         self.inner_lr = inner_lr
         self.inner_eps = inner_eps
+        self.inner_adamw = inner_adamw
+        self.inner_weight_decay = inner_weight_decay
         self.share_forward = share_forward
         self.ablation = ablation or Ablation()
         self.regularization = regularization
@@ -195,9 +210,21 @@ class ReptileDistiller:
         gradients = [local_part(theta.grad) for theta in self.student.parameters() if theta.grad is not None]
         for chunk in in_chunks(gradients):
             if self.inner_optimizer == "adamw":
-                divide_by_magnitude(chunk, self.inner_eps)
+                divide_by_magnitude(chunk, fresh_eps(self.inner_eps, self.inner_adamw))
             torch._foreach_mul_(chunk, self.inner_lr)
+        self._decay_inner_step()
         return terms.total
+
+    @torch.no_grad()
+    def _decay_inner_step(self) -> None:
+        """Adds the decay of equation 1 to theta_s - theta_s' in the student's `.grad`."""
+        decay = self.inner_lr * self.inner_weight_decay
+        for theta in self.student.parameters() if decay else ():
+            if theta.grad is not None and theta.ndim > 1:
+                if self.inner_adamw == "torch":  # theta_s' = (1 - decay) theta_s - step
+                    theta.grad.add_(theta, alpha=decay)
+                else:  # theta_s' = (1 - decay) (theta_s - step)
+                    theta.grad.lerp_(theta, decay)
 
     def update_teacher(self) -> Tensor:
         """Equation 2: moves the teacher's matched parameters; returns the norm of theta_t - theta_s' before.
@@ -270,6 +297,8 @@ class ReptileDistiller:
             optimizer=self.inner_optimizer,
             lr=self.inner_lr,
             eps=self.inner_eps,
+            adamw=self.inner_adamw,
+            weight_decay=self.inner_weight_decay,
             gradient_step=self.gradient_step,
         )
 
@@ -321,6 +350,9 @@ class ReptileDistiller:
         _check_choice("update", self.update, ("adamw", "interpolate"))
         _check_choice("order", self.order, ("teacher_first", "student_first"))
         _check_choice("inner_optimizer", self.inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
+        _check_choice("inner_adamw", self.inner_adamw, tuple(ADAMW))
+        if self.inner_weight_decay and self.inner_optimizer == "sgd":
+            raise ValueError("inner_weight_decay belongs to inner_optimizer adamw or persistent_adamw, but it is sgd")
         if self.order == "student_first":
             _check_no_inner_step(self.ablation, self.inner_optimizer, share_forward=self.share_forward)
         elif self.share_forward:

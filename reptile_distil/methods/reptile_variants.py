@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
-from reptile_distil.methods.step import GradientStep, Logs
+from reptile_distil.methods.step import ADAMW, AdamwName, GradientStep, Logs, decay_groups
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model
 from reptile_distil.runtime.processes import local_part
@@ -85,7 +85,9 @@ class InnerLearner:
         optimizer: "adamw", new for each training step, its moments shared by the inner steps of one training step;
             "persistent_adamw", whose moments live on; or "sgd".
         lr: lambda, constant.
-        eps: epsilon of either AdamW; neither decays weights.
+        eps: epsilon of either AdamW.
+        adamw: whose AdamW it is.
+        weight_decay: decay of weight matrices by either AdamW.
         gradient_step: the norm that each inner step's gradient is clipped to, the size of micro-batches and the
             processes; its optimizer is not used. The models must not be sharded.
     """
@@ -98,6 +100,8 @@ class InnerLearner:
         optimizer: Literal["adamw", "sgd", "persistent_adamw"],
         lr: float,
         eps: float,
+        adamw: AdamwName = "torch",
+        weight_decay: float = 0.0,
         gradient_step: GradientStep,
     ) -> None:
         self.student = student
@@ -105,6 +109,8 @@ class InnerLearner:
         self.compute_loss = compute_loss
         self.lr = lr
         self.eps = eps
+        self.adamw = adamw
+        self.weight_decay = weight_decay
         self.gradient_step = gradient_step
         self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
         self.is_renewed = optimizer == "adamw"
@@ -133,7 +139,8 @@ class InnerLearner:
         return self.compute_loss(self.fast_student, batch)
 
     def _new_adamw(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._trainable(), lr=self.lr, weight_decay=0.0, eps=self.eps)
+        groups = decay_groups(self.fast_student, self.weight_decay) if self.weight_decay else self._trainable()
+        return ADAMW[self.adamw](groups, lr=self.lr, weight_decay=0.0, eps=self.eps)
 
     def _new_sgd(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self._trainable(), lr=self.lr)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
-from reptile_distil.methods.step import Logs
+from reptile_distil.methods.step import Logs, Transformers4AdamW
 from reptile_distil.runtime.measuring import is_out_of_memory
 from reptile_distil.training.loop import Method
 
@@ -92,6 +92,9 @@ class GraphedSteps:
         """Takes one step of the method, with the optimizers' learning rates as they are now; returns copied logs."""
         for rate, group in zip(self._rates, self._groups(), strict=True):
             rate.fill_(group["lr"])
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Transformers4AdamW):
+                optimizer.count_step()
         batches = (batch, *inner_batches)
         shape = tuple(tuple((name, tensor.shape, tensor.dtype) for name, tensor in b.items()) for b in batches)
         seen = self._seen.get(shape, 0)

@@ -38,6 +38,7 @@ from scripts import benchmark
 from tests.helpers.dying import die
 from tests.helpers.models import bert
 from tests.helpers.tables import cells_of
+from tests.oracles.adamw import LiteralAdamw
 from tests.oracles.reptile import literal_step
 
 TINY = Case("6", batch_size=2, teacher_layers=2, student_layers=1, width=64)
@@ -173,10 +174,8 @@ def test_the_released_step_is_the_literal_method():
     expected_teacher, expected_student = copy.deepcopy(teacher).eval(), copy.deepcopy(student)
     released = ReleasedStep(teacher, student, lr=1e-3)
     settings = {"alpha": 0.5, "temperature": 5.0, "max_grad_norm": 1.0, "inner_lr": 1e-3, "eps": 1e-8}
-    settings |= {"inner_optimizer": "adamw", "layer_map": "skip", "update": "adamw"}
-    optimizers = [
-        torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for m in (expected_student, expected_teacher)
-    ]
+    settings |= {"inner_optimizer": "transformers4", "decay": 0.0, "layer_map": "skip", "update": "adamw"}
+    optimizers = [LiteralAdamw(m.parameters(), 1e-3, 1e-8) for m in (expected_student, expected_teacher)]
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         batch = {"input_ids": torch.randint(1, 30, (8, 7), generator=generator), "labels": torch.arange(8) % 3}

@@ -7,6 +7,8 @@ import copy
 
 import torch
 
+from tests.oracles.adamw import LiteralAdamw
+
 # Student layer -> teacher layers, written out for 4 teacher layers and 2 student layers.
 LAYER_MAPS = {
     "first": {0: [0], 1: [1]},
@@ -51,9 +53,7 @@ def literal_step(batch, teacher, student, settings, student_optimizer, teacher_o
     fast_student.zero_grad()
     literal_backward(fast_student, teacher, batch, settings)
     clip([p.grad for p in fast_student.parameters()], settings["max_grad_norm"])
-    inner_class = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings["inner_optimizer"]]
-    inner_options = {"weight_decay": 0.0, "eps": settings["eps"]} if settings["inner_optimizer"] == "adamw" else {}
-    inner_class(fast_student.parameters(), lr=settings["inner_lr"], **inner_options).step()
+    new_inner_optimizer(fast_student, settings).step()
 
     # Equation 2: the teacher's matched weights move towards the copy's.
     literal_teacher_step(teacher, fast_student, settings, teacher_optimizer)
@@ -65,6 +65,15 @@ def literal_step(batch, teacher, student, settings, student_optimizer, teacher_o
     literal_backward(student, teacher, batch, settings)
     clip([p.grad for p in student.parameters()], settings["max_grad_norm"])
     student_optimizer.step()
+
+
+def new_inner_optimizer(fast_student, settings):
+    weights, lr = fast_student.parameters(), settings["inner_lr"]
+    if settings["inner_optimizer"] == "sgd":
+        return torch.optim.SGD(weights, lr=lr)
+    if settings["inner_optimizer"] == "transformers4":
+        return LiteralAdamw(weights, lr, settings["eps"], settings["decay"])
+    return torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, eps=settings["eps"])
 
 
 def literal_teacher_step(teacher, student, settings, teacher_optimizer):
