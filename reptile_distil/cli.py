@@ -39,13 +39,23 @@ def make_parser(description: str, *, config_required: bool = True) -> argparse.A
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path_option,
         required=config_required,
         help="YAML file, or the name of one that comes with the package: sst2, quickstart, table-toy, ...",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1 train.epochs=3")
     return parser
+
+
+def path_option(text: str) -> Path:
+    """The type of an option that is a path: `~` at its front, which not every shell replaces, is the home folder."""
+    return Path(name_option(text))
+
+
+def name_option(text: str) -> str:
+    """The type of an option that is a path or the name of something else, with `~` as in `path_option`."""
+    return os.path.expanduser(text)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:

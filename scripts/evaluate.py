@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, make_parser, run, write_output
+from reptile_distil.cli import config_of, make_parser, name_option, path_option, run, write_output
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.launcher import launched_rank
 
@@ -15,9 +15,13 @@ from reptile_distil.runtime.launcher import launched_rank
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the scores of every dev split (AX has its test split alone), or of one split."""
     parser = make_parser("Evaluate a saved model on any task and split.", config_required=False)
-    parser.add_argument("--model", required=True, help="a fine-tuned classifier: folder, hub name or finished run")
+    parser.add_argument(
+        "--model", type=name_option, required=True, help="a fine-tuned classifier: folder, hub name or finished run"
+    )
     parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
-    parser.add_argument("--predictions", type=Path, help="file to write predictions to, tab-separated (needs --split)")
+    parser.add_argument(
+        "--predictions", type=path_option, help="file to write predictions to, tab-separated (needs --split)"
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.predictions and not arguments.split:
         parser.error("--predictions needs --split: one file holds one split")

@@ -24,6 +24,7 @@ from reptile_distil.config.sections import (
     OwnTaskConfig,
     ReptileConfig,
     Role,
+    PathText,
     Section,
     StudentConfig,
     TeacherConfig,
@@ -56,9 +57,9 @@ class Config(Section):
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Decides the new classification heads, the data order and the dropout masks."""
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     """Folder of all run folders."""
-    output_dir: str | None = None
+    output_dir: PathText | None = None
     """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: cuda, else mps, else cpu."""

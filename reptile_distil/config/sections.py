@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import os
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 
@@ -17,6 +18,9 @@ MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spear
 Role = MethodName | Literal["teacher"]
 """What a run does: one of the methods, or the teacher's fine-tuning."""
 
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or a name that may be one: `~` at its front is the home folder."""
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sizes that a number of the configuration may have, unless it is 0."""
@@ -63,7 +67,7 @@ class OwnTaskConfig(Section):
     """Names of the classes, in order; empty for a regression task."""
     metrics: tuple[MetricName, ...] = Field(min_length=1)
     """Scores to report; the mean of them chooses the best epoch."""
-    files: dict[str, str] = Field(min_length=1)
+    files: dict[str, PathText] = Field(min_length=1)
     """File of each split (train, dev, test), relative to `data.path`: .csv, .tsv or .jsonl."""
 
     @field_validator("files")
@@ -78,7 +82,7 @@ class OwnTaskConfig(Section):
 class DataConfig(Section):
     """Where the examples come from and how long they may be."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
     max_length: int = Field(128, ge=4, le=2**20)
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
@@ -91,7 +95,7 @@ class DataConfig(Section):
     """Refuse official splits whose number of rows is not the published one."""
     packing: bool = False
     """Compute on real tokens alone, no padding (BERT, RoBERTa, ELECTRA); pays where batches hold much padding."""
-    cache_dir: str | Literal[False] | None = None
+    cache_dir: PathText | Literal[False] | None = None
     """Folder that keeps tokenised data for the next run; null: reptile_distil in HF_HOME or ~/.cache; false: none."""
 
 
@@ -127,9 +131,9 @@ class TrainConfig(Section):
 class TeacherConfig(Section):
     """The large model."""
 
-    pretrained: str = "google-bert/bert-base-uncased"
+    pretrained: PathText = "google-bert/bert-base-uncased"
     """Hub name or folder of the pretrained model to fine-tune; its head, if any, is dropped."""
-    finetuned: str | None = None
+    finetuned: PathText | None = None
     """Hub name or folder of a model fine-tuned on this task, used as it is; null: fine-tune `pretrained`."""
     label_names: tuple[str, ...] = ()
     """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
@@ -143,7 +147,7 @@ class StudentConfig(Section):
     init: Literal["pretrained", "teacher_layers", "finetuned_layers", "random"] = "pretrained"
     """Start from a checkpoint, from layers of `teacher.pretrained`, from layers and head of the fine-tuned teacher, or
     from random weights in the teacher's shape."""
-    pretrained: str | None = None
+    pretrained: PathText | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
     num_layers: int | None = Field(None, ge=1, le=1000)
     """Depth of the student (every init but pretrained)."""

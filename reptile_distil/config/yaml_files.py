@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -161,7 +162,7 @@ def find_config(name: str | Path) -> Path:
 
     A file at the path itself goes first. Raises `ConfigError` for a bare name that is neither.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if _exists(path) or path.name != str(path):
         return path
     if packaged := _packaged(path.name):
@@ -208,7 +209,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if base is not None:
-        beside = path.parent / base
+        beside = path.parent / os.path.expanduser(base)
         values, origins = read_layers((None if _exists(beside) else _packaged(base)) or beside, (*above, resolved))
     merge_layer(values, layer, origins, str(path))
     return values, origins

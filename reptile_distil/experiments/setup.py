@@ -344,4 +344,4 @@ def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: 
 def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
     if cache_dir is False:
         return None
-    return default_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    return default_folder() if cache_dir is None else Path(cache_dir)

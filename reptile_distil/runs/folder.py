@@ -136,8 +136,8 @@ class RunFolder:
         """Raises `RunError` where `run` was made with other decisive values, naming the first."""
         new = json.loads(json.dumps(decisive))
         for key in sorted(old.keys() | new.keys()):
-            # `glue/` is the folder `glue`.
-            if _without_end_slash(old.get(key)) != _without_end_slash(new.get(key)):
+            # `glue/` is the folder `glue`, and `~` was once written as it is.
+            if _plain_path(old.get(key)) != _plain_path(new.get(key)):
                 was, wanted = (json.dumps(values.get(key), ensure_ascii=False) for values in (old, new))
                 raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self.remedy}")
 
@@ -270,8 +270,8 @@ def describe_environment(device: str) -> dict[str, Any]:
     }
 
 
-def _without_end_slash(value: Any) -> Any:
-    return value.rstrip("/") if isinstance(value, str) else value
+def _plain_path(value: Any) -> Any:
+    return os.path.expanduser(value).rstrip("/") if isinstance(value, str) else value
 
 
 def _is_leftover(entry: Path) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.sections import MethodName, Role
+from reptile_distil.config.sections import MethodName, PathText, Role
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
@@ -47,7 +47,7 @@ class TableKeys(BaseModel):
     """Settings of a run, by task, laid over those of the file."""
     name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")
     """Start of the names of the table's files in runs_dir."""
-    output: str | None = None
+    output: PathText | None = None
     """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
 
 
