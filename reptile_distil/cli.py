@@ -18,6 +18,7 @@ from typing import TextIO
 
 from reptile_distil.config.config import Config, describe_config, load_config
 from reptile_distil.errors import DataError, ReptileDistilError
+from reptile_distil.home_folder import expand_home
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.launcher import launched_rank, launched_several
 
@@ -55,7 +56,7 @@ def path_option(text: str) -> Path:
 
 def name_option(text: str) -> str:
     """The type of an option that is a path or the name of something else, with `~` as in `path_option`."""
-    return os.path.expanduser(text)
+    return expand_home(text)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:

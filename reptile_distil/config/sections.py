@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reptile_distil.home_folder import expand_home
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 
 LayerMapName = Literal["first", "last", "skip", "both"]
@@ -19,7 +19,7 @@ Role = MethodName | Literal["teacher"]
 """What a run does: one of the methods, or the teacher's fine-tuning."""
 
 
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+PathText = Annotated[str, AfterValidator(expand_home)]
 """A path, or a name that may be one: `~` at its front is the home folder."""
 
 SMALLEST, LARGEST = 1e-30, 1e30

@@ -35,6 +35,7 @@ import transformers
 from numpy.typing import ArrayLike, NDArray
 
 from reptile_distil.errors import RunError, RunInUseError
+from reptile_distil.home_folder import expand_home
 from reptile_distil.models.loading import quiet_transformers
 from reptile_distil.runs.records import Environment, Predictions, Results, read_record, read_results
 from reptile_distil.runtime.files import (
@@ -271,7 +272,7 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def _plain_path(value: Any) -> Any:
-    return os.path.expanduser(value).rstrip("/") if isinstance(value, str) else value
+    return expand_home(value).rstrip("/") if isinstance(value, str) else value
 
 
 def _is_leftover(entry: Path) -> bool:
