@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
     parser.add_argument(
-        "--predictions", type=path_option, help="file to write predictions to, tab-separated (needs --split)"
+        "--predictions",
+        type=path_option,
+        help="file to write predictions to: .tsv, or .csv or .jsonl with all probabilities (needs --split)",
     )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.predictions and not arguments.split:
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions = arguments.predictions
     if predictions and (predictions.is_dir() or not predictions.absolute().parent.is_dir()):
         raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
+    if predictions and predictions.suffix not in ("", ".txt", ".tsv", ".csv", ".jsonl"):
+        raise DataError(f"--predictions {predictions}: expected a name that ends in .tsv, .csv or .jsonl")
     if arguments.config is None:  # the configuration that the model was trained with
         places = (Path(arguments.model, "config.yaml"), Path(arguments.model).parent / "config.yaml")
         arguments.config = next((place for place in places if place.is_file()), None)
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if split_predictions.scores is None:
             print(f"{split}\tno labels, so no scores")
         if predictions and launched_rank() == 0:
-            write_output("--predictions", predictions, split_predictions.to_tsv())
+            write_output("--predictions", predictions, split_predictions.to_text(predictions.suffix))
             print(f"{split}\tpredictions written to {predictions}")
 
 

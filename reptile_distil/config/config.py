@@ -102,6 +102,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _data_have_one_place(self) -> Config:
+        if isinstance(self.task, OwnTaskConfig) and self.task.hub is not None and self.data.path is not None:
+            raise ValueError("data.path has no effect on task.hub: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _one_folder_per_method(self) -> Config:
         if self.compare_with and self.output_dir is not None:
             raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
@@ -192,6 +198,8 @@ class Config(Section):
         values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
         if role == "finetune" and self.student.init != "pretrained":
             values["teacher.pretrained"] = self.teacher.pretrained
+        if self.loss.class_weights is not None:  # the task loss of every method
+            values["loss.class_weights"] = self.model_dump(mode="json")["loss"]["class_weights"]
         if role == "teacher":
             values = {key: value for key, value in values.items() if key not in _NOT_FOR_THE_TEACHER}
         return {
@@ -208,7 +216,16 @@ class Config(Section):
 # Keys that change how a run is computed or shown, not what it computes.
 _WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
 # Keys that came later, with the value that all runs before them were made with.
-_LATER_KEYS = {"reptile.order": "teacher_first"}
+_LATER_KEYS = {
+    "reptile.order": "teacher_first",
+    "loss.class_weights": None,
+    "task.multi_label": False,
+    "task.label_separator": ",",
+    "task.quoting": None,
+    "task.hub": None,
+    "task.config": None,
+    "task.revision": None,
+}
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 
 

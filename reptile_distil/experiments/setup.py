@@ -16,10 +16,11 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
-from reptile_distil.data.sources import open_split
-from reptile_distil.data.tasks import Task, get_task
+from reptile_distil.data.sources import open_split, own_label_names
+from reptile_distil.data.tasks import HubDataset, Task, get_task
 from reptile_distil.errors import ConfigError, DataError, LayerMapError
-from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
+from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method, class_weights
+from reptile_distil.metric_names import OF_NUMBERS
 from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
@@ -105,7 +106,10 @@ class Setup:
         """The model that learns, on the device, and the method that teaches it."""
         settings, model, _, _, teacher = components
         student = Student(self._placed(model), **forward_options(self.config))
-        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
+        features = components.data["train"].features
+        weights = class_weights(self.config, features, self.task.label_names, self.device)
+        options: dict[str, Any] = {"role": role, "processes": self.processes, "weights": weights}
+        return student, build_method(self.config, student, teacher, settings, **options)
 
     def load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
@@ -115,9 +119,10 @@ class Setup:
             train = build_training_batches(self.config, self.task, tokenizer)
         else:
             train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
-        splits = (self.task.selection_split, *self.task.dev_splits[1:])
         if self.config.data.validation_fraction is not None:
-            splits = (VALIDATION, *splits)
+            splits = (VALIDATION, *self.task.dev_splits)
+        else:
+            splits = (self.task.selection_split, *self.task.dev_splits[1:])
         dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
         return {"train": train, **dev}
 
@@ -158,15 +163,30 @@ def build_task(config: Config) -> Task:
     if isinstance(config.task, str):
         return toy.TASKS.get(config.task) or get_task(config.task)
     own = config.task
-    return Task(
-        name=own.name,
-        text_columns=own.text,
-        label_column=own.label,
-        label_names=own.labels,
-        metrics=own.metrics,
-        splits=dict.fromkeys(own.files, ()),
-        files=own.files,
-    )
+    columns = () if isinstance(own.label, str) else own.label
+    splits = own.hub_splits if own.hub is not None else own.files
+    described: dict[str, Any] = {
+        "name": own.name,
+        "text_columns": own.text,
+        "label_column": own.label if isinstance(own.label, str) else own.label[0],
+        "label_columns": columns,
+        "multi_label": own.has_label_sets,
+        "label_separator": own.label_separator,
+        "splits": dict.fromkeys(splits, ()),
+        "files": own.files or None,
+        "quoting": own.quoting,
+    }
+    if own.hub is not None:
+        described["hub"] = HubDataset(name=own.hub, config=own.config, revision=own.revision, splits=splits)
+    names = own.labels or columns
+    if not names and (own.has_label_sets or not set(own.metrics) <= set(OF_NUMBERS)):
+        names = own_label_names(Task(**described, metrics=()), data_path(config))
+    return Task(**described, label_names=names, metrics=own.metrics)
+
+
+def data_path(config: Config) -> Path | None:
+    """The folder with the data, where one is given."""
+    return None if config.data.path is None else Path(config.data.path)
 
 
 def build_student(config: Config, task: Task, finetuned_teacher: str | None = None) -> tuple[nn.Module, Any]:
@@ -321,7 +341,7 @@ def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, fo
 def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
     return load_features(
-        open_split(task, split, None if data.path is None else Path(data.path)),
+        open_split(task, split, data_path(config)),
         tokenizer,
         max_length=data.max_length,
         max_rows=data.max_train_rows if for_training else None,

@@ -203,6 +203,7 @@ def own_task(name, *, regression):
         metrics=("pearson",) if regression else ("accuracy",),
         splits={"train": ()},
         files={"train": name},
+        quoting="none" if name.endswith("tsv") else None,
     )
 
 
