@@ -76,7 +76,7 @@ class OwnTaskConfig(Section):
     or a folder saved by `datasets`."""
     quoting: Literal["csv", "none"] | None = None
     """Whether quotation marks around fields of a CSV or TSV file are quotes (csv) or text (none); null: as it shows."""
-    hub: str | None = Field(None, pattern=r"^([A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+$")
+    hub: str | None = Field(None, pattern=r"^(\w[\w.-]*/)?\w[\w.-]*$")
     """Data set of the hub (owner/name) instead of files; code in it is never run."""
     config: str | None = None
     """Which configuration of that data set; null: its only one, or its default."""

@@ -32,10 +32,11 @@ def compute_scores(predictions: ArrayLike, references: ArrayLike, metrics: Seque
     Raises `ValueError` for unequal lengths, no rows, or a metric that is none of them (see `metric_names`).
     """
     predicted, expected = np.asarray(predictions), np.asarray(references)
-    if predicted.shape != expected.shape or predicted.ndim not in (1, 2) or not len(predicted):
+    are_sets = predicted.ndim == 2 and set(metrics) <= set(OF_LABEL_SETS)
+    if predicted.shape != expected.shape or not (predicted.ndim == 1 or are_sets) or not len(predicted):
         raise ValueError(
             f"predictions have shape {predicted.shape}, references {expected.shape}: expected two equal, non-empty "
-            "(N,) or (N, C)"
+            f"(N,), or (N, C) for {', '.join(OF_LABEL_SETS)}"
         )
     return {metric: _score(metric, predicted, expected) for metric in metrics}
 
@@ -44,7 +45,7 @@ def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> floa
     if metric == "accuracy":
         return float(np.mean(predicted == expected))
     if metric == "subset_accuracy":
-        return float(np.mean((predicted == expected).all(axis=1)))
+        return float(np.mean((predicted == expected).reshape(len(predicted), -1).all(axis=1)))
     if metric == "balanced_accuracy":
         return float(np.mean([np.mean(predicted[expected == each] == each) for each in np.unique(expected)]))
     if metric.startswith("f1_"):
