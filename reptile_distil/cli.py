@@ -106,6 +106,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     return 0
 
 
+def check_output(option: str, path: Path, *, makes_folders: bool = False) -> None:
+    """Raises `DataError`, before the work is done, where `write_output` could not write the file of an option."""
+    from reptile_distil.runtime.files import check_replaceable
+
+    try:
+        check_replaceable(path, makes_folders=makes_folders)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be written: {error.strerror}") from None
+
+
 def write_output(option: str, path: Path, text: str) -> None:
     """Replaces the file that an option names by this text. Raises `DataError` where it cannot be written."""
     from reptile_distil.runtime.files import write_text  # not before it is needed: it takes safetensors
@@ -193,3 +203,4 @@ def _log_to_stderr() -> None:
     logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)
     if not (is_main and sys.stderr.isatty()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -117,7 +117,12 @@ def own_label_names(task: Task, path: Path | None) -> tuple[str, ...]:
         dataset: datasets.Dataset | None = _open_own_hub(task.hub, task.hub.splits[split])
     else:
         dataset = _open_own_dataset(split, (path or Path()) / (task.files or {})[split])
-    return (dataset is not None and class_names(dataset, task.label_column)) or ()
+    if dataset is None:
+        return ()
+    if task.label_column not in dataset.column_names:
+        found = ", ".join(dataset.column_names)
+        raise DataError(f"task {task.name}: {split} has no column {task.label_column!r}, the columns are {found}")
+    return class_names(dataset, task.label_column) or ()
 
 
 def _open_own(task: Task, split: str, place: Path) -> Source:
@@ -293,7 +298,7 @@ def _load_own_hub(name: str, config: str | None, revision: str | None) -> datase
     if folder is None:
         remedy = "call the same command once with a network, or give files of your own: task.files"
         require_hub(f"{named}, revision {revision or 'main'},", remedy)
-        commit = download_snapshot(name, "dataset", ["README.md"], DataError, revision).name
+        commit = download_snapshot(name, "dataset", ["README.md", ".gitattributes"], DataError, revision).name
     _say_once(f"{named}: read from {folder or f'revision {commit} on the hub'}")
     try:
         builder = datasets.load_dataset_builder(str(folder or name), config, revision=None if folder else commit)
@@ -307,6 +312,8 @@ def _load_own_hub(name: str, config: str | None, revision: str | None) -> datase
         why = first_sentence(error)
         if "scripts are no longer supported" in why:
             why = "it is made by code, which is never run; task.revision=refs/convert/parquet may have its files"
+        elif "gated" in why:
+            why = "the hub gives it only to those who have asked for it: ask on its page, then log in with `hf auth login`"
         elif isinstance(error, ValueError) and "onfig" in why:
             why = f"give one of its configurations as task.config ({why})"
         raise DataError(f"{named}: cannot be loaded: {why}") from None
