@@ -5,10 +5,11 @@ local cache of `datasets`, then the hub. A user's own task: its files, a folder 
 of the hub. A toy task: generated.
 """
 
+import contextlib
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -301,7 +302,8 @@ def _load_own_hub(name: str, config: str | None, revision: str | None) -> datase
         commit = download_snapshot(name, "dataset", ["README.md", ".gitattributes"], DataError, revision).name
     _say_once(f"{named}: read from {folder or f'revision {commit} on the hub'}")
     try:
-        builder = datasets.load_dataset_builder(str(folder or name), config, revision=None if folder else commit)
+        with _uncounted():
+            builder = datasets.load_dataset_builder(str(folder or name), config, revision=None if folder else commit)
         if folder is None and builder.hash != commit:  # `datasets` takes another revision where it cannot have this one
             raise DataError(f"{named}: revision {commit} cannot be read from the hub now; try again")
         builder.download_and_prepare()
@@ -313,12 +315,23 @@ def _load_own_hub(name: str, config: str | None, revision: str | None) -> datase
         if "scripts are no longer supported" in why:
             why = "it is made by code, which is never run; task.revision=refs/convert/parquet may have its files"
         elif "gated" in why:
-            why = "the hub gives it only to those who have asked for it: ask on its page, then log in with `hf auth login`"
+            why = "the hub gives it only to those who have asked for it on its page, and log in with `hf auth login`"
         elif isinstance(error, ValueError) and "onfig" in why:
             why = f"give one of its configurations as task.config ({why})"
         raise DataError(f"{named}: cannot be loaded: {why}") from None
     assert isinstance(loaded, datasets.DatasetDict)
     return loaded
+
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Inside, `datasets` reports no loads to another host, which behind a firewall takes three seconds each."""
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
 
 
 def _load_prepared(name: str, config: str | None, commit: str) -> datasets.DatasetDict | None:
