@@ -315,6 +315,6 @@ def test_a_task_on_a_data_set_of_the_hub_runs_from_an_empty_cache_and_then_witho
     code, log = machine.run(command)
     assert code == 0, log
     assert not any(file.startswith("large/") for file in machine.hub.sent())
-    code, log = machine.run([*command, "--overwrite", "method=kd"], **without_the_hub(machine, "HF_HUB_OFFLINE"))
+    code, log = machine.run([*command, "--overwrite"], **without_the_hub(machine, "HF_HUB_OFFLINE"))
     assert code == 0, log
     assert machine.hub.sent() == []

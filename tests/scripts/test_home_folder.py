@@ -34,7 +34,7 @@ def texts_that_are_paths(section, prefix=""):
             yield prefix + name
 
 
-NOT_PATHS = {"task", "name", "trackers", "quoting", "label"}
+NOT_PATHS = {"task", "name", "task.hub", "trackers", "quoting", "label"}
 KEYS = sorted({*texts_that_are_paths(Config), *texts_that_are_paths(OwnTaskConfig, "task.")} - NOT_PATHS)
 
 
