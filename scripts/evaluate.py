@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.experiments.experiment import Experiment
 
     experiment = Experiment(config)
-    for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:
+    for split in (arguments.split,) if arguments.split else experiment.scored_splits or experiment.task.test_splits:
         split_predictions = experiment.predict_split(split, model=arguments.model)
         for name, score in (split_predictions.scores or {}).items():
             print(f"{split}\t{name}\t{score:.6f}")

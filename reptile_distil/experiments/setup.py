@@ -184,6 +184,12 @@ def build_task(config: Config) -> Task:
     return Task(**described, label_names=names, metrics=own.metrics)
 
 
+def scored_splits(config: Config, task: Task) -> tuple[str, ...]:
+    """The splits that a finished model is scored on: the dev splits, or else the training rows that were held out."""
+    held_out = () if config.data.validation_fraction is None else (VALIDATION,)
+    return task.dev_splits or held_out
+
+
 def data_path(config: Config) -> Path | None:
     """The folder with the data, where one is given."""
     return None if config.data.path is None else Path(config.data.path)

@@ -152,6 +152,11 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
+    for task in tasks:
+        if task.is_own and not task.dev_splits:
+            raise ConfigError(
+                f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
+            )
     return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, keys.name)))
 
 

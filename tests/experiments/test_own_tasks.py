@@ -104,7 +104,7 @@ def test_held_out_rows_choose_the_best_epoch_where_there_is_no_dev_file(own, kin
     assert list(results["scores"]) == ["validation"]
     assert results["num_train_rows"] == 29
     assert own(kind, "method=kd", "data.validation_fraction=0.3", files=("train",)).fit() == results
-    assert experiment.evaluate("validation") == results["scores"]
+    assert experiment.evaluate() == experiment.evaluate("validation") == results["scores"]
 
 
 @pytest.mark.parametrize("kind", ["sets", "classes", "regression"])
