@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import (
     CheckpointConfig,
     ComputeConfig,
@@ -21,7 +22,6 @@ from reptile_distil.config.sections import (
     LossConfig,
     MetadistilConfig,
     MethodName,
-    OwnTaskConfig,
     PathText,
     ReptileConfig,
     Role,

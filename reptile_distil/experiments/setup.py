@@ -11,16 +11,15 @@ from torch import nn
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
-from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
-from reptile_distil.data.sources import open_split, own_label_names
-from reptile_distil.data.tasks import HubDataset, Task, get_task
+from reptile_distil.data.sources import open_split
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, LayerMapError
 from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method, class_weights
-from reptile_distil.metric_names import OF_NUMBERS
+from reptile_distil.experiments.build_task import VALIDATION, data_path
 from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
@@ -39,9 +38,6 @@ from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
 from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
-
-VALIDATION = "validation"
-"""Name of the split that `data.validation_fraction` makes of training rows."""
 
 
 class Components(NamedTuple):
@@ -156,43 +152,6 @@ class Setup:
         self._check_reading(name, classifier, tokenizer)
         prepare_model(classifier, self.config, self.device, may_compile=False)
         return Classifier(classifier, **forward_options(self.config)), tokenizer
-
-
-def build_task(config: Config) -> Task:
-    """The task that the configuration names, or describes."""
-    if isinstance(config.task, str):
-        return toy.TASKS.get(config.task) or get_task(config.task)
-    own = config.task
-    columns = () if isinstance(own.label, str) else own.label
-    splits = own.hub_splits if own.hub is not None else own.files
-    described: dict[str, Any] = {
-        "name": own.name,
-        "text_columns": own.text,
-        "label_column": own.label if isinstance(own.label, str) else own.label[0],
-        "label_columns": columns,
-        "multi_label": own.has_label_sets,
-        "label_separator": own.label_separator,
-        "splits": dict.fromkeys(splits, ()),
-        "files": own.files or None,
-        "quoting": own.quoting,
-    }
-    if own.hub is not None:
-        described["hub"] = HubDataset(name=own.hub, config=own.config, revision=own.revision, splits=splits)
-    names = own.labels or columns
-    if not names and (own.has_label_sets or not set(own.metrics) <= set(OF_NUMBERS)):
-        names = own_label_names(Task(**described, metrics=()), data_path(config))
-    return Task(**described, label_names=names, metrics=own.metrics)
-
-
-def scored_splits(config: Config, task: Task) -> tuple[str, ...]:
-    """The splits that a finished model is scored on: the dev splits, or else the training rows that were held out."""
-    held_out = () if config.data.validation_fraction is None else (VALIDATION,)
-    return task.dev_splits or held_out
-
-
-def data_path(config: Config) -> Path | None:
-    """The folder with the data, where one is given."""
-    return None if config.data.path is None else Path(config.data.path)
 
 
 def build_student(config: Config, task: Task, finetuned_teacher: str | None = None) -> tuple[nn.Module, Any]:

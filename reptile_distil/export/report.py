@@ -13,8 +13,9 @@ import torch
 from reptile_distil.config.config import Config
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.build_task import scored_splits
 from reptile_distil.experiments.finished_run import open_run_folder
-from reptile_distil.experiments.setup import build_batches, scored_splits
+from reptile_distil.experiments.setup import build_batches
 from reptile_distil.export.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
 from reptile_distil.models.classifier import Classifier, count_parameters
 from reptile_distil.models.cost import flops_per_sequence

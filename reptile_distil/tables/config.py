@@ -22,7 +22,7 @@ from reptile_distil.config.yaml_files import find_config, merge_layer, read_laye
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError, did_you_mean
-from reptile_distil.experiments.setup import build_task
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
-from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from reptile_distil import cli
 from reptile_distil.config.config import Config, load_config
-from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.tables.config import TableKeys
 from tests.helpers.paths import ROOT, TINY
