@@ -72,7 +72,7 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="text-classification",
         base_model=base if _is_hub_name(base) else None,
-        datasets=["nyu-mll/glue"] if on_hub else None,
+        datasets=["nyu-mll/glue"] if on_hub else [task.hub.name] if task.hub else None,
         metrics=list(dict.fromkeys(_HUB_METRICS.get(metric, metric) for metric in task.metrics)),
         tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results.method == "reptile" else [])],
         model_name=_name(report),
