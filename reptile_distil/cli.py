@@ -18,6 +18,7 @@ from typing import TextIO
 
 from reptile_distil.config.config import Config, describe_config, load_config
 from reptile_distil.errors import DataError, ReptileDistilError
+from reptile_distil.home_folder import expand_home
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.launcher import launched_rank, launched_several
 
@@ -39,13 +40,23 @@ def make_parser(description: str, *, config_required: bool = True) -> argparse.A
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path_option,
         required=config_required,
         help="YAML file, or the name of one that comes with the package: sst2, quickstart, table-toy, ...",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1 train.epochs=3")
     return parser
+
+
+def path_option(text: str) -> Path:
+    """The type of an option that is a path: `~` at its front, which not every shell replaces, is the home folder."""
+    return Path(name_option(text))
+
+
+def name_option(text: str) -> str:
+    """The type of an option that is a path or the name of something else, with `~` as in `path_option`."""
+    return expand_home(text)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
@@ -192,3 +203,4 @@ def _log_to_stderr() -> None:
     logging.getLogger("reptile_distil").setLevel(logging.INFO if is_main else logging.ERROR)
     if not (is_main and sys.stderr.isatty()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

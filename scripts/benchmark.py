@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reptile_distil.cli import check_output, run, write_output
+from reptile_distil.cli import check_output, name_option, path_option, run, write_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,10 +63,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--depths", nargs="+", default=["12:6"], help="teacher's and student's layers, as in 12:6")
     parser.add_argument("--widths", nargs="+", type=int, default=[384])
     parser.add_argument(
-        "--models", nargs=2, metavar=("TEACHER", "STUDENT"), help="folders of models, instead of depths and widths"
+        "--models",
+        nargs=2,
+        type=name_option,
+        metavar=("TEACHER", "STUDENT"),
+        help="folders of models, instead of depths and widths",
     )
     parser.add_argument(
-        "--data", nargs=2, metavar=("FOLDER", "TOKENIZER"), help="measure the tasks' lengths anew, in GLUE's own files"
+        "--data",
+        nargs=2,
+        type=name_option,
+        metavar=("FOLDER", "TOKENIZER"),
+        help="measure the tasks' lengths anew, in GLUE's own files",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)")
     parser.add_argument("--quiz-batch-size", type=int, metavar="N", help="rows of MetaDistil's quiz (as the batch)")
@@ -76,8 +84,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--batches", type=int, default=5, help="batches of a task, short to long (5)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each method takes each batch (3)")
-    parser.add_argument("--json", type=Path, help="file to write all figures to")
-    parser.add_argument("--plot", type=Path, help="picture to write (needs matplotlib)")
+    parser.add_argument("--json", type=path_option, help="file to write all figures to")
+    parser.add_argument("--plot", type=path_option, help="picture to write (needs matplotlib)")
     return parser.parse_args(argv)
 
 

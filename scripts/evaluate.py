@@ -7,20 +7,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import check_output, config_of, make_parser, run, write_output
+from reptile_distil.cli import check_output, config_of, make_parser, name_option, path_option, run, write_output
+from reptile_distil.errors import DataError
 from reptile_distil.runtime.launcher import launched_rank
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the scores of every dev split (AX has its test split alone), or of one split."""
     parser = make_parser("Evaluate a saved model on any task and split.", config_required=False)
-    parser.add_argument("--model", required=True, help="a fine-tuned classifier: folder, hub name or finished run")
+    parser.add_argument(
+        "--model", type=name_option, required=True, help="a fine-tuned classifier: folder, hub name or finished run"
+    )
     parser.add_argument("--split", help="one split, for example dev_mismatched or test (default: every dev split)")
-    parser.add_argument("--predictions", type=Path, help="file to write predictions to, tab-separated (needs --split)")
+    parser.add_argument(
+        "--predictions",
+        type=path_option,
+        help="file to write predictions to: .tsv, or .csv or .jsonl with all probabilities (needs --split)",
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.predictions and not arguments.split:
         parser.error("--predictions needs --split: one file holds one split")
     predictions = arguments.predictions
+    if predictions and predictions.suffix not in ("", ".txt", ".tsv", ".csv", ".jsonl"):
+        raise DataError(f"--predictions {predictions}: expected a name that ends in .tsv, .csv or .jsonl")
     if predictions:
         check_output("--predictions", predictions)
     if arguments.config is None:  # the configuration that the model was trained with
@@ -33,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.experiments.experiment import Experiment
 
     experiment = Experiment(config)
-    for split in [arguments.split] if arguments.split else experiment.task.dev_splits or experiment.task.test_splits:
+    for split in (arguments.split,) if arguments.split else experiment.scored_splits or experiment.task.test_splits:
         split_predictions = experiment.predict_split(split, model=arguments.model)
         for name, score in (split_predictions.scores or {}).items():
             print(f"{split}\t{name}\t{score:.6f}")
         if split_predictions.scores is None:
             print(f"{split}\tno labels, so no scores")
         if predictions and launched_rank() == 0:
-            write_output("--predictions", predictions, split_predictions.to_tsv())
+            write_output("--predictions", predictions, split_predictions.to_text(predictions.suffix))
             print(f"{split}\tpredictions written to {predictions}")
 
 

@@ -7,14 +7,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import run
+from reptile_distil.cli import name_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints size, score and speed of the student, and says where its model card lies."""
     parser = argparse.ArgumentParser(description="Report card of a student: size, speed, score, ONNX, model card.")
-    parser.add_argument("--model", required=True, help="folder of a finished run, or the model/ folder in it")
-    parser.add_argument("--teacher", help="folder or hub name of the teacher (default: the one of the run)")
+    parser.add_argument(
+        "--model", type=name_option, required=True, help="folder of a finished run, or the model/ folder in it"
+    )
+    parser.add_argument(
+        "--teacher", type=name_option, help="folder or hub name of the teacher (default: the one of the run)"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=(), help="tokens per sequence (16 64 128)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 32), help="sequences per batch (1 32)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time to measure each combination (2)")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import check_output, run
+from reptile_distil.cli import check_output, name_option, path_option, run
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.launcher import launched_rank
 
@@ -18,9 +18,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints a line for each file of the zip: its rows, and where they come from; or what is wrong with a zip."""
     parser = argparse.ArgumentParser(description="Make or check a submission to the GLUE leaderboard.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--runs", nargs="+", metavar="DIR", help="run folders, one for each task")
-    what.add_argument("--check", type=Path, metavar="ZIP", help="say what is wrong with a submission")
-    parser.add_argument("--output", type=Path, default=Path("submission.zip"), help="default: submission.zip")
+    what.add_argument("--runs", nargs="+", type=name_option, metavar="DIR", help="run folders, one for each task")
+    what.add_argument("--check", type=path_option, metavar="ZIP", help="say what is wrong with a submission")
+    parser.add_argument("--output", type=path_option, default=Path("submission.zip"), help="default: submission.zip")
     parser.add_argument(
         "--fill-missing", action="store_true", help="predict the majority class of the training set where no run is"
     )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import (
     CheckpointConfig,
     ComputeConfig,
@@ -21,7 +22,7 @@ from reptile_distil.config.sections import (
     LossConfig,
     MetadistilConfig,
     MethodName,
-    OwnTaskConfig,
+    PathText,
     ReptileConfig,
     Role,
     Section,
@@ -56,9 +57,9 @@ class Config(Section):
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Decides the new classification heads, the data order and the dropout masks."""
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     """Folder of all run folders."""
-    output_dir: str | None = None
+    output_dir: PathText | None = None
     """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: cuda, else mps, else cpu."""
@@ -98,6 +99,12 @@ class Config(Section):
             )
         if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
             raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so metadistil could teach it nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _data_have_one_place(self) -> Config:
+        if isinstance(self.task, OwnTaskConfig) and self.task.hub is not None and self.data.path is not None:
+            raise ValueError("data.path has no effect on task.hub: leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -191,6 +198,8 @@ class Config(Section):
         values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
         if role == "finetune" and self.student.init != "pretrained":
             values["teacher.pretrained"] = self.teacher.pretrained
+        if self.loss.class_weights is not None:  # the task loss of every method
+            values["loss.class_weights"] = self.model_dump(mode="json")["loss"]["class_weights"]
         if role == "teacher":
             values = {key: value for key, value in values.items() if key not in _NOT_FOR_THE_TEACHER}
         return {
@@ -212,6 +221,13 @@ _LATER_KEYS = {
     "reptile.released": False,
     "train.adamw": "torch",
     "teacher.train.adamw": "torch",
+    "loss.class_weights": None,
+    "task.multi_label": False,
+    "task.label_separator": ",",
+    "task.quoting": None,
+    "task.hub": None,
+    "task.config": None,
+    "task.revision": None,
 }
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.yaml_files import dump_yaml
 from reptile_distil.errors import did_you_mean
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reptile_distil.home_folder import expand_home
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
-MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
 
 Role = MethodName | Literal["teacher"]
 """What a run does: one of the methods, or the teacher's fine-tuning."""
 
+
+PathText = Annotated[str, AfterValidator(expand_home)]
+"""A path, or a name that may be one: `~` at its front is the home folder."""
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sizes that a number of the configuration may have, unless it is 0."""
@@ -50,35 +53,10 @@ class Section(BaseModel):
         return value + 0.0 if isinstance(value, float) else value
 
 
-class OwnTaskConfig(Section):
-    """A task of the user's own: files, columns, labels and metrics, no code."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
-    """Used in the names of run folders: letters, digits, `_`, `.` and `-`; the first is no `.` or `-`."""
-    text: tuple[str, ...] = Field(min_length=1, max_length=2)
-    """Column(s) that hold the sentence, or the two sentences of a pair."""
-    label: str = "label"
-    """Column that holds the label."""
-    labels: tuple[str, ...] = ()
-    """Names of the classes, in order; empty for a regression task."""
-    metrics: tuple[MetricName, ...] = Field(min_length=1)
-    """Scores to report; the mean of them chooses the best epoch."""
-    files: dict[str, str] = Field(min_length=1)
-    """File of each split (train, dev, test), relative to `data.path`: .csv, .tsv or .jsonl."""
-
-    @field_validator("files")
-    @classmethod
-    def _splits_are_known(cls, files: dict[str, str]) -> dict[str, str]:
-        for split in files:
-            if split not in ("train", "dev", "test"):
-                raise ValueError(f"{split!r} is no split: expected train, dev or test")
-        return files
-
-
 class DataConfig(Section):
     """Where the examples come from and how long they may be."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
     max_length: int = Field(128, ge=4, le=2**20)
     """Longest sequence, in tokens, special tokens included; longer ones are cut."""
@@ -91,7 +69,7 @@ class DataConfig(Section):
     """Refuse official splits whose number of rows is not the published one."""
     packing: bool = False
     """Compute on real tokens alone, no padding (BERT, RoBERTa, ELECTRA); pays where batches hold much padding."""
-    cache_dir: str | Literal[False] | None = None
+    cache_dir: PathText | Literal[False] | None = None
     """Folder that keeps tokenised data for the next run; null: reptile_distil in HF_HOME or ~/.cache; false: none."""
 
 
@@ -130,9 +108,9 @@ class TrainConfig(Section):
 class TeacherConfig(Section):
     """The large model."""
 
-    pretrained: str = "google-bert/bert-base-uncased"
+    pretrained: PathText = "google-bert/bert-base-uncased"
     """Hub name or folder of the pretrained model to fine-tune; its head, if any, is dropped."""
-    finetuned: str | None = None
+    finetuned: PathText | None = None
     """Hub name or folder of a model fine-tuned on this task, used as it is; null: fine-tune `pretrained`."""
     label_names: tuple[str, ...] = ()
     """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
@@ -146,7 +124,7 @@ class StudentConfig(Section):
     init: Literal["pretrained", "teacher_layers", "finetuned_layers", "random"] = "pretrained"
     """Start from a checkpoint, from layers of `teacher.pretrained`, from layers and head of the fine-tuned teacher, or
     from random weights in the teacher's shape."""
-    pretrained: str | None = None
+    pretrained: PathText | None = None
     """Hub name or folder of the student's checkpoint (init: pretrained)."""
     num_layers: int | None = Field(None, ge=1, le=1000)
     """Depth of the student (every init but pretrained)."""
@@ -185,6 +163,9 @@ class LossConfig(Section):
     """Distillation term for one logit: mse of the logits, or none as in the authors' code (KL over one logit is 0)."""
     soft: Literal["kl", "mse"] = "kl"
     """Distillation term for classes: kl, or mse: T² * mean squared difference of the probabilities (MetaDistil)."""
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weight of each class in the task loss, in the order of the labels; balanced: rows / (classes * rows of the class)
+    of the training rows. For a multi-label task that of each label's positives; balanced: negatives / positives."""
     patient: float = Field(0.0, ge=0)
     """Weight of the squared distance of normalised first-token states, last layer left out (PKD); 0: none.
 

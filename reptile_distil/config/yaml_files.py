@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from reptile_distil.errors import ConfigError, did_you_mean
+from reptile_distil.home_folder import expand_home
 
 MAX_BYTES = 2**17
 """Size at which a file is refused unread; a long configuration has 4 KiB."""
@@ -161,7 +162,7 @@ def find_config(name: str | Path) -> Path:
 
     A file at the path itself goes first. Raises `ConfigError` for a bare name that is neither.
     """
-    path = Path(name)
+    path = Path(expand_home(str(name)))
     if _exists(path) or path.name != str(path):
         return path
     if packaged := _packaged(path.name):
@@ -208,7 +209,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if base is not None:
-        beside = path.parent / base
+        beside = path.parent / expand_home(base)
         values, origins = read_layers((None if _exists(beside) else _packaged(base)) or beside, (*above, resolved))
     merge_layer(values, layer, origins, str(path))
     return values, origins

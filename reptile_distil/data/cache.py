@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from reptile_distil.data.batches import draw_row_ids, draw_rows, tokenize
 from reptile_distil.data.features import TOKEN_COLUMNS, Features
 from reptile_distil.data.sources import Source
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.files import hash_file, read_json
 
@@ -101,12 +102,18 @@ def _key(source: Source, tokenizer: Any, max_length: int) -> str | None:
         "format": FORMAT,
         "source": digest,
         "split": source.split,
-        "task": [task.name, task.text_columns, task.label_column, task.label_names, task.score_range],
+        "task": [task.name, task.text_columns, task.label_column, task.label_names, task.score_range, *_own(task)],
         "max_length": max_length,
         "tokenizer": made_by,
         "versions": [transformers.__version__, tokenizers.__version__],
     }
     return json.dumps(parts, sort_keys=True)
+
+
+def _own(task: Task) -> list[Any]:
+    """What else decides how the rows of a user's own task are read."""
+    options = [task.multi_label, task.label_columns, task.label_separator, task.quoting]
+    return options if task.is_own else []
 
 
 def _describe_tokenizer(tokenizer: Any) -> list[Any] | None:

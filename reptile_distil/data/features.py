@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,7 +38,7 @@ class Features:
     lengths: Indices
     """(N,) tokens of each row."""
     labels: NDArray[Any] | None
-    """(N,) int64 classes or float64 scores; None for unlabelled rows."""
+    """(N,) int64 classes or float64 scores, (N, C) float64 for a multi-label task; None for unlabelled rows."""
     row_ids: Indices
     """(N,) number of each row in its split, counted from 0."""
 
@@ -72,9 +73,14 @@ class Features:
         return cls.end_to_end(
             {name: _narrow([chunk.flatten().to_numpy() for chunk in chunks]) for name, chunks in lists.items()},
             np.concatenate([chunk.value_lengths().to_numpy() for chunk in lists["input_ids"]]),
-            _wide(table["label"].to_numpy()) if "label" in table.column_names else None,
+            _labels(table["label"]) if "label" in table.column_names else None,
             row_ids,
         )
+
+    @property
+    def has_label_sets(self) -> bool:
+        """Whether the labels are those of a multi-label task."""
+        return self.labels is not None and self.labels.ndim == 2
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -85,7 +91,7 @@ class Features:
         return [*self.columns, *(() if self.labels is None else ("label",))]
 
     def __getitem__(self, name: str) -> Any:
-        """The labels (N,) for `label`, else a list with each row's values."""
+        """The labels (N,) or (N, C) for `label`, else a list with each row's values."""
         if name == "label" and self.labels is not None:
             return self.labels
         values = self.columns[name]
@@ -139,7 +145,7 @@ class Padding:
 def pad_rows(features: Features, rows: Indices, padding: Padding, *, width: int = 0) -> dict[str, Tensor]:
     """The given rows, padded to the longest of them, or to `width` if that is more.
 
-    Each column is (B, L) int64; `labels` (B,) int64 or float32.
+    Each column is (B, L) int64; `labels` (B,) int64 or float32, or (B, C) float32.
     """
     lengths = features.lengths[rows]
     width = max(width, int(lengths.max()))
@@ -173,6 +179,13 @@ def _narrow(parts: list[NDArray[Any]]) -> NDArray[Any]:
     values = np.concatenate(parts)
     kind = np.result_type(np.min_scalar_type(values.min(initial=0)), np.min_scalar_type(values.max(initial=0)))
     return values.astype(kind)
+
+
+def _labels(column: pa.ChunkedArray) -> NDArray[Any]:
+    """(N,) classes or scores, or (N, C) for lists of one number a label."""
+    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        return np.array(column.to_pylist(), dtype=np.float64)
+    return _wide(column.to_numpy())
 
 
 def _wide(labels: NDArray[Any]) -> NDArray[Any]:

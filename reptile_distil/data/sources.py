@@ -1,39 +1,40 @@
 """One split of one task -> a `datasets.Dataset` with `text`, `text_pair` and `label`, wherever the data lie.
 
 With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet layout. Without one: the
-local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files. A toy task: generated.
+local cache of `datasets`, then the hub. A user's own task: its files, a folder that `datasets` has saved, or a data set
+of the hub. A toy task: generated.
 """
 
+import contextlib
 import functools
-import hashlib
-import io
-import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
+from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.cache.cache import Cache
 
 from reptile_distil.data import toy
 from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
-from reptile_distil.data.rows import Rows, class_index, score
-from reptile_distil.data.tasks import Task
+from reptile_distil.data.rows import Rows, class_names, digest_dataset, read_dataset
+from reptile_distil.data.tasks import HubDataset, Task
 from reptile_distil.data.user_files import read_user_file
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import digest_files
-from reptile_distil.runtime.hub import require_hub
-from reptile_distil.runtime.snapshots import cached_snapshots, download_snapshot
+from reptile_distil.runtime.hub import hub_is_reachable, require_hub
+from reptile_distil.runtime.snapshots import cached_commit, cached_snapshots, download_snapshot, whole_snapshot
 
 logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
         if task.is_generated:
             name = f"{task.name} {split}"
             return Source(task, split, name, lambda: name, partial(toy.read_split, task, split))
+        if task.hub is not None:
+            place = f"hub data set {task.hub.name}"
+            return _dataset_source(task, split, _open_own_hub(task.hub, task.hub.splits[split]), place)
         if task.files is not None:
-            file = (path or Path()) / task.files[split]
-            read = partial(read_user_file, task, split, file)
-            return Source(task, split, str(file), partial(digest_files, file), read)
+            return _open_own(task, split, (path or Path()) / task.files[split])
         if task.folder is None:
             raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
         return _open_hub(task, split) if path is None else _open_folder(task, split, path)
@@ -101,8 +103,61 @@ def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
     features: dict[str, Any] = {name: datasets.Value("string") for name in columns}
     if rows.labels is not None:
         columns["label"] = rows.labels
-        features["label"] = datasets.Value("float64" if task.is_regression else "int64")
+        kind = datasets.Value("float64" if task.is_regression or task.multi_label else "int64")
+        features["label"] = datasets.List(kind, length=task.num_labels) if task.multi_label else kind
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def own_label_names(task: Task, path: Path | None) -> tuple[str, ...]:
+    """The class names that the data of a user's own task have for its label; () where they have none.
+
+    Text files have none. Raises `DataError` as `open_split` does.
+    """
+    split = next(iter(task.splits))
+    if task.hub is not None:
+        dataset: datasets.Dataset | None = _open_own_hub(task.hub, task.hub.splits[split])
+    else:
+        dataset = _open_own_dataset(split, (path or Path()) / (task.files or {})[split])
+    if dataset is None:
+        return ()
+    if task.label_column not in dataset.column_names:
+        found = ", ".join(dataset.column_names)
+        raise DataError(f"task {task.name}: {split} has no column {task.label_column!r}, the columns are {found}")
+    return class_names(dataset, task.label_column) or ()
+
+
+def _open_own(task: Task, split: str, place: Path) -> Source:
+    """A split in a file or folder of the user's own."""
+    dataset = _open_own_dataset(split, place)
+    if dataset is not None:
+        return _dataset_source(task, split, dataset, str(place))
+    return Source(task, split, str(place), partial(digest_files, place), partial(read_user_file, task, split, place))
+
+
+def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
+    """A Parquet file, or what `datasets` has saved in a folder: a data set, or one for each split; None for a file."""
+    if place.is_dir():
+        for name in (split, _hub_split(split)):
+            dataset = _open_saved_split(name, place)
+            if dataset is not None:
+                return dataset
+        if (place / "state.json").is_file():
+            return _reading(place, "data set", lambda: datasets.load_from_disk(str(place)))
+        found = sorted(entry.name for entry in place.iterdir())[:8]
+        raise DataError(
+            f"{place}: no {split} split saved by datasets in this folder, which holds {', '.join(found) or 'nothing'}"
+        )
+    if place.suffix.lower() == ".parquet" and place.exists():
+        return _reading(place, "file", lambda: datasets.Dataset(pa.parquet.ParquetFile(place).read()))
+    return None
+
+
+def _reading(place: Path, what: str, read: Callable[[], Loaded]) -> Loaded:
+    """What `read` returns; raises `DataError` where it cannot."""
+    try:
+        return read()
+    except Exception as error:  # each damage has an exception of its own
+        raise DataError(f"{place}: the {what} cannot be read: {first_sentence(error)}") from error
 
 
 def _open_folder(task: Task, split: str, path: Path) -> Source:
@@ -117,7 +172,7 @@ def _open_folder(task: Task, split: str, path: Path) -> Source:
             read = partial(read_official_file, task, split, file)
             return Source(task, split, str(file), partial(digest_files, *files), read)
     for folder in folders[1:]:
-        dataset = _open_saved_split(task, split, folder)
+        dataset = _open_saved_split(_hub_split(split), folder)
         if dataset is not None:
             return _dataset_source(task, split, dataset, str(folder))
     raise DataError(
@@ -131,20 +186,18 @@ def _hub_split(split: str) -> str:
     return split.replace("dev", "validation", 1)
 
 
-def _open_saved_split(task: Task, split: str, folder: Path) -> datasets.Dataset | None:
+def _open_saved_split(name: str, folder: Path) -> datasets.Dataset | None:
     """The split of a `save_to_disk` folder or of Parquet files in `folder`; None when it holds neither."""
-    name = _hub_split(split)
-    try:
+
+    def read() -> datasets.Dataset | None:
         if (folder / "dataset_dict.json").is_file() and (folder / name).is_dir():
             return datasets.load_from_disk(str(folder / name))
-        files = _parquet_files(folder, name)
         if not files:
             return None
         return datasets.Dataset(pa.concat_tables([pa.parquet.ParquetFile(file).read() for file in files]))
-    except DataError:
-        raise
-    except Exception as error:  # each damage has an exception of its own
-        raise DataError(f"{folder}: the {name} split cannot be read: {first_sentence(error)}") from error
+
+    files = _parquet_files(folder, name)
+    return _reading(folder, f"{name} split", read)
 
 
 def _parquet_files(folder: Path, name: str) -> list[Path]:
@@ -161,7 +214,7 @@ def _open_hub(task: Task, split: str) -> Source:
     dataset, place = _open_cached_split(task, split), f"hub data set {HUB_NAME} {task.name}"
     if dataset is None:
         folder = _find_hub_folder(task, split)
-        dataset = _open_saved_split(task, split, folder)
+        dataset = _open_saved_split(_hub_split(split), folder)
         if dataset is None:
             raise DataError(f"{place}: no {_hub_split(split)} split in {folder}")
         _say_once(f"{place}: read from {folder}")
@@ -220,86 +273,82 @@ def _say_once(line: str) -> None:
 
 
 def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: str) -> Source:
-    read = partial(_read_dataset, task, split, dataset, place)
-    return Source(task, split, place, partial(_digest_dataset, task, dataset), read)
+    read = partial(read_dataset, task, split, dataset, place)
+    return Source(task, split, place, partial(digest_dataset, task, dataset), read)
 
 
-def _digest_dataset(task: Task, dataset: datasets.Dataset) -> str:
-    """Hash of the rows of the columns that are read, and of their types and class names."""
-    names = [name for name in (*task.text_columns, task.label_column) if name in dataset.column_names]
-    rows = dataset.select_columns(names)
-    hashed = _HashingFile()
-    hashed.write(json.dumps(rows.features.to_dict(), sort_keys=True).encode())
-    table = rows.with_format("arrow")[:].replace_schema_metadata(None)
-    with pa.ipc.new_stream(pa.PythonFile(hashed, mode="w"), table.schema) as stream:
-        stream.write_table(table)
-    return hashed.digest.hexdigest()
+def _open_own_hub(hub: HubDataset, split: str) -> datasets.Dataset:
+    """A split of a data set of the hub, from the cache where this revision is there whole; its code is never run."""
+    named = f"data set {hub.name}" + (f", config {hub.config}" if hub.config else "")
+    if Path(hub.name).exists():  # `datasets` would read that instead
+        raise DataError(f"{named}: a file or folder {hub.name} lies here too: start elsewhere, or give task.files")
+    dataset = _load_own_hub(hub.name, hub.config, hub.revision)
+    if split not in dataset:
+        raise DataError(f"{named}: has no split {split!r}, only {', '.join(dataset)}: give task.splits")
+    return dataset[split]
 
 
-class _HashingFile(io.RawIOBase):
-    """A file to write to that keeps only the hash of what was written."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return memoryview(data).nbytes
-
-
-def _read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str) -> Rows:
-    """Rows of a data set with the hub's columns; raises `DataError` with the row, counted from 0."""
-    wanted = [*task.text_columns]
-    if task.label_column in dataset.column_names or not split.startswith("test"):
-        wanted.append(task.label_column)
-    missing = [name for name in wanted if name not in dataset.column_names]
-    if missing:
-        found = ", ".join(dataset.column_names)
-        raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {found}")
-    if len(dataset) == 0:
-        raise DataError(f"{source}: {split} has no rows")
-    columns = _read_columns(dataset, wanted, f"{source}: {split}")
-    for name in task.text_columns:
-        for row, text in enumerate(columns[name]):
-            if not isinstance(text, str):
-                raise DataError(f"{source}: row {row} of {split} has {text!r} for {name}, not a text")
-    texts = tuple(tuple(columns[name]) for name in task.text_columns)
-    labels = columns.get(task.label_column)
-    if labels is None or (split.startswith("test") and all(label == -1 for label in labels)):  # the hub's "unlabelled"
-        return Rows(source, texts, None)
-    return Rows(source, texts, _read_labels(task, split, dataset.features[task.label_column], labels, source))
-
-
-def _read_columns(dataset: datasets.Dataset, names: list[str], source: str) -> dict[str, list[Any]]:
-    """The values of columns as they are stored; raises `DataError` for damaged ones."""
+@functools.cache  # a process reads one revision, and asks for it once
+def _load_own_hub(name: str, config: str | None, revision: str | None) -> datasets.DatasetDict:
+    named = f"data set {name}" + (f", config {config}" if config else "")
+    commit = cached_commit(name, "dataset", revision)
+    cached = _load_prepared(name, config, commit) if config or not hub_is_reachable() else None
+    if cached is not None:
+        return cached
+    folder = whole_snapshot(name, "dataset", commit)
+    if folder is None:
+        remedy = "call the same command once with a network, or give files of your own: task.files"
+        require_hub(f"{named}, revision {revision or 'main'},", remedy)
+        commit = download_snapshot(name, "dataset", ["README.md", ".gitattributes"], DataError, revision).name
+    _say_once(f"{named}: read from {folder or f'revision {commit} on the hub'}")
     try:
-        # As Arrow: decoding could open files that a column names, and would trust damaged offsets.
-        table = dataset.select_columns(names).with_format("arrow")[:]
-        table.validate(full=True)
-        return {name: table.column(name).to_pylist() for name in names}
+        with _uncounted():
+            builder = datasets.load_dataset_builder(str(folder or name), config, revision=None if folder else commit)
+        if folder is None and builder.hash != commit:  # `datasets` takes another revision where it cannot have this one
+            raise DataError(f"{named}: revision {commit} cannot be read from the hub now; try again")
+        builder.download_and_prepare()
+        loaded = builder.as_dataset()
+    except DataError:
+        raise
     except Exception as error:
-        raise DataError(f"{source} cannot be read: {first_sentence(error)}") from error
+        why = first_sentence(error)
+        if "scripts are no longer supported" in why:
+            why = "it is made by code, which is never run; task.revision=refs/convert/parquet may have its files"
+        elif "gated" in why:
+            why = "the hub gives it only to those who have asked for it on its page, and log in with `hf auth login`"
+        elif isinstance(error, ValueError) and "onfig" in why:
+            why = f"give one of its configurations as task.config ({why})"
+        raise DataError(f"{named}: cannot be loaded: {why}") from None
+    assert isinstance(loaded, datasets.DatasetDict)
+    return loaded
 
 
-def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source: str) -> list[float]:
-    """Labels in our order. Class ids are matched by class NAME; raises `DataError` when the names differ."""
-    allowed: dict[str, int] = {}
-    if not task.is_regression:
-        names = getattr(feature, "names", None)
-        if names is None or sorted(map(str, names)) != sorted(task.label_names):
-            expected = ", ".join(task.label_names)
-            found = "numbers without class names" if names is None else ", ".join(map(str, names))
-            raise DataError(f"{source}: expected the classes {expected} in {task.label_column}, found {found}")
-        allowed = {str(index): task.label_names.index(name) for index, name in enumerate(names)}
-    labels: list[float] = []
-    for row, value in enumerate(values):
-        try:
-            labels.append(
-                score(str(value), task.score_range) if task.is_regression else class_index(str(value), allowed)
-            )
-        except ValueError as error:
-            raise DataError(f"{source}: row {row} of {split}: {error}") from None
-    return labels
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Inside, `datasets` reports no loads to another host, which behind a firewall takes three seconds each."""
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+
+
+def _load_prepared(name: str, config: str | None, commit: str) -> datasets.DatasetDict | None:
+    """What an earlier load of this very commit left in the cache of `datasets`, or None."""
+    owner, _, own_name = name.rpartition("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "___".join(filter(None, (owner, camelcase_to_snakecase(own_name))))
+    found = sorted(root.glob(f"{config or '*'}/*/{commit}/dataset_info.json")) if commit else []
+    if len(found) != 1:
+        return None
+    of_config, version = found[0].parts[-4:-2]
+    try:
+        options = {"repo_id": name, "dataset_name": camelcase_to_snakecase(own_name), "config_name": of_config}
+        loaded = Cache(**options, version=version, hash=commit).as_dataset()
+    except (OSError, ValueError):
+        return None
+    except Exception as error:
+        reason = first_sentence(error)
+        raise DataError(f"data set {name} in the cache {found[0].parent} is damaged: {reason}") from error
+    _say_once(f"data set {name}, config {of_config}: read from {found[0].parent}")
+    return loaded

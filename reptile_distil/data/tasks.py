@@ -6,13 +6,29 @@ Nothing is read or loaded here: `sources.load_split` does that with a `Task` in 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from reptile_distil.errors import ConfigError, did_you_mean
+from reptile_distil.metric_names import fault_in_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """A data set of the hub."""
+
+    name: str
+    """Of the repository: `owner/name`."""
+    config: str | None = None
+    """Which of its configurations; None for one that has a single or a default one."""
+    revision: str | None = None
+    """Branch, tag or commit; None: main as it is now."""
+    splits: Mapping[str, str]
+    """Our name of a split -> its name there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is asked of a model: text columns in, one class of `label_names` or one real number out.
+    """What is asked of a model: text columns in; one class of `label_names`, any number of them, or a real number out.
 
     Raises `ConfigError` when the fields contradict each other.
     """
@@ -24,6 +40,12 @@ class Task:
     label_column: str = "label"
     label_names: tuple[str, ...] = ()
     """Class names; the class index is the position in this tuple. Empty: regression."""
+    multi_label: bool = False
+    """Whether a row has any number of the labels, not exactly one."""
+    label_columns: tuple[str, ...] = ()
+    """For a multi-label task whose files have a column of 0 and 1 for each label: those columns, as `label_names`."""
+    label_separator: str = ","
+    """What stands between a row's labels where one text holds them all (multi-label)."""
     metrics: tuple[str, ...]
     """Keys as in `evaluate`. The score that selects a model is their mean on `selection_split`."""
     splits: Mapping[str, tuple[int, ...]]
@@ -33,7 +55,11 @@ class Task:
     folder: str | None = None
     """Folder of GLUE's own TSV files (`SST-2`); None for other tasks."""
     files: Mapping[str, str] | None = None
-    """A user's own task: split name -> CSV, TSV or JSONL file; None for other tasks."""
+    """A user's own task: split name -> file, or folder that `datasets` has saved; None for other tasks."""
+    hub: HubDataset | None = None
+    """A user's own task on a data set of the hub; None for other tasks."""
+    quoting: Literal["csv", "none"] | None = None
+    """Whether quotation marks around a field of a user's CSV or TSV file are its quotes; None: as the file tells."""
     is_generated: bool = False
     """Whether the rows are generated (see `toy`), not read from anywhere."""
 
@@ -46,17 +72,26 @@ class Task:
                 f"task {self.name}: label_names needs two or more different names, "
                 f"or none for regression, got {list(names)}"
             )
-        allowed = ("accuracy", "f1", "matthews_correlation") if names else ("pearson", "spearmanr")
-        for metric in self.metrics:
-            if metric not in allowed or (metric == "f1" and len(names) != 2):
-                kind = f"a task with {len(names)} classes" if names else "a regression task"
-                raise ConfigError(f"task {self.name}: {metric} is no metric of {kind}")
+        if self.label_columns and len(self.label_columns) != len(names):
+            raise ConfigError(
+                f"task {self.name}: has {len(self.label_columns)} label columns, but {len(names)} label names"
+            )
+        fault = fault_in_metrics(self.metrics, num_labels=len(names), multi_label=self.multi_label)
+        if fault is not None:
+            raise ConfigError(f"task {self.name}: {fault}")
+        if self.multi_label and self.metrics and not names:
+            raise ConfigError(f"task {self.name}: a multi-label task needs the names of its labels: give labels")
         if self.folder is not None and self.files is not None:
             raise ConfigError(f"task {self.name}: folder is for GLUE and files for a task of your own, not both")
         if self.files is not None and set(self.files) != set(self.splits):
             raise ConfigError(
                 f"task {self.name}: files names the splits {sorted(self.files)}, but splits names {sorted(self.splits)}"
             )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its data are a user's own, not GLUE's and not generated."""
+        return self.files is not None or self.hub is not None
 
     @property
     def is_regression(self) -> bool:
@@ -87,7 +122,10 @@ class Task:
     def selection_split(self) -> str:
         """The split whose score selects the best model; raises `ConfigError` when there is no dev split."""
         if not self.dev_splits:
-            raise ConfigError(f"task {self.name} has no dev split to select a model on")
+            raise ConfigError(
+                f"task {self.name} has no dev split to select a model on: give it one, or hold out training rows with "
+                "data.validation_fraction=0.1"
+            )
         return self.dev_splits[0]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
+from reptile_distil.data.features import Features
+from reptile_distil.errors import ConfigError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -34,7 +38,43 @@ class BuiltMethod(NamedTuple):
     optimizers: dict[str, Optimizer]
 
 
-def build_loss(config: Config, teacher: nn.Module, student: nn.Module) -> DistillationLoss:
+def class_weights(config: Config, features: Features, label_names: Sequence[str], device: str) -> Tensor | None:
+    """`loss.class_weights` (C,) on the device; balanced ones are those of these training rows. None where none are set.
+
+    Balanced are rows / (classes * rows of the class), whose mean over the rows is 1; for a multi-label task, of each
+    label's positives, negatives / positives. Raises `ConfigError` for regression, for another number of weights than of
+    labels, and where balanced weights need a row that is not there.
+    """
+    wanted, num_labels = config.loss.class_weights, len(label_names)
+    if wanted is None:
+        return None
+    if not num_labels:
+        raise ConfigError(f"loss.class_weights: task {config.task_name} is a regression, which has no classes")
+    if wanted != "balanced":
+        if len(wanted) != num_labels:
+            raise ConfigError(
+                f"loss.class_weights: {len(wanted)} weights, but task {config.task_name} has {num_labels} labels: "
+                f"{', '.join(label_names)}"
+            )
+        return torch.tensor(wanted, device=device)
+    labels = np.asarray(features["label"])
+    if features.has_label_sets:
+        counts = labels.sum(axis=0)
+        weights = (len(labels) - counts) / np.maximum(counts, 1)
+    else:
+        counts = np.bincount(labels, minlength=num_labels)
+        weights = len(labels) / (num_labels * np.maximum(counts, 1))
+    if not counts.all():
+        rare = label_names[int(counts.argmin())]
+        raise ConfigError(
+            f"loss.class_weights = balanced: no training row has the label {rare}; give a list of weights"
+        )
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def build_loss(
+    config: Config, teacher: nn.Module, student: nn.Module, weights: Tensor | None = None
+) -> DistillationLoss:
     """The loss, its terms on hidden states matched for these two models. Raises `ModelError` where they do not fit."""
     loss = config.loss
     hidden_terms: list[HiddenStateTerm] = []
@@ -47,6 +87,7 @@ def build_loss(config: Config, teacher: nn.Module, student: nn.Module) -> Distil
         temperature=loss.temperature,
         regression=loss.regression,
         soft=loss.soft,
+        class_weights=weights,
         hidden_terms=hidden_terms,
     )
 
@@ -59,9 +100,10 @@ def build_method(
     *,
     role: Role,
     processes: Processes = ALONE,
+    weights: Tensor | None = None,
 ) -> BuiltMethod:
     """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
-    built = _build_method(config, student, teacher, settings, role=role, processes=processes)
+    built = _build_method(config, student, teacher, settings, role=role, processes=processes, weights=weights)
     if not config.compute.cuda_graphs:
         return built
     optimizers = tuple(built.optimizers.values())
@@ -76,6 +118,7 @@ def _build_method(
     *,
     role: Role,
     processes: Processes,
+    weights: Tensor | None,
 ) -> BuiltMethod:
     optimizer = _adamw(student, settings, lr=settings.lr, weight_decay=settings.weight_decay)
     shared: dict[str, Any] = {
@@ -85,8 +128,8 @@ def _build_method(
         "processes": processes,
     }
     if teacher is None:
-        return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
-    loss = build_loss(config, teacher.model, student.model)
+        return BuiltMethod(FineTuner(student, class_weights=weights, **shared), {"lr": optimizer})
+    loss = build_loss(config, teacher.model, student.model, weights)
     if role == "kd":
         return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
     if role == "metadistil":
@@ -128,7 +171,7 @@ def _build_reptile(
         inner_weight_decay=settings.weight_decay if reptile.released else 0.0,
         share_forward=reptile.share_forward,
         ablation=_ablation(reptile),
-        regularization=_regularization(reptile, teacher, optimizers.get("teacher_task_lr"), shared),
+        regularization=_regularization(reptile, teacher, optimizers.get("teacher_task_lr"), shared, loss.class_weights),
         **shared,
     )
     if distiller.inner_learner is not None and reptile.inner_optimizer == "persistent_adamw":
@@ -158,13 +201,19 @@ def _ablation(reptile: ReptileConfig) -> Ablation:
 
 
 def _regularization(
-    reptile: ReptileConfig, teacher: Teacher, task_optimizer: Optimizer | None, shared: dict[str, Any]
+    reptile: ReptileConfig,
+    teacher: Teacher,
+    task_optimizer: Optimizer | None,
+    shared: dict[str, Any],
+    weights: Tensor | None,
 ) -> TeacherRegularization | None:
     """The teacher's task step and pull; None where there is neither."""
     options = {name: value for name, value in shared.items() if name != "student_optimizer"}
     task_step = None if task_optimizer is None else GradientStep(task_optimizer, **options)
     has_none = task_step is None and not reptile.pull
-    return None if has_none else TeacherRegularization(teacher, task_step=task_step, pull=reptile.pull)
+    if has_none:
+        return None
+    return TeacherRegularization(teacher, task_step=task_step, pull=reptile.pull, class_weights=weights)
 
 
 def _build_metadistil(

@@ -18,9 +18,9 @@ from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
+from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.finished_run import open_finished_run
-from reptile_distil.experiments.setup import VALIDATION
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map

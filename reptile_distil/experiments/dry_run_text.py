@@ -72,7 +72,11 @@ def describe_status(status: Status) -> str:
 
 def _facts(plan: Plan) -> Iterator[str]:
     config, task = plan.config, plan.task
-    answers = f"classes {', '.join(task.label_names)}" if task.label_names else "one number"
+    answers = (
+        f"{'any of the labels' if task.multi_label else 'classes'} {', '.join(task.label_names)}"
+        if task.label_names
+        else "one number"
+    )
     yield item("task", f"{task.name}: {answers}; {' and '.join(task.metrics)}")
     measured = [run.measured for run in plan.runs if run.measured is not None]
     if measured:

@@ -19,9 +19,10 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
+from reptile_distil.experiments.build_task import build_task, scored_splits
 from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
-from reptile_distil.experiments.setup import Components, Setup, build_batches, build_task, check_pair, check_processes
+from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair, check_processes
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
@@ -137,13 +138,18 @@ class Experiment:
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
             check_pair(self.config, self.task)
 
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """The dev splits; without any, the training rows that are held out (`data.validation_fraction`)."""
+        return scored_splits(self.config, self.task)
+
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
 
         Raises `DataError` for a split without labels.
         """
         scores = {}
-        for name in self.task.dev_splits if split is None else (split,):
+        for name in self.scored_splits if split is None else (split,):
             split_predictions = self.predict_split(name, model=model)
             if split_predictions.scores is None:
                 raise DataError(f"task {self.task.name}: split {name} has no labels to score against")

@@ -11,8 +11,8 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import MethodName, Role
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.input_digests import KnownDigests, digest_inputs
-from reptile_distil.experiments.setup import build_task
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
 from reptile_distil.training.metrics import Scores

@@ -47,7 +47,8 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
         if key not in known:
             known[key] = _digest_model(model)
         digests[name] = known[key]
-    if task.files is not None or (config.data.path is not None and not task.is_generated):
+    reads_files = config.data.path is not None and not (task.is_generated or task.hub)
+    if task.files is not None or reads_files:
         for split in ("train", *task.dev_splits):
             key = ("split", task.name, split, str(config.data.path))
             if key not in known:

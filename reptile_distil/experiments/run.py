@@ -15,8 +15,9 @@ from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
+from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.input_digests import digest_inputs
-from reptile_distil.experiments.setup import VALIDATION, Components, Setup
+from reptile_distil.experiments.setup import Components, Setup
 from reptile_distil.models.classifier import Classifier, Student, count_parameters
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots.run import draw_after_run

@@ -11,15 +11,15 @@ from torch import nn
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
-from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
-from reptile_distil.data.tasks import Task, get_task
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, LayerMapError
-from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
+from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method, class_weights
+from reptile_distil.experiments.build_task import VALIDATION, data_path
 from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
@@ -38,9 +38,6 @@ from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
 from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
-
-VALIDATION = "validation"
-"""Name of the split that `data.validation_fraction` makes of training rows."""
 
 
 class Components(NamedTuple):
@@ -105,7 +102,10 @@ class Setup:
         """The model that learns, on the device, and the method that teaches it."""
         settings, model, _, _, teacher = components
         student = Student(self._placed(model), **forward_options(self.config))
-        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
+        features = components.data["train"].features
+        weights = class_weights(self.config, features, self.task.label_names, self.device)
+        options: dict[str, Any] = {"role": role, "processes": self.processes, "weights": weights}
+        return student, build_method(self.config, student, teacher, settings, **options)
 
     def load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
@@ -115,9 +115,10 @@ class Setup:
             train = build_training_batches(self.config, self.task, tokenizer)
         else:
             train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
-        splits = (self.task.selection_split, *self.task.dev_splits[1:])
         if self.config.data.validation_fraction is not None:
-            splits = (VALIDATION, *splits)
+            splits = (VALIDATION, *self.task.dev_splits)
+        else:
+            splits = (self.task.selection_split, *self.task.dev_splits[1:])
         dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
         return {"train": train, **dev}
 
@@ -151,22 +152,6 @@ class Setup:
         self._check_reading(name, classifier, tokenizer)
         prepare_model(classifier, self.config, self.device, may_compile=False)
         return Classifier(classifier, **forward_options(self.config)), tokenizer
-
-
-def build_task(config: Config) -> Task:
-    """The task that the configuration names, or describes."""
-    if isinstance(config.task, str):
-        return toy.TASKS.get(config.task) or get_task(config.task)
-    own = config.task
-    return Task(
-        name=own.name,
-        text_columns=own.text,
-        label_column=own.label,
-        label_names=own.labels,
-        metrics=own.metrics,
-        splits=dict.fromkeys(own.files, ()),
-        files=own.files,
-    )
 
 
 def build_student(config: Config, task: Task, finetuned_teacher: str | None = None) -> tuple[nn.Module, Any]:
@@ -321,7 +306,7 @@ def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, fo
 def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
     data = config.data
     return load_features(
-        open_split(task, split, None if data.path is None else Path(data.path)),
+        open_split(task, split, data_path(config)),
         tokenizer,
         max_length=data.max_length,
         max_rows=data.max_train_rows if for_training else None,
@@ -344,4 +329,4 @@ def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: 
 def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
     if cache_dir is False:
         return None
-    return default_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    return default_folder() if cache_dir is None else Path(cache_dir)

@@ -34,7 +34,8 @@ _METHODS = {
     "finetune": "fine-tuned without a teacher",
     "teacher": "fine-tuned as a teacher",
 }
-_HUB_METRICS = {"pearson": "pearsonr", "spearmanr": "spearmanr"}  # the rest have the same names on the hub
+_HUB_METRICS = {"pearson": "pearsonr", "subset_accuracy": "accuracy"}  # the rest have the same names on the hub
+_HUB_METRICS |= {f"f1_{mean}": "f1" for mean in ("macro", "micro", "weighted")}
 _CONTENDERS = {"student": "student", "teacher": "teacher", "onnx": "student, ONNX", "int8": "student, ONNX int8"}
 _PATHS = ("data.path", "teacher.pretrained", "teacher.finetuned", "student.pretrained", "task.files")
 
@@ -71,8 +72,8 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="text-classification",
         base_model=base if _is_hub_name(base) else None,
-        datasets=["nyu-mll/glue"] if on_hub else None,
-        metrics=[_HUB_METRICS.get(metric, metric) for metric in task.metrics],
+        datasets=["nyu-mll/glue"] if on_hub else [task.hub.name] if task.hub else None,
+        metrics=list(dict.fromkeys(_HUB_METRICS.get(metric, metric) for metric in task.metrics)),
         tags=["knowledge-distillation", *(["reptile", "meta-learning"] if results.method == "reptile" else [])],
         model_name=_name(report),
         eval_results=list(_eval_results(report)) or None,
@@ -102,6 +103,7 @@ def _sections(report: Report) -> Iterator[str]:
     method, task = report.results.method, report.task
     yield f"# {escape_markdown(_name(report))}"
     labels = ", ".join(task.label_names) if task.label_names else "one number"
+    labels = f"any number of {labels}" if task.multi_label else labels
     yield (
         f"A text classifier of {report.weights['student'].num_parameters:,} parameters for the task "
         f"{escape_markdown(task.name)} ({'pairs of texts' if task.is_pair else 'single texts'}; output: "
@@ -128,7 +130,7 @@ def _usage(report: Report) -> str:
     return (
         "from transformers import pipeline\n\n"
         'classify = pipeline("text-classification", model="PATH_OR_REPO")  # this folder, or its name on the hub\n'
-        f"print(classify({text}))"
+        f"print(classify({text}{', top_k=None' if report.task.multi_label else ''}))"
     )
 
 

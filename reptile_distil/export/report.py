@@ -13,6 +13,7 @@ import torch
 from reptile_distil.config.config import Config
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.build_task import scored_splits
 from reptile_distil.experiments.finished_run import open_run_folder
 from reptile_distil.experiments.setup import build_batches
 from reptile_distil.export.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
@@ -206,7 +207,7 @@ def _score(session: OnnxModel, config: Config, task: Task, tokenizer: Any) -> di
     """Dev scores of an ONNX model, by split."""
     scores = {}
     on_cpu = config.with_values(device="cpu")
-    for split in task.dev_splits:
+    for split in scored_splits(config, task):
         batches = build_batches(on_cpu, task, split, tokenizer, config.train)
         scores[split] = score_logits(predict_logits(Classifier(session), batches), batches, task.metrics)
     return scores

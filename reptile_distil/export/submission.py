@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reptile_distil.config.config import load_config
 from reptile_distil.data.glue_files import find_official_file
@@ -151,7 +151,7 @@ def to_predictions(name: str, split_predictions: SplitPredictions) -> list[str]:
     return [_spell(FILES[name], prediction.label) for prediction in split_predictions.predictions]
 
 
-def _spell(file: SubmissionFile, label: str | float) -> str:
+def _spell(file: SubmissionFile, label: Any) -> str:
     if isinstance(label, str):
         return file.spelling[label]
     # Not np.clip or max(0, ...): a NaN must stay one, for the check to find.

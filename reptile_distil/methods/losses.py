@@ -66,12 +66,18 @@ class DistillationLoss(nn.Module):
     squared error, and since a softmax over one logit is constant and its KL always 0, the distillation term is the
     mean squared difference of the two logits, without T. `regression="none"` keeps the zero, as the authors' code does.
 
+    Labels (B, C), a 0 or 1 for each, are those of a multi-label task: the task loss is the binary cross-entropy of each
+    label, and the distillation term T² * KL(Bernoulli(sigmoid(z_T / T)) ‖ Bernoulli(sigmoid(z_S / T))) of each label,
+    both the mean over rows and labels. It is the term above for the two classes "has it" and "has it not", whose
+    logits are z and 0 (Hinton, Vinyals, Dean 2015, once for each label).
+
     Args:
         alpha: weight of the distillation term, in [0, 1].
         temperature: T > 0. T² keeps the gradient's size comparable between temperatures.
         regression: distillation term for one logit, "mse" or "none".
         soft: distillation term for classes, "kl", or "mse": T² times the mean squared difference of the tempered
             probabilities, as in the released code of MetaDistil (Zhou, Xu, McAuley 2022).
+        class_weights: (C,) weight of each class in the task loss (see `task_loss`); None: all 1.
         hidden_terms: terms on the models' hidden states, added with their own weights.
 
     >>> loss = DistillationLoss(alpha=0.5, temperature=2.0)
@@ -90,6 +96,7 @@ class DistillationLoss(nn.Module):
         temperature: float = 5.0,
         regression: Literal["mse", "none"] = "mse",
         soft: Literal["kl", "mse"] = "kl",
+        class_weights: Tensor | None = None,
         hidden_terms: Sequence[HiddenStateTerm] = (),
     ) -> None:
         super().__init__()
@@ -105,6 +112,7 @@ class DistillationLoss(nn.Module):
         self.temperature = temperature
         self.regression = regression
         self.soft = soft
+        self.class_weights = class_weights
         self.hidden_terms = tuple(hidden_terms)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -143,8 +151,11 @@ class DistillationLoss(nn.Module):
                 f"student logits have shape {tuple(student_logits.shape)}, "
                 f"teacher logits {tuple(teacher_logits.shape)}: expected the same rows and classes"
             )
-        task = task_loss(student_logits, labels)
-        distillation = self._distillation(_in_float(student_logits), _in_float(teacher_logits))
+        task = task_loss(student_logits, labels, self.class_weights)
+        logits = _in_float(student_logits), _in_float(teacher_logits)
+        if labels.ndim == 2:
+            logits = _as_two_classes(logits[0]), _as_two_classes(logits[1])
+        distillation = self._distillation(*logits)
         return LossTerms((1 - self.alpha) * task + self.alpha * distillation, task, distillation)
 
     def _distillation(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -163,15 +174,29 @@ class DistillationLoss(nn.Module):
 
 
 def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """The labels (B,) of a batch. Raises `ValueError` where it has none."""
+    """The labels (B,), or (B, C) of a multi-label task, of a batch. Raises `ValueError` where it has none."""
     if "labels" not in batch:
         raise ValueError(f"the batch has no labels, only {', '.join(batch) or 'nothing'}: a step needs 'labels'")
     return batch["labels"]
 
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy for logits (B, C > 1), mean squared error for (B, 1); the mean over labels (B,)."""
+def task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy for logits (B, C > 1), mean squared error for (B, 1); the mean over labels (B,).
+
+    For labels (B, C), a 0 or 1 for each, the binary cross-entropy of each, the mean over rows and labels.
+
+    Under `class_weights` w (C,) it is sum_i w[y_i] * CE_i / B, and for a multi-label task the terms of positive labels
+    are multiplied by w. It is divided by the number of rows, not by the sum of their weights as PyTorch does, so that
+    the losses of a batch's parts add up to the batch's. Raises `ValueError` for weights where there are no classes.
+    """
     logits = _in_float(logits)
+    weights = None if class_weights is None else class_weights.to(logits)
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
+    if weights is not None:
+        if logits.shape[1] == 1:
+            raise ValueError("class weights are for classes, and one logit is regression")
+        return (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)
@@ -190,6 +215,12 @@ def tempered_mse(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     student_probs = F.softmax(student_logits / temperature, dim=1)
     teacher_probs = F.softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.mse_loss(student_probs, teacher_probs)
+
+
+def _as_two_classes(logits: Tensor) -> Tensor:
+    """From logits (B, C) of labels those of "has it" and "has it not" (B * C, 2): sigmoid(z) is softmax(z, 0)."""
+    flat = logits.reshape(-1)
+    return torch.stack((flat, torch.zeros_like(flat)), dim=1)
 
 
 def _in_float(logits: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class MetaDistiller:
         self.student.eval()
         logits = torch.func.functional_call(self.student, theta_s_prime, (quiz_batch,))
         self.student.train()
-        return task_loss(logits, labels_of(quiz_batch))
+        return task_loss(logits, labels_of(quiz_batch), self.loss.class_weights)
 
     def update_teacher(self, quiz_loss: Tensor) -> Tensor:
         """(2): one step of the teacher down the quiz loss; returns the norm of its gradient before clipping."""

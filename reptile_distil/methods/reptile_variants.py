@@ -157,6 +157,7 @@ class TeacherRegularization:
         task_step: takes a step down the teacher's own task loss on the batch, without dropout; None: no such step.
         pull: after that, every trainable weight goes this fraction of its way back to the start. 0: it does not;
             otherwise a copy of the weights is kept.
+        class_weights: (C,) those of `task_loss` in the task step.
 
     Raises:
         ValueError: a pull that is no fraction.
@@ -168,11 +169,13 @@ class TeacherRegularization:
         *,
         task_step: GradientStep | None = None,
         pull: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         if not 0 <= pull <= 1:
             raise ValueError(f"pull = {pull}: expected a fraction between 0 and 1")
         self.teacher = Teacher.wrap(teacher)
         self.task_step = task_step
+        self.class_weights = class_weights
         self.pull = pull
         self._start = [theta.clone() for theta in self._weights()] if pull else []
 
@@ -190,7 +193,7 @@ class TeacherRegularization:
         return {"teacher_task_loss": logs["loss"]}
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        loss = task_loss(self.teacher(batch), labels_of(batch))
+        loss = task_loss(self.teacher(batch), labels_of(batch), self.class_weights)
         return LossTerms(loss, loss, torch.zeros_like(loss))
 
     def _weights(self) -> list[torch.Tensor]:

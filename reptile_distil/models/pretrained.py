@@ -108,8 +108,15 @@ def _with_labels(config: Any, task: Task) -> Any:
     names = task.label_names or ("score",)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    config.problem_type = _problem_type(task)
     return config
+
+
+def _problem_type(task: Task) -> str:
+    """What transformers calls the kind of task; a pipeline chooses sigmoid, softmax or neither by it."""
+    if task.is_regression:
+        return "regression"
+    return "multi_label_classification" if task.multi_label else "single_label_classification"
 
 
 def _with_layers(config: Any, layers: Sequence[int]) -> Any:
@@ -141,6 +148,12 @@ def _order_labels(model: Any, name: str, task: Task, label_names: Sequence[str])
     if task.is_regression:
         _with_labels(model.config, task)
         return
+    kind, wanted = model.config.problem_type, _problem_type(task)
+    if kind != wanted and "multi_label_classification" in (kind, wanted) and kind is not None:
+        raise ModelError(
+            f"{name}: its config.json says problem_type = {kind}, but task {task.name} is a {wanted}: its logits mean "
+            "something else; fine-tune a model on this task"
+        )
     order = _find_order(model, name, task, label_names)
     output = _output_layer(model, task.num_labels)
     with torch.no_grad():

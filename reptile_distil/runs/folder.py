@@ -35,6 +35,7 @@ import transformers
 from numpy.typing import ArrayLike, NDArray
 
 from reptile_distil.errors import RunError, RunInUseError
+from reptile_distil.home_folder import expand_home
 from reptile_distil.models.loading import quiet_transformers
 from reptile_distil.runs.records import Environment, Predictions, Results, read_record, read_results
 from reptile_distil.runtime.files import (
@@ -136,8 +137,8 @@ class RunFolder:
         """Raises `RunError` where `run` was made with other decisive values, naming the first."""
         new = json.loads(json.dumps(decisive))
         for key in sorted(old.keys() | new.keys()):
-            # `glue/` is the folder `glue`.
-            if _without_end_slash(old.get(key)) != _without_end_slash(new.get(key)):
+            # `glue/` is the folder `glue`, and `~` was once written as it is.
+            if _plain_path(old.get(key)) != _plain_path(new.get(key)):
                 was, wanted = (json.dumps(values.get(key), ensure_ascii=False) for values in (old, new))
                 raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self.remedy}")
 
@@ -270,8 +271,8 @@ def describe_environment(device: str) -> dict[str, Any]:
     }
 
 
-def _without_end_slash(value: Any) -> Any:
-    return value.rstrip("/") if isinstance(value, str) else value
+def _plain_path(value: Any) -> Any:
+    return expand_home(value).rstrip("/") if isinstance(value, str) else value
 
 
 def _is_leftover(entry: Path) -> bool:

@@ -95,10 +95,13 @@ class Results(_Kept):
 
 
 class Predictions(_Kept):
-    """What predictions_SPLIT.json holds: the best model's prediction for each row (N,), and the row's label."""
+    """What predictions_SPLIT.json holds: the best model's prediction for each row (N,), and the row's label.
 
-    predictions: list[int | Number]
-    labels: list[int | Number]
+    For a multi-label task each is a list (C,) of 0 and 1.
+    """
+
+    predictions: list[int | Number] | list[list[int | Number]]
+    labels: list[int | Number] | list[list[int | Number]]
 
 
 class Environment(_Kept):

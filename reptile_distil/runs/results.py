@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,29 +107,72 @@ def _number(score: float | None) -> str:
     return "-" if score is None or score != score else f"{score:.4f}"
 
 
+PREDICTION_FILES = (".tsv", ".csv", ".jsonl")
+"""Ends of names of the files that predictions are written to."""
+
+
+def _joined(label: object) -> object:
+    """A label as one text or number: several with commas between them."""
+    return ",".join(label) if isinstance(label, tuple) else label
+
+
 class Prediction(NamedTuple):
     """A model's prediction for one text or pair of texts."""
 
-    label: str | float
-    """Name of the most probable class; the number itself for regression."""
+    label: str | float | tuple[str, ...]
+    """Name of the most probable class; the number itself for regression; for a multi-label task the names of the labels
+    whose probability is above a half."""
     probabilities: dict[str, float]
-    """Probability by class name; empty for regression."""
+    """Probability by class name; empty for regression. Those of a multi-label task do not add up to 1."""
 
 
 class SplitPredictions(NamedTuple):
     """A model's predictions and scores on a split; `labels` and `scores` are None for a split without labels."""
 
     predictions: list[Prediction]
-    labels: list[str | float] | None
+    labels: list[Any] | None
     scores: Scores | None
+
+    def to_text(self, kind: str) -> str:
+        """The content of a file of this kind, one of `PREDICTION_FILES`."""
+        return {".csv": self.to_csv, ".jsonl": self.to_jsonl}.get(kind, self.to_tsv)()
 
     def to_tsv(self) -> str:
         """A TSV of index, prediction, its probability (empty for regression) and label (empty where unknown)."""
         rows: list[tuple[Any, ...]] = [("index", "prediction", "probability", "label")]
         for index, prediction in enumerate(self.predictions):
             probability = prediction.probabilities.get(str(prediction.label), "")
-            rows.append((index, prediction.label, probability, "" if self.labels is None else self.labels[index]))
+            rows.append((index, _joined(prediction.label), probability, self._label_text(index)))
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+    def to_csv(self) -> str:
+        """A CSV of index, prediction, label (empty where unknown) and the probability of each class by its name."""
+        names = list(self.predictions[0].probabilities) if self.predictions else []
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "prediction", "label", *(f"probability_{name}" for name in names)])
+        for index, (label, probabilities) in enumerate(self.predictions):
+            writer.writerow([index, _joined(label), self._label_text(index), *probabilities.values()])
+        return text.getvalue()
+
+    def to_jsonl(self) -> str:
+        """A JSON object a line: index, prediction, label (null where unknown) and probabilities by class name."""
+        return "".join(
+            json.dumps(
+                {
+                    "index": index,
+                    "prediction": label,
+                    "label": None if self.labels is None else self.labels[index],
+                    "probabilities": probabilities,
+                },
+                ensure_ascii=False,
+            )
+            + "\n"
+            for index, (label, probabilities) in enumerate(self.predictions)
+        )
+
+    def _label_text(self, index: int) -> object:
+        return "" if self.labels is None else _joined(self.labels[index])
 
     def __repr__(self) -> str:
         scores = "no labels" if self.scores is None else describe_scores(self.scores)
@@ -140,13 +186,20 @@ def name_predictions(logits: NDArray[np.float32], task: Task) -> list[Prediction
     """The predictions of logits (N, C), with the names of the task's classes."""
     if task.is_regression:
         return [Prediction(float(number), {}) for number in predictions_from_logits(logits)]
+    if task.multi_label:
+        probabilities = torch.from_numpy(logits).sigmoid().tolist()
+        chosen = predictions_from_logits(logits, multi_label=True)
+        named = [dict(zip(task.label_names, row, strict=True)) for row in probabilities]
+        return [Prediction(name_label(labels, task), row) for labels, row in zip(chosen, named, strict=True)]
     probabilities = torch.from_numpy(logits).softmax(dim=1).tolist()
     named = [dict(zip(task.label_names, row, strict=True)) for row in probabilities]
     return [Prediction(max(row, key=row.__getitem__), row) for row in named]
 
 
-def name_label(label: float, task: Task) -> str | float:
-    """The name of a class index, or a regression task's number itself."""
+def name_label(label: Any, task: Task) -> Any:
+    """The name of a class index, a regression task's number itself, or the names that a multi-label row (C,) has."""
+    if task.multi_label:
+        return tuple(name for name, has in zip(task.label_names, label, strict=True) if has)
     return float(label) if task.is_regression else task.label_names[int(label)]
 
 

@@ -10,13 +10,20 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from reptile_distil.errors import ModelError, ReptileDistilError, first_sentence
 from reptile_distil.runtime.hub import hub_is_reachable
@@ -59,11 +66,7 @@ def find_model_snapshot(name: str) -> Path:
 
 def cached_snapshots(name: str, kind: str) -> list[Path]:
     """The folders of the revisions in the cache, that of `main` first, then the newest; `kind` is model or dataset."""
-    repository = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-    try:
-        main = (repository / "refs" / "main").read_text().strip()
-    except (OSError, ValueError):
-        main = ""
+    repository, main = _repository(name, kind), cached_commit(name, kind)
     try:
         folders = [folder for folder in (repository / "snapshots").iterdir() if folder.is_dir()]
         return sorted(folders, key=lambda folder: (folder.name == main, folder.stat().st_mtime), reverse=True)
@@ -71,14 +74,44 @@ def cached_snapshots(name: str, kind: str) -> list[Path]:
         return []
 
 
-def download_snapshot(name: str, kind: str, patterns: Sequence[str], error: type[ReptileDistilError]) -> Path:
-    """The folder of the repository's newest revision, once it holds the files of these patterns.
+def cached_commit(name: str, kind: str, revision: str | None = None) -> str:
+    """The commit that a branch or tag, by default main, was when it was last asked for; "" where it never was.
+
+    A commit is itself.
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return (_repository(name, kind) / "refs" / (revision or "main")).read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def whole_snapshot(name: str, kind: str, commit: str) -> Path | None:
+    """The folder of a commit in the cache where all files of the repository are in it, or None."""
+    folder = _repository(name, kind) / "snapshots" / commit
+    try:
+        listed = huggingface_hub.get_cached_repo_tree(name, repo_type=kind, revision=commit)
+    except (CachedRepoTreeNotFoundError, ValueError):
+        return None
+    return folder if commit and all((folder / file.path).is_file() for file in listed) else None
+
+
+def _repository(name: str, kind: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+
+
+def download_snapshot(
+    name: str, kind: str, patterns: Sequence[str], error: type[ReptileDistilError], revision: str | None = None
+) -> Path:
+    """The folder of a revision of the repository, by default the newest, once it holds the files of these patterns.
 
     What is there already is not downloaded again. On a terminal, bars show the progress. Raises `error` with one
     sentence.
     """
     try:
-        return Path(huggingface_hub.snapshot_download(name, repo_type=kind, allow_patterns=list(patterns)))
+        options: dict[str, Any] = {"repo_type": kind, "revision": revision, "allow_patterns": list(patterns)}
+        return Path(huggingface_hub.snapshot_download(name, **options))
     except Exception as fault:  # each library below has its own
         raise error(f"{name}: {_explain(fault, kind)}") from None
 
@@ -147,4 +180,6 @@ def _explain(error: Exception, kind: str) -> str:
         )
     if isinstance(error, RepositoryNotFoundError):
         return f"the hub has no {kind} of this name that is open to all: check the name, or log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the hub has this {kind}, but not in this revision: check the name of the branch or tag, or the commit"
     return f"cannot be downloaded from the hub: {first_sentence(error)}; the same command goes on with what is missing"

@@ -89,14 +89,19 @@ def _compare_models(
     labels: NDArray[Any],
     columns: Sequence[Column],
 ) -> Comparison:
-    """Two models of one seed by their predictions (N,) and the labels (N,) of the splits of `columns`."""
+    """Two models of one seed by their predictions and the labels, (N,) or (N, C), of the splits of `columns`."""
     metrics = list(dict.fromkeys(column.metric for column in columns))
     if metrics == ["accuracy"]:
         p_value = mcnemar(first == labels, second == labels).p_value
         return Comparison(difference, math.nan, math.nan, p_value, len(labels), "McNemar")
+    # Rows by their number, which may be sets of labels: those of the first model, then those of the second.
+    rows, said_by_both = np.arange(len(labels)), np.concatenate([first, second])
     try:
         found = paired_bootstrap(
-            lambda said, expected: 100 * _mean_score(said, expected, metrics), first, second, labels
+            lambda said, expected: 100 * _mean_score(said_by_both[said], labels[expected], metrics),
+            rows,
+            rows + len(labels),
+            rows,
         )
     except ValueError:  # the score is undefined on some of the resamples
         return Comparison(difference, math.nan, math.nan, math.nan, 1, "")

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.sections import MethodName, Role
+from reptile_distil.config.sections import MethodName, PathText, Role
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError, did_you_mean
-from reptile_distil.experiments.setup import build_task
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
 
@@ -47,7 +47,7 @@ class TableKeys(BaseModel):
     """Settings of a run, by task, laid over those of the file."""
     name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")
     """Start of the names of the table's files in runs_dir."""
-    output: str | None = None
+    output: PathText | None = None
     """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
 
 
@@ -152,6 +152,11 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
+    for task in tasks:
+        if task.is_own and not task.dev_splits:
+            raise ConfigError(
+                f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
+            )
     return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, keys.name)))
 
 

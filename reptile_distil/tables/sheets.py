@@ -18,6 +18,8 @@ BASELINES = ("kd", "finetune")
 """The rows that the others are compared with."""
 _GLUE_TASKS = [name for name in GLUE if name != "ax"]
 _SHORT = {"accuracy": "acc", "f1": "F1", "matthews_correlation": "MCC", "pearson": "P", "spearmanr": "S"}
+_SHORT |= {"balanced_accuracy": "bal. acc", "subset_accuracy": "subset acc"}
+_SHORT |= {f"f1_{mean}": f"{mean} F1" for mean in ("macro", "micro", "weighted")}
 _MAX_PROBLEMS = 20
 
 

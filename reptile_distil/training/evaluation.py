@@ -48,7 +48,12 @@ def predict_logits(model: Classifier, batches: Batches, processes: Processes = A
 
 def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str]) -> Scores:
     """The scores of logits (N, C) against the labels of the same rows."""
-    return compute_scores(predictions_from_logits(logits), np.asarray(batches.features["label"]), metrics)
+    return compute_scores(predictions_of(logits, batches), np.asarray(batches.features["label"]), metrics)
+
+
+def predictions_of(logits: NDArray[Any], batches: Batches) -> NDArray[Any]:
+    """What logits (N, C) say of the same labelled rows: as `predictions_from_logits`, for their kind of labels."""
+    return predictions_from_logits(logits, multi_label=batches.features.has_label_sets)
 
 
 def evaluate_splits(
@@ -56,7 +61,7 @@ def evaluate_splits(
 ) -> tuple[dict[str, Scores], dict[str, NDArray[Any]]]:
     """The scores of each split, and what the model says of each row (N,) of it."""
     logits = predict_splits(model, splits, processes)
-    predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+    predictions = {split: predictions_of(of_split, splits[split]) for split, of_split in logits.items()}
     return score_splits(logits, splits, metrics), predictions
 
 
@@ -74,9 +79,13 @@ def score_splits(
     return {split: score_logits(of_split, splits[split], metrics) for split, of_split in logits.items()}
 
 
-def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> float:
-    """Fraction of rows on which both choose the same class; for regression, their Pearson correlation."""
-    student, teacher = predictions_from_logits(student_logits), predictions_from_logits(teacher_logits)
+def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any], *, multi_label: bool = False) -> float:
+    """Fraction of rows on which both choose the same class or labels; for regression, their Pearson correlation."""
+    student, teacher = (
+        predictions_from_logits(logits, multi_label=multi_label) for logits in (student_logits, teacher_logits)
+    )
+    if multi_label:
+        return float(np.mean((student == teacher).all(axis=1)))
     if student_logits.shape[1] == 1:
         return compute_scores(student, teacher, ["pearson"])["pearson"]
     return float(np.mean(student == teacher))
@@ -132,7 +141,7 @@ class Evaluator:
     def evaluate(self) -> Evaluation:
         """The student's scores by split and, where there is a teacher, the teacher's and how both compare."""
         logits = self._predict(self.student)
-        self.predictions = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+        self.predictions = {split: predictions_of(of_split, self.dev[split]) for split, of_split in logits.items()}
         scores = self._score(logits)
         first = next(iter(self.dev))
         score = selection_score(scores[first])
@@ -148,7 +157,9 @@ class Evaluator:
             score=score,
             teacher_scores=self.teacher_scores,
             teacher_score=teacher_score,
-            agreement=agreement(logits[first], self._teacher_logits[first]),
+            agreement=agreement(
+                logits[first], self._teacher_logits[first], multi_label=self.dev[first].features.has_label_sets
+            ),
             teacher_drift=self._teacher_drift(),
         )
 

@@ -1,4 +1,4 @@
-"""The scores of GLUE from predictions, under the names that `evaluate` uses.
+"""The scores of GLUE, and of tasks of one's own, from predictions; those of GLUE under the names that `evaluate` uses.
 
 Fast enough for a bootstrap, which calls them thousands of times.
 """
@@ -16,20 +16,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from reptile_distil.metric_names import OF_LABEL_SETS, OF_NUMBERS, OF_TWO_CLASSES
+
 Scores = dict[str, float]
 """Metric name → score, as a fraction (accuracy 0.9, not 90). NaN where the score is undefined."""
 
 
 def compute_scores(predictions: ArrayLike, references: ArrayLike, metrics: Sequence[str]) -> Scores:
-    """The named scores of predictions (N,) against references (N,): class indices, or numbers for regression.
+    """The named scores of predictions against references: class indices or numbers (N,), or sets of labels (N, C).
 
-    Raises `ValueError` for unequal lengths, no rows, or a metric that is not one of accuracy, f1 (of class 1),
-    matthews_correlation, pearson and spearmanr.
+    A set of labels is a 0 or 1 for each label. The means over classes are those of scikit-learn: f1_macro over the
+    classes that are predicted or expected, or over all labels; f1_weighted by how often each is expected; f1_micro of
+    all decisions together; balanced_accuracy over the classes that are expected. A class without a decision has F1 0.
+
+    Raises `ValueError` for unequal lengths, no rows, or a metric that is none of them (see `metric_names`).
     """
     predicted, expected = np.asarray(predictions), np.asarray(references)
-    if predicted.shape != expected.shape or predicted.ndim != 1 or not len(predicted):
+    are_sets = predicted.ndim == 2 and set(metrics) <= set(OF_LABEL_SETS)
+    if predicted.shape != expected.shape or not (predicted.ndim == 1 or are_sets) or not len(predicted):
         raise ValueError(
-            f"predictions have shape {predicted.shape}, references {expected.shape}: expected two equal, non-empty (N,)"
+            f"predictions have shape {predicted.shape}, references {expected.shape}: expected two equal, non-empty "
+            f"(N,), or (N, C) for {', '.join(OF_LABEL_SETS)}"
         )
     return {metric: _score(metric, predicted, expected) for metric in metrics}
 
@@ -37,13 +44,20 @@ def compute_scores(predictions: ArrayLike, references: ArrayLike, metrics: Seque
 def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> float:
     if metric == "accuracy":
         return float(np.mean(predicted == expected))
+    if metric == "subset_accuracy":
+        return float(np.mean((predicted == expected).reshape(len(predicted), -1).all(axis=1)))
+    if metric == "balanced_accuracy":
+        return float(np.mean([np.mean(predicted[expected == each] == each) for each in np.unique(expected)]))
+    if metric.startswith("f1_"):
+        return _mean_f1(metric.removeprefix("f1_"), predicted, expected)
     if metric == "f1":
         num_positive = np.sum(predicted == 1) + np.sum(expected == 1)
         return float(2 * np.sum((predicted == 1) & (expected == 1)) / num_positive) if num_positive else 0.0
     if metric == "matthews_correlation":
         return _matthews(predicted, expected)
     if metric not in ("pearson", "spearmanr"):
-        raise ValueError(f"metric {metric!r}: expected accuracy, f1, matthews_correlation, pearson or spearmanr")
+        known = dict.fromkeys((*OF_TWO_CLASSES, *OF_LABEL_SETS, *OF_NUMBERS))
+        raise ValueError(f"metric {metric!r}: expected one of {', '.join(known)}")
     correlation = stats.pearsonr if metric == "pearson" else stats.spearmanr
     if len(predicted) < 2 or not (np.isfinite(predicted).all() and np.isfinite(expected).all()):
         return math.nan
@@ -52,6 +66,20 @@ def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> floa
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
         return float(correlation(predicted, expected).statistic)
+
+
+def _mean_f1(mean: str, predicted: NDArray[Any], expected: NDArray[Any]) -> float:
+    """F1 = 2 TP / (2 TP + FP + FN) of each class or label: their plain or weighted mean, or that of all together."""
+    if predicted.ndim == 1:
+        classes = np.unique(np.concatenate([predicted, expected]))
+        predicted, expected = predicted[:, None] == classes, expected[:, None] == classes
+    said, true = predicted.astype(bool), expected.astype(bool)
+    hits, decisions = (said & true).sum(axis=0), said.sum(axis=0) + true.sum(axis=0)
+    if mean == "micro":
+        hits, decisions = hits.sum(keepdims=True), decisions.sum(keepdims=True)
+    scores = np.divide(2.0 * hits, decisions, out=np.zeros(len(hits)), where=decisions > 0)
+    weights = true.sum(axis=0) if mean == "weighted" else np.ones(len(hits))
+    return float(scores @ weights / weights.sum()) if weights.sum() else 0.0
 
 
 def _matthews(predicted: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -68,8 +96,13 @@ def selection_score(scores: Mapping[str, float]) -> float:
     return mean if math.isfinite(mean) else -math.inf
 
 
-def predictions_from_logits(logits: NDArray[Any]) -> NDArray[Any]:
-    """Class indices (N,) from logits (N, C > 1); the numbers themselves from (N, 1)."""
+def predictions_from_logits(logits: NDArray[Any], *, multi_label: bool = False) -> NDArray[Any]:
+    """Class indices (N,) from logits (N, C > 1); the numbers themselves from (N, 1).
+
+    For a multi-label task a 0 or 1 (N, C) for each label: 1 where its probability is above a half, its logit above 0.
+    """
+    if multi_label:
+        return (logits > 0).astype(np.int64)
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 

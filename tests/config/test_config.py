@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
-from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
@@ -159,7 +159,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),
-        ("task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}", "task.metrics.0 = 'acc'"),
+        (
+            "task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}",
+            "task: acc is no metric of a regression task, which a task without label names is; its metrics are ",
+        ),
         (
             "task={name: a, text: [x], metrics: [f1], files: {valid: a.csv}}",
             "'valid' is no split: expected train, dev or test",

@@ -1,6 +1,7 @@
 """Whatever stands in a configuration: it is a `Config` that is read back as itself, or one sentence says why not."""
 
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -251,7 +252,7 @@ def check(folder, content, changes):
     try:
         config = load_config(path, changes)
     except ConfigError as error:
-        assert_one_sentence(error, ".yaml", "override", "command line", "/dev/", str(folder), "xxxxx")
+        assert_one_sentence(error, ".yaml", "override", "command line", "/dev/", str(folder), "xxxxx", str(Path.home()))
     else:
         for render in (Config.to_yaml, describe):
             again.write_text(render(config), encoding="utf-8")

@@ -18,7 +18,8 @@ from reptile_distil.data.cache import default_folder, load_features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError
-from reptile_distil.experiments.setup import build_batches, build_task
+from reptile_distil.experiments.build_task import build_task
+from reptile_distil.experiments.setup import build_batches
 from tests.helpers.paths import CONFIGS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

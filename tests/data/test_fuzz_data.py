@@ -1,6 +1,7 @@
 """Whatever stands in a data file: every row of it is read, or one sentence names the file and what is wrong with it."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -203,6 +204,7 @@ def own_task(name, *, regression):
         metrics=("pearson",) if regression else ("accuracy",),
         splits={"train": ()},
         files={"train": name},
+        quoting="none" if name.endswith("tsv") else None,
     )
 
 
@@ -260,6 +262,27 @@ def test_an_own_file_loses_no_row_or_is_refused_in_one_sentence(tmp_path, file, 
 @examples(100)
 def test_every_row_of_a_sound_own_file_is_read(tmp_path, file):
     check_own_file(tmp_path, file, [], None)
+
+
+quoted_texts = st.text(st.sampled_from('"" ab\t\n,'), max_size=7)
+
+
+@given(
+    st.lists(st.tuples(quoted_texts, st.sampled_from(["no", "yes"]), quoted_texts), min_size=1, max_size=4),
+    st.booleans(),
+)
+@examples(250)
+def test_a_tsv_file_is_read_as_it_was_written_or_refused(tmp_path, rows, with_quotes):
+    """Raw, or with quotes as pandas and spreadsheets write them: without an option, never in the wrong one."""
+    if not with_quotes:
+        rows = [tuple(text.replace("\t", "").replace("\n", "") for text in row) for row in rows]
+    stream = io.StringIO()
+    csv.writer(stream, delimiter="\t", lineterminator="\n").writerows([["text", "label", "other text"], *rows])
+    content = stream.getvalue() if with_quotes else to_tsv(["text", "label", "other text"], rows)
+    task = dataclasses.replace(own_task("train.tsv", regression=False), quoting=None)
+    found = load(tmp_path, "train.tsv", content.encode(), task, "train")
+    if found is not None:
+        assert list(zip(found["text"], found["text_pair"], strict=True)) == [(a, b) for a, _, b in rows]
 
 
 # A `datasets` folder and Parquet files

@@ -470,7 +470,7 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "place", "reason"),
     [
-        ("a.xlsx", "", "a.xlsx", "unknown kind of file, expected .csv, .tsv or .jsonl"),
+        ("a.xlsx", "", "a.xlsx", "unknown kind of file, expected .csv, .tsv, .json, .jsonl"),
         ("a.csv", "", "a.csv", "is empty"),
         ("a.csv", "text,label\n", "a.csv", "has no rows"),
         ("a.csv", "text\na\n", "a.csv, line 1", "no column 'label', the columns are text"),
@@ -483,7 +483,7 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ("a.csv", 'text,label\n"a"b,yes\n', "a.csv, line 2", "not CSV"),
         ("a.csv", "text,label\na,1\n", "a.csv, line 2", r"label '1' is a number, but .*names \(no, yes\)"),
         ("a.csv", b"text,label\na,yes\n\xff,no\n", "a.csv, line 3", "not UTF-8 at byte 1"),
-        ("a.tsv", 'text\tlabel\n"a\tb"\tyes\n', "a.tsv, line 2", "expected 2 fields, found 3"),
+        ("a.tsv", 'text\tlabel\n"a\tb\tyes\n', "a.tsv, line 2", "expected 2 fields, found 3"),
         ("a.jsonl", "", "a.jsonl", "is empty"),
         ("a.jsonl", '{"text": "a"}\n', "a.jsonl, line 1", "no column 'label', the columns are text"),
         ("a.jsonl", '{"text": "a", "label": "yes"}\n{"text": "b"}\n', "a.jsonl, line 2", "no key 'label'"),
@@ -495,7 +495,12 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ("a.jsonl", '{"text": "a\\ud800", "label": "yes"}\n', "a.jsonl, line 1", "has half of a character"),
         ("a.jsonl", '["a", "yes"]\n', "a.jsonl, line 1", "expected an object, found"),
         ("a.jsonl", '{"text": null, "label": "yes"}\n', "a.jsonl, line 1", "null for 'text'"),
-        ("a.jsonl", '{"text": "a", "label": null}\n', "a.jsonl, line 1", "null for 'label'"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": null}\n',
+            "a.jsonl, line 1",
+            "has no label .found None., and training needs one",
+        ),
         ("a.jsonl", '{"text": "a", "label": true}\n', "a.jsonl, line 1", "true for 'label'"),
         ("a.jsonl", '{"text": "a", "label": 1}\n', "a.jsonl, line 1", "label '1' is a number"),
         ("a.jsonl", '{"text": "a", "label": "no"}\n\n{"text": "a", "label": "no"}', "a.jsonl, line 2", "empty line"),
@@ -509,7 +514,7 @@ def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, 
 
 def test_an_own_regression_label_that_is_no_number_is_refused(tmp_path):
     write(tmp_path, "train.csv", "text,label\na,nan\n")
-    with pytest.raises(DataError, match=r"train\.csv, line 2: score 'nan' is not a finite number"):
+    with pytest.raises(DataError, match=r"train\.csv, line 2: has no label \(found 'nan'\), and training needs one"):
         load_split(own_task(label_names=(), metrics=("pearson",)), "train", tmp_path)
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from reptile_distil import Experiment, cli
 from reptile_distil.errors import ConfigError, MissingExtraError, ModelError, RunError
-from reptile_distil.experiments.setup import build_task
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.export import model_card, onnx_export, report
 from reptile_distil.runtime.hub import push
 from reptile_distil.runtime.measuring import Timing, pad_at_random, random_batch, time_in_turn

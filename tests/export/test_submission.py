@@ -669,7 +669,7 @@ def test_two_runs_of_a_task_are_refused_with_both_names(call, trained):
     assert (code, err) == (2, f"error: {run} and {run}: two runs of task cola; give one of them\n")
 
 
-@pytest.mark.parametrize("task", ["toy-sentence", "{name: cola, text: [a], metrics: [f1], files: {train: a.tsv}}"])
+@pytest.mark.parametrize("task", ["toy-sentence", "{name: cola, text: [a], metrics: [pearson], files: {train: a.tsv}}"])
 def test_a_task_that_is_not_on_the_leaderboard_is_refused(tmp_path, task):
     (tmp_path / "model").mkdir()
     (tmp_path / "results.json").write_text("{}")

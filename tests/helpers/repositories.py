@@ -65,6 +65,28 @@ def _features_of_card(layout: Layout) -> list[dict]:
     return [*texts, {"name": "label", "dtype": label}, {"name": "idx", "dtype": "int32"}]
 
 
+def reviews(*, names: tuple[str, ...] = ("negative", "positive"), shift: int = 0) -> dict[str, bytes]:
+    """A user's data set with two configurations, `small` and `large`, of one layout; `shift` gives it other labels."""
+    sizes = {"train": 40, "validation": 8, "test": 6}
+    layout = Layout(("text",), names, sizes)
+    files = {
+        f"{config}/{split}-00000-of-00001.parquet": _parquet(layout, split, rows + shift)
+        for config, splits in {"small": sizes, "large": {"train": 60}}.items()
+        for split, rows in splits.items()
+    }
+    places = [
+        {
+            "config_name": config,
+            "data_files": [
+                {"split": path.split("/")[1].split("-")[0], "path": path} for path in files if config in path
+            ],
+        }
+        for config in ("small", "large")
+    ]
+    front = yaml.safe_dump({"configs": places}, sort_keys=False)
+    return {".gitattributes": b"*.parquet filter=lfs\n", "README.md": f"---\n{front}---\n".encode(), **files}
+
+
 def _parquet(layout: Layout, split: str, rows: int) -> bytes:
     """A split's file; its schema carries the classes' names, and a test split's labels are -1."""
     columns = {

@@ -4,12 +4,16 @@ The example has T = 2 and two rows. Row 1: teacher (2 ln 3, 0), so p = (3/4, 1/4
 Row 2: teacher (0, 0), so p = (1/2, 1/2); student (2 ln 4, 0), so q = (4/5, 1/5), and (16/17, 1/17) without T.
 """
 
+import math
+import statistics
 from math import inf, log, nan
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from reptile_distil.methods.losses import DistillationLoss, task_loss, tempered_kl
+from reptile_distil.methods.step import split_batch
 
 pytestmark = pytest.mark.smoke
 
@@ -192,3 +196,102 @@ def test_a_subclass_whose_forward_nobody_calls_is_refused():
         type("Mine", (DistillationLoss,), {"forward": lambda self, *_: None})
     mine = type("Mine", (DistillationLoss,), {"compare": lambda self, *_: None})
     type("MyOwn", (mine,), {"forward": lambda self, *_: None})
+
+
+# Sets of labels: each label is the two classes "has it" and "has it not", with the logits z and 0
+
+SETS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+SET_LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]], dtype=torch.float64)
+SET_TARGETS = torch.tensor([[1.0, 1.0, -0.5], [4.0, 0.0, 2.0]], dtype=torch.float64)
+
+
+def probability(logit, temperature=1.0):
+    return 1 / (1 + math.exp(-logit / temperature))
+
+
+def mean_over_labels(term):
+    """The mean of `term(z_S, z_T, y)` over rows and labels."""
+    rows = zip(SET_LOGITS.tolist(), SET_TARGETS.tolist(), SETS.tolist(), strict=True)
+    return statistics.fmean(term(*label) for row in rows for label in zip(*row, strict=True))
+
+
+def test_the_task_loss_of_sets_is_the_binary_cross_entropy_of_each_label():
+    expected = mean_over_labels(lambda z, _, y: -log(probability(z if y else -z)))
+    assert task_loss(SET_LOGITS, SETS).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_sets_of_labels_are_distilled_label_by_label(temperature):
+    def kl(z_s, z_t, _):
+        p, q = probability(z_t, temperature), probability(z_s, temperature)
+        return temperature**2 * (p * log(p / q) + (1 - p) * log((1 - p) / (1 - q)))
+
+    terms = DistillationLoss(alpha=0.25, temperature=temperature)(SET_LOGITS, SET_TARGETS, SETS)
+    assert terms.distillation.item() == pytest.approx(mean_over_labels(kl), rel=1e-10)
+    assert terms.total.item() == pytest.approx(0.75 * terms.task.item() + 0.25 * terms.distillation.item(), rel=1e-12)
+
+
+def test_squared_differences_of_probabilities_are_those_of_each_label():
+    def difference(z_s, z_t, _):
+        return 4 * (probability(z_s, 2) - probability(z_t, 2)) ** 2
+
+    terms = DistillationLoss(temperature=2.0, soft="mse")(SET_LOGITS, SET_TARGETS, SETS)
+    assert terms.distillation.item() == pytest.approx(mean_over_labels(difference), rel=1e-12)
+
+
+def test_one_label_in_sets_is_no_regression():
+    one = DistillationLoss(temperature=2.0)(SET_LOGITS[:, :1], SET_TARGETS[:, :1], SETS[:, :1])
+    assert one.task.item() == pytest.approx(
+        statistics.fmean([-log(probability(2.0)), -log(probability(0.0))]), rel=1e-12
+    )
+    assert one.distillation.item() > 0
+
+
+# Class weights
+
+WEIGHTS = torch.tensor([0.5, 3.0], dtype=torch.float64)
+
+
+def test_a_rows_loss_is_multiplied_by_its_classs_weight_and_divided_by_the_number_of_rows():
+    """Row 1 is of class 1, row 2 of class 0."""
+    expected = (3.0 * log(2) + 0.5 * log(17 / 16)) / 2
+    assert task_loss(STUDENT, LABELS, WEIGHTS).item() == pytest.approx(expected, rel=1e-12)
+    terms = DistillationLoss(alpha=0.25, temperature=TEMPERATURE, class_weights=WEIGHTS)(STUDENT, TEACHER, LABELS)
+    assert terms.total.item() == pytest.approx(0.75 * expected + 0.25 * KL, rel=1e-12)
+
+
+def test_weights_of_sets_are_those_of_each_labels_positives():
+    weights = [2.0, 5.0, 0.5]
+    rows = zip(SET_LOGITS.tolist(), SETS.tolist(), strict=True)
+    terms = [
+        (weight if y else 1.0) * -log(probability(z if y else -z))
+        for row in rows
+        for z, y, weight in zip(*row, weights, strict=True)
+    ]
+    found = task_loss(SET_LOGITS, SETS, torch.tensor(weights, dtype=torch.float64))
+    assert found.item() == pytest.approx(statistics.fmean(terms), rel=1e-12)
+
+
+def test_weights_of_1_change_nothing():
+    assert torch.equal(task_loss(STUDENT, LABELS, torch.ones(2)), task_loss(STUDENT, LABELS))
+
+
+def test_class_weights_are_refused_for_one_logit():
+    with pytest.raises(ValueError, match="class weights are for classes, and one logit is regression"):
+        task_loss(STUDENT[:, :1], LABELS, WEIGHTS)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["classes", "sets"])
+def test_the_weighted_loss_of_the_parts_of_a_batch_adds_up_to_the_batchs(kind, count, micro_batch_size):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 2, (7,) if kind == "classes" else (7, 2), generator=generator)
+    batch = {"logits": logits, "labels": labels if kind == "classes" else labels.double()}
+    added = sum(
+        share * task_loss(part["logits"], part["labels"], WEIGHTS)
+        for rank in range(count)
+        for part, share in split_batch(batch, micro_batch_size, SimpleNamespace(rank=rank, count=count))
+    )
+    assert added.item() == pytest.approx(task_loss(logits, batch["labels"], WEIGHTS).item(), rel=1e-12)

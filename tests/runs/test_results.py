@@ -1,5 +1,7 @@
 """What results look like at a prompt and in a notebook."""
 
+import csv
+import io
 import json
 import pickle
 import re
@@ -155,3 +157,58 @@ def test_an_experiment_says_how_far_it_is(tmp_path):
     assert "holds a finished run with train.lr = 0.001, not 0.01" in repr(other)
     experiment.folder.results.write_text("{")
     assert "cannot be read" in Cells(experiment._repr_html_()).rows[-1][1]
+
+
+# Predictions as files
+
+KINDS = {
+    "classes": (
+        [Prediction("no", {"no": 0.75, 'a, "b"': 0.25}), Prediction('a, "b"', {"no": 0.125, 'a, "b"': 0.875})],
+        ["no", "no"],
+    ),
+    "sets": (
+        [Prediction((), {"no": 0.25, "yes": 0.25}), Prediction(("no", "yes"), {"no": 0.75, "yes": 0.625})],
+        [("no",), ()],
+    ),
+    "regression": ([Prediction(1.5, {}), Prediction(-2.0, {})], [1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_as_csv_hold_all_probabilities(kind, labelled):
+    predictions, labels = KINDS[kind]
+    text = SplitPredictions(predictions, labels if labelled else None, None).to_text(".csv")
+    header, *rows = csv.reader(io.StringIO(text))
+    names = list(predictions[0].probabilities)
+    assert header == ["index", "prediction", "label", *(f"probability_{name}" for name in names)]
+    for index, row in enumerate(rows):
+        said = [
+            value if isinstance(value, tuple) else (str(value),) for value in (predictions[index].label, labels[index])
+        ]
+        joined = [",".join(value) for value in said]
+        assert row[:3] == [str(index), joined[0], joined[1] if labelled else ""]
+        assert list(map(float, row[3:])) == list(predictions[index].probabilities.values())
+    assert len(rows) == len(predictions)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_as_jsonl_are_an_object_a_line(kind, labelled):
+    predictions, labels = KINDS[kind]
+    text = SplitPredictions(predictions, labels if labelled else None, None).to_text(".jsonl")
+    for index, (line, prediction) in enumerate(zip(text.splitlines(), predictions, strict=True)):
+        plain = [list(value) if isinstance(value, tuple) else value for value in (prediction.label, labels[index])]
+        assert json.loads(line) == {
+            "index": index,
+            "prediction": plain[0],
+            "label": plain[1] if labelled else None,
+            "probabilities": prediction.probabilities,
+        }
+
+
+@pytest.mark.parametrize("kind", ["", ".tsv", ".txt"])
+def test_predictions_under_another_name_are_tab_separated(kind):
+    assert SplitPredictions(*KINDS["sets"], None).to_text(kind) == (
+        "index\tprediction\tprobability\tlabel\n0\t\t\tno\n1\tno,yes\t\t\n"
+    )

@@ -302,3 +302,19 @@ def test_a_model_without_weights_is_one_sentence(supplied):
     code, log = supplied.finetune("teacher.pretrained=some/tokenizer")
     assert code == 2
     assert "error: some/tokenizer: the hub gives no whole model.safetensors or pytorch_model.bin" in log
+
+
+# A task of one's own on a data set of the hub
+
+
+@pytest.mark.slow
+def test_a_task_on_a_data_set_of_the_hub_runs_from_an_empty_cache_and_then_without_the_hub(machine):
+    machine.hub.publish("me/reviews", repositories.reviews(), kind="datasets")
+    task = "{name: mine, text: [text], metrics: [f1_macro], hub: me/reviews, config: small}"
+    command = machine.command("distil", "reptile.layer_map=[1]", f"task={task}")
+    code, log = machine.run(command)
+    assert code == 0, log
+    assert not any(file.startswith("large/") for file in machine.hub.sent())
+    code, log = machine.run([*command, "--overwrite"], **without_the_hub(machine, "HF_HUB_OFFLINE"))
+    assert code == 0, log
+    assert machine.hub.sent() == []

@@ -254,3 +254,10 @@ def test_a_tables_own_file_cannot_give_the_seed_of_all_cells(write):
     path = write("tasks: [toy-pair]\nmethods: [kd]\nseeds: [1]\nseed: 7\n")
     with pytest.raises(ConfigError, match=r"mine.yaml: seed = 7: a table has no seed"):
         load_table_config(path)
+
+
+def test_a_task_of_ones_own_without_a_dev_split_is_refused(tmp_path):
+    files = "files: {train: t.csv}"
+    task = f"{{name: mine, text: [text], labels: [a, b], metrics: [accuracy], {files}}}"
+    with pytest.raises(ConfigError, match="task mine has no dev split, whose scores a table is made of: give it one"):
+        load_table_config(CONFIGS / "table-toy.yaml", [f"tasks=[{task}]", "data.validation_fraction=0.1"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reptile_distil.data.tasks import GLUE
+from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.data import TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED
@@ -206,6 +206,24 @@ def test_one_seed_of_another_score_is_tested_by_bootstrap_over_the_rows(tmp_path
     assert (found.n, found.test) == (100, "bootstrap")
     assert found.low < found.difference < found.high
     assert found.p_value == pytest.approx(1 / 1001)
+
+
+def test_one_seed_of_sets_of_labels_is_tested_by_bootstrap_over_the_rows(tmp_path):
+    labels = [[0, 1], [1, 1]] * 50
+    said = {"kd": {"dev": labels}, "finetune": {"dev": [[0, 1], [1, 0]] * 25 + labels[:50]}}
+    task = Task(
+        name="mine",
+        text_columns=("text",),
+        label_names=("a", "b"),
+        multi_label=True,
+        metrics=("subset_accuracy",),
+        splits={"dev": ()},
+        files={"dev": "dev.csv"},
+    )
+    data = with_predictions(tmp_path, task, {"dev": labels}, **said)
+    found = compare(data, "kd", "finetune", task=task, columns=columns_of(task))
+    assert (found.difference, found.n, found.test) == (pytest.approx(25.0), 100, "bootstrap")
+    assert found.low < found.difference < found.high
 
 
 def test_predictions_of_other_labels_are_not_compared(tmp_path):

@@ -13,6 +13,7 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiments import experiment, setup
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -389,7 +390,7 @@ def test_a_run_with_graphs_ends_as_one_without(tmp_path, on_a_pretended_gpu, rec
 
 def test_evaluation_is_not_padded_to_a_multiple(tmp_path, on_a_pretended_gpu):
     config = run(tmp_path, "compute.cuda_graphs=true").config
-    task = setup.build_task(config)
+    task = build_task(config)
     made = [
         setup.build_batches(config, task, "train", toy_tokenizer(), config.train, for_training=True),
         setup.build_training_batches(config, task, toy_tokenizer()),

@@ -118,6 +118,43 @@ def test_scores_of_classes_are_scikit_learns_to_the_last_bit(metric, num_classes
     assert score(metric, predictions, references) == oracle(references, predictions)
 
 
+MEANS = {
+    mean: partial(sklearn.metrics.f1_score, average=mean, zero_division=0.0) for mean in ("macro", "micro", "weighted")
+}
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("metric", "oracle"),
+    [
+        *((f"f1_{mean}", oracle) for mean, oracle in MEANS.items()),
+        ("balanced_accuracy", sklearn.metrics.balanced_accuracy_score),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+@given(data=st.data())
+def test_means_over_classes_are_scikit_learns(metric, oracle, num_classes, data):
+    classes = st.lists(st.integers(0, num_classes - 1), min_size=6, max_size=6)
+    predictions, references = data.draw(classes), data.draw(classes)
+    assert score(metric, predictions, references) == pytest.approx(oracle(references, predictions), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("metric", "oracle"),
+    [*((f"f1_{mean}", oracle) for mean, oracle in MEANS.items()), ("subset_accuracy", sklearn.metrics.accuracy_score)],
+)
+@given(data=st.data())
+def test_scores_of_sets_of_labels_are_scikit_learns(metric, oracle, data):
+    sets = st.lists(st.lists(st.integers(0, 1), min_size=3, max_size=3), min_size=5, max_size=5)
+    predictions, references = np.array(data.draw(sets)), np.array(data.draw(sets))
+    assert score(metric, predictions, references) == pytest.approx(oracle(references, predictions), abs=1e-12)
+
+
+def test_a_label_is_predicted_where_its_probability_is_above_a_half():
+    logits = np.array([[0.1, -0.1, 5.0], [0.0, -3.0, -1.0]])
+    assert predictions_from_logits(logits, multi_label=True).tolist() == [[1, 0, 1], [0, 0, 0]]
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews_correlation"])
 def test_class_indices_may_be_stored_as_floats(metric):
     assert score(metric, np.array(PREDICTIONS), np.array(REFERENCES, float)) == score(metric, PREDICTIONS, REFERENCES)
@@ -158,7 +195,7 @@ def test_rows_that_do_not_match_are_refused_with_their_shapes(predictions, refer
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones():
-    message = "metric 'bleu': expected accuracy, f1, matthews_correlation, pearson or spearmanr"
+    message = "metric 'bleu': expected one of accuracy, balanced_accuracy, f1_macro, .*, pearson, spearmanr"
     with pytest.raises(ValueError, match=message):
         compute_scores([1], [1], ["bleu"])
 
