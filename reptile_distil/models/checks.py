@@ -163,11 +163,15 @@ def embedding_rows(model: Any) -> int:
     return size if isinstance(size, int) and size > 0 else _ANY_ID
 
 
-def end_rows(model: Any, ids: Tensor) -> Tensor:
-    """The rows (B, L) with the model's end token in the last place: from its state some models classify."""
+def end_rows(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The rows (B, L) with the model's end token in the last place of each, from whose state some models classify.
+
+    Where a mask (B, L) says so, a row ends before its padding.
+    """
     end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < embedding_rows(model):
-        ids[:, -1] = end
+        lengths = torch.full_like(ids[:, 0], ids.shape[1]) if mask is None else mask.sum(1)
+        ids = ids.scatter(1, lengths[:, None] - 1, end)
     return ids
 
 

@@ -69,12 +69,12 @@ def _measure(teacher: Classifier, student: Classifier, num_rows: int, length: in
 
 
 def _batch_for(classifier: Classifier, num_rows: int, length: int, device: str) -> Batch:
-    """As `_batch`, its columns named as the classifier has them in a batch for two models."""
+    """As `plain_batch`, its columns named as the classifier has them in a batch for two models."""
     prefix = classifier.columns if isinstance(classifier, Classifier) else ""
-    return {prefix + name: ids for name, ids in _batch(classifier.model, num_rows, length, device).items()}
+    return {prefix + name: ids for name, ids in plain_batch(classifier.model, num_rows, length, device).items()}
 
 
-def _batch(model: Any, num_rows: int, length: int, device: Any) -> Batch:
+def plain_batch(model: Any, num_rows: int, length: int, device: Any) -> Batch:
     """(num_rows, length) ids of a word from the middle of the vocabulary, which is no padding, and the end token."""
     ids = end_rows(model, torch.full((num_rows, length), embedding_rows(model) // 2)).to(device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -89,7 +89,7 @@ def flops_per_sequence(model: nn.Module, length: int) -> int:
     Counted by PyTorch in a forward pass: all matrix products, those of attention over all pairs of tokens. Softmax,
     normalisation, activations and biases are left out (about 1 %). The model's mode is restored.
     """
-    batch = _batch(model, 1, length, next(model.parameters()).device)
+    batch = plain_batch(model, 1, length, next(model.parameters()).device)
     was_training = model.training
     # PyTorch does not count its fused attention on a CPU. The counter's hooks fail without gradients where a weight is
     # an argument of a module, as in DeBERTa.
