@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
-from reptile_distil.errors import LayerMapError
+from reptile_distil.errors import ConfigError, LayerMapError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -227,3 +227,11 @@ def autocast_dtype(config: Config) -> torch.dtype | None:
 def forward_options(config: Config) -> dict[str, Any]:
     """How `Classifier` computes."""
     return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
+
+
+def check_processes(config: Config, processes: Processes) -> None:
+    """Raises `ConfigError` for a method that several processes cannot share."""
+    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
+        raise ConfigError(
+            f"method metadistil takes one process, but {processes.count} were started: start it with python"
+        )

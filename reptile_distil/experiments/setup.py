@@ -17,7 +17,7 @@ from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task, get_task
-from reptile_distil.errors import ConfigError, DataError
+from reptile_distil.errors import DataError
 from reptile_distil.experiments.build_method import (
     BuiltMethod,
     build_loss,
@@ -25,7 +25,7 @@ from reptile_distil.experiments.build_method import (
     forward_options,
     prepare_model,
 )
-from reptile_distil.models.checks import check_rows, check_vocabulary, fit_padding, set_length
+from reptile_distil.models.checks import check_rows, check_states, check_vocabulary, fit_padding, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models.loading import is_model_of_a_run
@@ -100,7 +100,7 @@ class Setup:
         if teacher_name is not None and config.method != "finetune":
             tokenizers = choose_tokenizers(config, teacher_name, load_tokenizer(teacher_name), tokenizer)
             teacher = self._load_teacher(teacher_name, tokenizers, stand_in=stand_in)
-        self._check_reading(student_source(config), model, tokenizers.student)
+        check_learning(config, self.task, student_source(config), model, tokenizers.student)
         data = self.load_data(tokenizers, config.train, for_student=True)
         return Components(config.train, model, tokenizer, data, teacher)
 
@@ -247,7 +247,14 @@ def choose_tokenizers(config: Config, teacher_name: str, teacher: Any, student: 
 def prepare_to_read(config: Config, task: Task, name: str, teacher: nn.Module, tokenizers: Tokenizers) -> None:
     """Makes the teacher fit for the batches that it gets. Raises `ModelError` as `check_reading` does."""
     fit_padding(name, teacher, tokenizers.of_teacher)
-    check_reading(config, task, name, teacher, tokenizers.of_teacher)
+    check_learning(config, task, name, teacher, tokenizers.of_teacher)
+
+
+def check_learning(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
+    """Raises `ModelError` as `check_reading` does, and where the loss cannot compare the model's hidden states."""
+    check_reading(config, task, name, model, tokenizer)
+    if config.method != "finetune" and (config.loss.hidden or config.loss.patient):
+        check_states(name, model)
 
 
 def check_pair(config: Config, task: Task) -> None:
@@ -257,20 +264,12 @@ def check_pair(config: Config, task: Task) -> None:
     tokenizers = choose_tokenizers(config, name, load_tokenizer(name), tokenizer)
     teacher = load_pretrained(name, task, seed=config.seed)
     prepare_to_read(config, task, name, teacher, tokenizers)
-    check_reading(config, task, student_source(config), student, tokenizers.student)
+    check_learning(config, task, student_source(config), student, tokenizers.student)
     for model in (teacher, student) if config.data.packing else ():
         check_packable(model)
     build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
-
-
-def check_processes(config: Config, processes: Processes) -> None:
-    """Raises `ConfigError` for a method that several processes cannot share."""
-    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
-        raise ConfigError(
-            f"method metadistil takes one process, but {processes.count} were started: start it with python"
-        )
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:

@@ -53,22 +53,13 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
 def fit_padding(name: str, model: Any, tokenizer: Any) -> None:
     """Sets pad token and side so that a padded row means what it means alone, where they can do that; in place.
 
-    A tokenizer without a pad token gets one of its other special tokens. A model that classifies from a row's last
+    A model that classifies from a row's last
     token (a decoder) finds it by the pad token in its own configuration: that becomes the tokenizer's where padding
     changes the logits otherwise. So does the side: a decoder that counts positions from the left is padded on the
     right, XLNet, which reads the last position, on the left. What already works stays as it is, and so does what no
-    choice mends (FNet, which sees padding). Raises `ModelError` for a tokenizer without any special token.
+    choice mends (FNet, which sees padding).
     """
-    if tokenizer.pad_token is None:
-        candidates = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, tokenizer.bos_token)
-        tokenizer.pad_token = next((token for token in candidates if token is not None), None)
-        if tokenizer.pad_token is None:
-            raise ModelError(
-                f"{name}: its tokenizer has no padding token, which batches need, and no other special token to pad "
-                "with; set pad_token in its tokenizer_config.json"
-            )
-        logger.info("%s: its tokenizer has no padding token: %r is used", name, tokenizer.pad_token)
-    before = (model.config.pad_token_id, tokenizer.padding_side)
+    before = (getattr(model.config, "pad_token_id", None), tokenizer.padding_side)
     pads = dict.fromkeys((before[0], tokenizer.pad_token_id))
     choices = [(pad, side) for side in sorted(("left", "right"), key=lambda side: side != before[1]) for pad in pads]
     effects: dict[tuple[int | None, str], float] = {}
@@ -152,7 +143,7 @@ def embedding_table(model: Any) -> Tensor | None:
         table = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
-    weight = table if isinstance(table, Tensor) else getattr(table, "weight", None)
+    weight = getattr(table, "weight", None)  # Perceiver's "embeddings" are a parameter of something else
     return weight if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
@@ -166,13 +157,30 @@ def embedding_rows(model: Any) -> int:
 def end_rows(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """The rows (B, L) with the model's end token in the last place of each, from whose state some models classify.
 
-    Where a mask (B, L) says so, a row ends before its padding.
+    It stands nowhere else. Where a mask (B, L) says so, a row ends before its padding.
     """
     end = getattr(model.config, "eos_token_id", None)
-    if isinstance(end, int) and 0 <= end < embedding_rows(model):
-        lengths = torch.full_like(ids[:, 0], ids.shape[1]) if mask is None else mask.sum(1)
-        ids = ids.scatter(1, lengths[:, None] - 1, end)
-    return ids
+    if not isinstance(end, int) or not 0 <= end < embedding_rows(model):
+        return ids
+    mask = torch.ones_like(ids) if mask is None else mask
+    other = next(i for i in range(embedding_rows(model)) if i not in (end, getattr(model.config, "pad_token_id", None)))
+    ids = torch.where((ids == end) & mask.bool(), other, ids)
+    return ids.scatter(1, mask.sum(1, keepdim=True) - 1, end)
+
+
+def check_states(name: str, model: Any) -> None:
+    """Raises `ModelError` where the model gives no hidden states, or not one for each token in each layer."""
+    row = end_rows(model, torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
+    with seeded(0), torch.no_grad():
+        states = Classifier(model).outputs(
+            {"input_ids": row, "attention_mask": torch.ones_like(row)}, hidden_states=True
+        )
+    lengths = {state.shape[1] for state in states.hidden_states}
+    if lengths != {_NUM_TOKENS}:
+        raise ModelError(
+            f"{name}: of {_NUM_TOKENS} tokens its layers have {', '.join(map(str, sorted(lengths)))} hidden states, so "
+            "they cannot be compared: set loss.hidden=0 and loss.patient=0, or choose another model"
+        )
 
 
 def _logits(model: Any, inputs: dict[str, Tensor], *, training: bool = False) -> Tensor:

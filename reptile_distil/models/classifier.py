@@ -82,9 +82,10 @@ class Classifier(nn.Module):
                 return Outputs(packed_logits(self.model, inputs))
             output = self.model(**inputs)
         # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
-        if hidden_states and not output.hidden_states:
+        states = getattr(output, "hidden_states", None) if hidden_states else ()
+        if hidden_states and not states:
             raise ModelError(f"{type(self.model).__name__} gives no hidden states: a loss on them cannot be computed")
-        return Outputs(output.logits, output.hidden_states if hidden_states else ())
+        return Outputs(output.logits, states or ())
 
 
 class Student(Classifier):

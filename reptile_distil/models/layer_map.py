@@ -137,6 +137,22 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
+def _names_of_layers(teacher: nn.Module, student: nn.Module) -> tuple[str, str]:
+    """The names of both models' lists of layers: of one architecture the same, where one depth fits two lists.
+
+    CANINE with one layer has three lists of that length, of which another comes first.
+    """
+    names = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    if type(teacher) is type(student):
+        modules = [dict(model.named_modules()) for model in (teacher, student)]
+        depths = [len(encoder_layers(model)[1]) for model in (teacher, student)]
+        for name in names:
+            lists = [of_model.get(name) for of_model in modules]
+            if all(isinstance(m, nn.ModuleList) and len(m) == n for m, n in zip(lists, depths, strict=True)):
+                return name, name
+    return names
+
+
 def match_models(
     teacher: nn.Module, student: nn.Module, layer_map: str | Sequence[int | Sequence[int]]
 ) -> list[ParameterPair]:
@@ -174,7 +190,7 @@ def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap)
     where a partner is missing for another reason or has another shape: the Reptile update subtracts one from the other.
     Token embeddings may be more in one model than in the other: both must then be read with one tokenizer.
     """
-    teacher_prefix, student_prefix = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    teacher_prefix, student_prefix = _names_of_layers(teacher, student)
     teacher_parameters = dict(teacher.named_parameters())
     pairs = []
     for student_name, student_parameter in student.named_parameters():
@@ -200,12 +216,13 @@ def unmatched_parameters(
     teacher: nn.Module, student: nn.Module, pairs: Sequence[ParameterPair], layer_map: LayerMap
 ) -> list[str]:
     """Names of the parameters that are in no pair, but for those of layers that are not matched at all."""
+    teacher_prefix, student_prefix = _names_of_layers(teacher, student)
     in_pairs = {pair.student_name for pair in pairs}
-    free_layers = tuple(f"{encoder_layers(student)[0]}.{k}." for k, partners in enumerate(layer_map) if not partners)
+    free_layers = tuple(f"{student_prefix}.{k}." for k, partners in enumerate(layer_map) if not partners)
     of_student = [
         name for name, _ in student.named_parameters() if name not in in_pairs and not name.startswith(free_layers)
     ]
-    of_teacher = _left_over(teacher, encoder_layers(teacher)[0], pairs, layer_map)
+    of_teacher = _left_over(teacher, teacher_prefix, pairs, layer_map)
     return [f"the teacher's {name}" for name in of_teacher] + [f"the student's {name}" for name in of_student]
 
 
@@ -214,7 +231,7 @@ def copy_layers(teacher: nn.Module, student: nn.Module, layer_map: LayerMap) -> 
 
     Returns the names of the student's parameters that have no such weight in the teacher, and stay as they are.
     """
-    teacher_prefix, student_prefix = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    teacher_prefix, student_prefix = _names_of_layers(teacher, student)
     of_teacher = dict(teacher.named_parameters())
     left = []
     with torch.no_grad():

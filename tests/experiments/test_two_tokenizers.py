@@ -134,7 +134,7 @@ def test_another_tokenizer_of_the_teacher_keeps_a_stopped_run_from_going_on(expe
         experiment(*options, callbacks=[Fails()]).fit()
     file = tmp_path / "own-teacher" / "tokenizer.json"
     file.write_text(file.read_text().replace('"good"', '"goood"'))
-    with pytest.raises(RunError, match="the (train|dev) split has changed since this run began"):
+    with pytest.raises(RunError, match=r"the (train|dev) split has changed since this run began"):
         experiment(*options).fit()
 
 
