@@ -47,7 +47,15 @@ CONFIGS = {
     "Longformer": lambda depth: _encoder("Longformer", attention_window=[8] * depth, sep_token_id=3)(depth),
     "I-BERT": _encoder("IBert"),
     "ESM": _encoder("Esm", mask_token_id=4),
-    "CANINE": _encoder("Canine", num_hash_functions=4, num_hash_buckets=64, local_transformer_stride=16),
+    "CANINE": lambda depth: transformers.CanineConfig(
+        num_hidden_layers=depth,
+        num_hash_functions=4,
+        num_hash_buckets=64,
+        local_transformer_stride=16,
+        pad_token_id=0,
+        **SHAPE,
+        **POSITIONS,
+    ),
     "XLM": lambda depth: transformers.XLMConfig(emb_dim=16, n_layers=depth, n_heads=2, **POSITIONS, **VOCABULARY),
     "BART": lambda depth: transformers.BartConfig(
         d_model=16,
