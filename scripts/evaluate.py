@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, make_parser, run, write_output
-from reptile_distil.errors import DataError
+from reptile_distil.cli import check_output, config_of, make_parser, run, write_output
 from reptile_distil.runtime.launcher import launched_rank
 
 
@@ -23,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.predictions and not arguments.split:
         parser.error("--predictions needs --split: one file holds one split")
     predictions = arguments.predictions
-    if predictions and (predictions.is_dir() or not predictions.absolute().parent.is_dir()):
-        raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
+    if predictions:
+        check_output("--predictions", predictions)
     if arguments.config is None:  # the configuration that the model was trained with
         # `.` and `..` have no parent of their own, and a link's is another than that of the model.
         written = Path(os.path.abspath(arguments.model))  # noqa: PTH100 (pathlib has none that does not follow links)
