@@ -1,5 +1,7 @@
 """What works with which architecture: the table of configs/README.md is what is measured here on tiny random models."""
 
+import itertools
+
 import pytest
 import transformers
 
@@ -11,7 +13,7 @@ from tests.helpers.paths import CONFIGS as FILES
 from tests.helpers.paths import TINY
 
 COLUMNS = ("kd", "reptile", "copying layers", "ONNX", "packing")
-FEW = ("BERT", "ALBERT", "I-BERT", "Llama")
+FEW = ("ALBERT", "I-BERT", "Llama")
 MORE = tuple(kind for kind in CONFIGS if kind not in FEW)
 
 
@@ -98,9 +100,14 @@ def test_the_readmes_table_names_each_architecture_that_is_measured():
     assert list(table()) == list(CONFIGS)
 
 
-@pytest.mark.parametrize("method", ["kd", "reptile"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", ["GPT-2", pytest.param("Llama", marks=pytest.mark.slow), "Qwen3"])
+QUICK = [("GPT-2", "left", "kd"), ("Qwen3", "right", "reptile"), ("Llama", "left", "reptile")]
+ALL = itertools.product(("GPT-2", "Llama", "Qwen3"), ("left", "right"), ("kd", "reptile"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "method"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in QUICK)],
+)
 def test_a_decoder_says_the_same_of_a_text_alone_and_in_a_batch(tmp_path, kind, side, method):
     """Its tokenizer knows no padding and its configuration none either; the student it leaves knows both."""
     pair = Pair(kind, tmp_path)
@@ -129,7 +136,14 @@ def test_a_decoder_says_the_same_of_a_text_alone_and_in_a_batch(tmp_path, kind, 
     assert alone[0] != pytest.approx(alone[2], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["XLNet", "EuroBERT", "XLM-R", "DeBERTa-v2, v3", "I-BERT"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "XLNet",
+        "DeBERTa-v2, v3",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("EuroBERT", "XLM-R", "DeBERTa", "I-BERT")),
+    ],
+)
 def test_distillation_from_fine_tuning_to_a_students_predictions(tmp_path, kind):
     experiment = Pair(kind, tmp_path).experiment("method=reptile", "compare_with=[]")
     results = experiment.fit()
@@ -141,7 +155,7 @@ def test_distillation_from_fine_tuning_to_a_students_predictions(tmp_path, kind)
         assert dict(one) == pytest.approx(dict(ours.probabilities), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["Llama", "GPT-2", "Qwen3"])
+@pytest.mark.parametrize("kind", ["Llama", *(pytest.param(k, marks=pytest.mark.slow) for k in ("GPT-2", "Qwen3"))])
 def test_a_text_without_a_token_is_a_row_like_any_other(tmp_path, kind):
     experiment = Pair(kind, tmp_path).experiment("method=finetune")
     experiment.fit()

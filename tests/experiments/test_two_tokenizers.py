@@ -82,14 +82,13 @@ def test_the_student_learns_from_what_the_teacher_says_of_its_own_tokens(experim
 @pytest.mark.parametrize(
     "options",
     [
-        ["task=toy-sentence"],
-        ["task=toy-pair"],
-        ["task=toy-regression"],
+        ["task=toy-pair", "train.micro_batch_size=5"],
         ["data.packing=true"],
-        ["train.micro_batch_size=5"],
-        ["data.validation_fraction=0.2"],
         ["method=metadistil"],
-        ["method=finetune"],
+        pytest.param(["task=toy-sentence"], marks=pytest.mark.slow),
+        pytest.param(["task=toy-regression"], marks=pytest.mark.slow),
+        pytest.param(["data.validation_fraction=0.2"], marks=pytest.mark.slow),
+        pytest.param(["method=finetune"], marks=pytest.mark.slow),
     ],
     ids=lambda options: options[0],
 )

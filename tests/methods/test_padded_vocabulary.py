@@ -17,7 +17,7 @@ from tests.oracles.reptile import literal_step, literal_student_first_step
 
 TABLE = "bert.embeddings.word_embeddings.weight"
 SETTINGS = {"alpha": 0.3, "temperature": 4.0, "max_grad_norm": 1.0, "inner_lr": 1e-2, "eps": 1e-4}
-SIZES = pytest.mark.parametrize(("in_teacher", "in_student"), [(37, 30), (30, 37), (64, 33)])
+SIZES = pytest.mark.parametrize(("in_teacher", "in_student"), [(37, 30), (30, 37)])
 
 
 def models(in_teacher, in_student):

@@ -74,16 +74,15 @@ def test_evaluate_gives_the_score_that_the_run_gave(call, tmp_path):
     assert (split, metric, float(score)) == ("dev", "accuracy", pytest.approx(saved, abs=1e-6))
 
 
-@pytest.mark.parametrize("way", [".", "./", "..", "../model", "{model}/", "{model}/../model", "{link}"])
-def test_evaluate_finds_the_run_of_a_model_however_it_is_named(call, tmp_path, monkeypatch, way):
+def test_evaluate_finds_the_run_of_a_model_however_it_is_named(call, tmp_path, monkeypatch):
     results = Experiment.from_yaml(TINY, "method=finetune", f"runs_dir={tmp_path}/runs").fit()
     model = tmp_path / "runs" / "toy-sentence" / "finetune-seed42" / "model"
     (tmp_path / "link").symlink_to(model)
     monkeypatch.chdir(model)
-    name = way.format(model=model, link=tmp_path / "link")
-    code, out, _ = call("evaluate", "--model", name, config=None)
-    assert code == 0
-    assert out == f"dev\taccuracy\t{results['scores']['dev']['accuracy']:.6f}\n"
+    for name in (".", "./", "..", "../model", f"{model}/", f"{model}/../model", tmp_path / "link"):
+        code, out, _ = call("evaluate", "--model", name, config=None)
+        assert (name, code) == (name, 0)
+        assert out == f"dev\taccuracy\t{results['scores']['dev']['accuracy']:.6f}\n"
 
 
 def test_evaluate_writes_predictions_whose_accuracy_is_the_score(call, tmp_path):
