@@ -37,7 +37,7 @@ class Tokenizers(NamedTuple):
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of the model `name` (folder, hub name or toy).
 
-    One without a pad token, as decoders have it, pads with another of its special tokens. Raises `ModelError` where it
+    One without a pad token, as decoders have it, pads with its end token. Raises `ModelError` where it
     has no vocabulary, or cannot turn texts into one batch.
     """
     if is_toy_model(name):
@@ -46,24 +46,14 @@ def load_tokenizer(name: str) -> Any:
     # A folder without tokenizer files gives a tokenizer all the same, which knows nothing but its special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{name}: has no vocabulary; put the tokenizer's files beside the model's")
-    if tokenizer.pad_token is None:
-        _choose_pad_token(name, tokenizer)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+        _say_once(f"{name}: its tokenizer has no padding token, so rows are padded with {tokenizer.pad_token!r}")
     try:
         tokenizer(["a", "Ünknown ☃"], ["b c", ""], padding=True, truncation=True, max_length=8)
     except Exception as error:
         raise ModelError(f"{name}: its tokenizer cannot be used: {first_sentence(error)}") from None
     return tokenizer
-
-
-def _choose_pad_token(name: str, tokenizer: Any) -> None:
-    candidates = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token, tokenizer.bos_token)
-    tokenizer.pad_token = next((token for token in candidates if token is not None), None)
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            f"{name}: its tokenizer has no padding token, which batches need, and no other special token to pad with; "
-            "set pad_token in its tokenizer_config.json"
-        )
-    _say_once(f"{name}: its tokenizer has no padding token, so rows are padded with {tokenizer.pad_token!r}")
 
 
 @functools.cache
