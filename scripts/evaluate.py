@@ -3,6 +3,7 @@
 python scripts/evaluate.py --model runs/sst2/reptile-seed42/model [--config YAML] [--split dev] [key=value ...]
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if predictions:
         check_output("--predictions", predictions)
     if arguments.config is None:  # the configuration that the model was trained with
-        places = (Path(arguments.model, "config.yaml"), Path(arguments.model).parent / "config.yaml")
+        # `.` and `..` have no parent of their own, and a link's is another than that of the model.
+        written = Path(os.path.abspath(arguments.model))  # noqa: PTH100 (pathlib has none that does not follow links)
+        places = [folder / "config.yaml" for at in (written, written.resolve()) for folder in (at, at.parent)]
         arguments.config = next((place for place in places if place.is_file()), None)
         if arguments.config is None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")

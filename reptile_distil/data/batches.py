@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reptile_distil.data.features import Features, Indices, Padding, pad_rows
+from reptile_distil.data.features import TEACHER_COLUMNS, Features, Indices, Padding, pad_rows
 from reptile_distil.errors import DataError
 
 Rows = TypeVar("Rows", datasets.Dataset, Features)
 
 
 Batch = Mapping[str, Tensor]
-"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
+"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,).
+
+Where the teacher has a tokenizer of its own, its columns are there too, as `teacher_input_ids` and so on.
+"""
 
 
 class StepBatches(NamedTuple):
@@ -41,8 +44,15 @@ def tokenize(rows: datasets.Dataset, tokenizer: Any, max_length: int) -> dataset
         encoded: dict[str, Any] = tokenizer(
             batch["text"], batch.get("text_pair"), truncation=True, max_length=max_length
         ).data
+        for row, ids in enumerate(encoded["input_ids"]):
+            if not ids:  # an empty text, where the tokenizer adds nothing to a text
+                for name, value in stand_in.items():
+                    if name in encoded:
+                        encoded[name][row] = [value]
         return encoded
 
+    # A model must have something to read.
+    stand_in = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 1, "token_type_ids": 0}
     texts = [name for name in ("text", "text_pair") if name in rows.column_names]
     with quiet_datasets():
         return rows.map(encode, batched=True, remove_columns=texts)
@@ -103,6 +113,7 @@ class Batches:
         features: the tokenised rows; a `label` column becomes the batch's `labels`. What `tokenize` returns is
             taken out of its lists once.
         tokenizer: says how to pad.
+        teacher_tokenizer: says how to pad the teacher's columns, where the features have such (`of_teacher`).
         batch_size: rows per batch; the last batch of an epoch may be smaller.
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
@@ -118,16 +129,17 @@ class Batches:
         seed: int = 0,
         device: str = "cpu",
         length_step: int = 1,
+        teacher_tokenizer: Any = None,
     ) -> None:
         self.features = features if isinstance(features, Features) else Features.from_dataset(features)
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
         self.length_step = length_step
-        self._longest = int(self.lengths.max(initial=0))
         self.extra_batches: ExtraBatchSource | None = None
         """Where the second argument of the method's step comes from; None: the method takes the batch alone."""
         self._padding = Padding.of(tokenizer)
+        self._teacher_padding = None if teacher_tokenizer is None else Padding.of(teacher_tokenizer)
 
     @property
     def lengths(self) -> Indices:
@@ -176,12 +188,20 @@ class Batches:
 
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them, up to the next multiple of `length_step`."""
-        width = -(-int(self.lengths[rows].max()) // self.length_step) * self.length_step
-        batch = pad_rows(self.features, rows, self._padding, width=min(width, self._longest))
+        batch = self._pad(self.features, rows, self._padding)
+        if (of_teacher := self.features.of_teacher) is not None and self._teacher_padding is not None:
+            for name, tensor in self._pad(of_teacher, rows, self._teacher_padding).items():
+                if name != "labels":
+                    batch[TEACHER_COLUMNS + name] = tensor
         if torch.device(self.device).type == "cuda":
             # From pinned memory the copy runs beside the computation, and nothing waits for it here.
             return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _pad(self, features: Features, rows: Indices, padding: Padding) -> dict[str, Tensor]:
+        lengths = features.lengths
+        width = -(-int(lengths[rows].max()) // self.length_step) * self.length_step
+        return pad_rows(features, rows, padding, width=min(width, int(lengths.max(initial=0))))
 
 
 @contextlib.contextmanager

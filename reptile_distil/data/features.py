@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import datasets
@@ -23,6 +23,9 @@ Indices = NDArray[np.int64]
 
 TOKEN_COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
 """What a tokenizer may say of each token."""
+
+TEACHER_COLUMNS = "teacher_"
+"""What the names of the columns begin with that a teacher with a tokenizer of its own reads."""
 
 _ROWS_AT_ONCE = 10_000
 
@@ -41,6 +44,8 @@ class Features:
     """(N,) int64 classes or float64 scores, (N, C) float64 for a multi-label task; None for unlabelled rows."""
     row_ids: Indices
     """(N,) number of each row in its split, counted from 0."""
+    of_teacher: Features | None = None
+    """The same rows as the teacher's tokenizer makes them; None: one tokenizer serves both models."""
 
     @classmethod
     def end_to_end(
@@ -103,7 +108,16 @@ class Features:
         """The rows of these indices, in this order; nothing is copied but where they are."""
         chosen = np.asarray(rows, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Features(self.columns, self.starts[chosen], self.lengths[chosen], labels, self.row_ids[chosen])
+        of_teacher = None if self.of_teacher is None else self.of_teacher.select(chosen)
+        return Features(
+            self.columns, self.starts[chosen], self.lengths[chosen], labels, self.row_ids[chosen], of_teacher
+        )
+
+    def beside(self, of_teacher: Features) -> Features:
+        """The rows with what the teacher's tokenizer makes of them. Raises `DataError` where those are other rows."""
+        if not np.array_equal(self.row_ids, of_teacher.row_ids):
+            raise DataError(f"{len(of_teacher)} rows of the teacher do not belong to {len(self)} rows of the student")
+        return replace(self, of_teacher=of_teacher)
 
     def fingerprint(self) -> dict[str, int | str]:
         """Number of rows, and a SHA-256 of their token ids and labels in order."""
@@ -116,6 +130,8 @@ class Features:
                 digest.update(self.columns[name][tokens].astype(np.int64).tobytes())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
+        if self.of_teacher is not None:
+            digest.update(str(self.of_teacher.fingerprint()["sha256"]).encode())
         return {"num_rows": len(self), "sha256": digest.hexdigest()}
 
 
@@ -134,7 +150,10 @@ class Padding:
     def of(cls, tokenizer: Any) -> Self:
         """As the tokenizer's own `pad`. Raises `ModelError` where it has no padding token."""
         if tokenizer.pad_token_id is None:
-            raise ModelError(f"the tokenizer ({type(tokenizer).__name__}) has no padding token, which batches need")
+            raise ModelError(
+                f"the tokenizer ({type(tokenizer).__name__}) has no padding token, which batches need: "
+                "set tokenizer.pad_token, and the model's config.pad_token_id"
+            )
         return cls(
             dict(zip(TOKEN_COLUMNS, (tokenizer.pad_token_id, tokenizer.pad_token_type_id, 0), strict=True)),
             on_the_left=tokenizer.padding_side == "left",

@@ -1,4 +1,4 @@
-"""From a configuration to a loss, a method and its optimizers and schedules."""
+"""From a configuration to a loss, a method and its optimizers and schedules, and to models that compute as it says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reptile_distil.config.config import Config
 from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, LayerMapError
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -26,7 +26,9 @@ from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import GradientStep, adamw, fresh_eps
 from reptile_distil.models.classifier import Classifier, Student, Teacher
-from reptile_distil.runtime.processes import ALONE, Processes
+from reptile_distil.models.layer_map import encoder_layers
+from reptile_distil.runtime.compute import compile_forward, set_attention
+from reptile_distil.runtime.processes import ALONE, Processes, shard_model
 from reptile_distil.training.cuda_graphs import GraphedSteps
 from reptile_distil.training.loop import Method, count_steps
 
@@ -257,3 +259,40 @@ def build_schedules(
         else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, last_steps.get(name, num_steps))
         for name, optimizer in optimizers.items()
     }
+
+
+def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
+    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
+    set_attention(model, config.compute.attention)
+    if config.distributed.shard:
+        shard_model(model, device, layers_to_shard(model))
+    else:
+        model.to(device)
+    if config.compute.compile and may_compile:
+        compile_forward(model, device)
+
+
+def layers_to_shard(model: nn.Module) -> list[nn.Module]:
+    """The encoder layers, whose weights are gathered one after another; none where layers share them, as in ALBERT."""
+    try:
+        return list(encoder_layers(model)[1])
+    except LayerMapError:
+        return []
+
+
+def autocast_dtype(config: Config) -> torch.dtype | None:
+    """The dtype of forward passes where it is not that of the weights."""
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
+def forward_options(config: Config) -> dict[str, Any]:
+    """How `Classifier` computes."""
+    return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
+
+
+def check_processes(config: Config, processes: Processes) -> None:
+    """Raises `ConfigError` for a method that several processes cannot share."""
+    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
+        raise ConfigError(
+            f"method metadistil takes one process, but {processes.count} were started: start it with python"
+        )

@@ -19,10 +19,11 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
+from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
 from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
-from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair, check_processes
+from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps

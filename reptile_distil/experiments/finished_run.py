@@ -13,6 +13,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.input_digests import KnownDigests, digest_inputs
+from reptile_distil.models.loading import real_places
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
 from reptile_distil.training.metrics import Scores
@@ -90,8 +91,8 @@ def open_run_folder(given: str | Path, overrides: Sequence[str] = ()) -> Finishe
 def find_run(given: str | Path) -> Path:
     """The run folder of `given`, which is it or the model/ folder in it. Raises `RunError`."""
     path = Path(given)
-    above = path.absolute().parent
-    folder = above if (above / "results.json").exists() else path
+    above = [place.parent for place in real_places(path)]
+    folder = next((folder for folder in above if (folder / "results.json").exists()), path)
     for part in ("config.yaml", "results.json", "model"):
         if not (folder / part).exists():
             raise RunError(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import nn
 
 from reptile_distil.config.config import Config
@@ -17,10 +16,17 @@ from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import ConfigError, DataError, LayerMapError
-from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method, class_weights
+from reptile_distil.errors import DataError
+from reptile_distil.experiments.build_method import (
+    BuiltMethod,
+    build_loss,
+    build_method,
+    class_weights,
+    forward_options,
+    prepare_model,
+)
 from reptile_distil.experiments.build_task import VALIDATION, data_path
-from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
+from reptile_distil.models.checks import check_rows, check_states, check_vocabulary, fit_padding, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models.loading import is_model_of_a_run
@@ -31,12 +37,19 @@ from reptile_distil.models.pretrained import (
     start_from_teacher_layers,
     start_random,
 )
-from reptile_distil.models.tokenizer import check_same_tokenizer, forget_last_call, load_tokenizer, wider_tokenizer
+from reptile_distil.models.tokenizer import (
+    SHARE_ONE,
+    Tokenizers,
+    check_same_tokenizer,
+    forget_last_call,
+    load_tokenizer,
+    pair_tokenizers,
+)
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.resume import Fingerprints
 from reptile_distil.runs.state import weights_fingerprint
-from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
-from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
+from reptile_distil.runtime.compute import choose_device
+from reptile_distil.runtime.processes import Processes, whole_copy
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
 
 
@@ -47,6 +60,7 @@ class Components(NamedTuple):
     model: Any
     """The one that learns, at its start."""
     tokenizer: Any
+    """That of `model`."""
     data: dict[str, Batches]
     """The training split and each dev split."""
     teacher: Teacher | None
@@ -80,23 +94,23 @@ class Setup:
         """
         config = self.config
         model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
-        teacher, batch_tokenizer = None, tokenizer
+        teacher, tokenizers = None, Tokenizers(tokenizer)
         if teacher_name is not None and config.method != "finetune":
-            teacher_tokenizer = load_tokenizer(teacher_name)
-            check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
-            batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name, batch_tokenizer, stand_in=stand_in)
-        self._check_reading(student_source(config), model, batch_tokenizer)
-        data = self.load_data(batch_tokenizer, config.train, for_student=True)
+            tokenizers = choose_tokenizers(config, teacher_name, load_tokenizer(teacher_name), tokenizer)
+            teacher = self._load_teacher(teacher_name, tokenizers, stand_in=stand_in)
+        check_learning(config, self.task, student_source(config), model, tokenizers.student)
+        data = self.load_data(tokenizers, config.train, for_student=True)
         return Components(config.train, model, tokenizer, data, teacher)
 
     def prepare_teacher(self) -> Components:
         """What the teacher is fine-tuned with, checked."""
         name, settings = self.config.teacher.pretrained, self.config.teacher.train
         model, tokenizer = load_pretrained(name, self.task, seed=self.config.seed), load_tokenizer(name)
+        fit_padding(name, model, tokenizer)
         self._check_reading(name, model, tokenizer)
         set_length(tokenizer, model, self.config.data.max_length)
-        return Components(settings, model, tokenizer, self.load_data(tokenizer, settings, for_student=False), None)
+        data = self.load_data(Tokenizers(tokenizer), settings, for_student=False)
+        return Components(settings, model, tokenizer, data, None)
 
     def assemble(self, role: Role, components: Components) -> tuple[Student, BuiltMethod]:
         """The model that learns, on the device, and the method that teaches it."""
@@ -107,19 +121,19 @@ class Setup:
         options: dict[str, Any] = {"role": role, "processes": self.processes, "weights": weights}
         return student, build_method(self.config, student, teacher, settings, **options)
 
-    def load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
+    def load_data(self, tokenizers: Tokenizers, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
         if "train" not in self.task.splits:
             raise DataError(f"task {self.task.name} has no train split to train on")
         if for_student:
-            train = build_training_batches(self.config, self.task, tokenizer)
+            train = build_training_batches(self.config, self.task, tokenizers)
         else:
-            train = build_batches(self.config, self.task, "train", tokenizer, settings, for_training=True)
+            train = build_batches(self.config, self.task, "train", tokenizers, settings, for_training=True)
         if self.config.data.validation_fraction is not None:
             splits = (VALIDATION, *self.task.dev_splits)
         else:
             splits = (self.task.selection_split, *self.task.dev_splits[1:])
-        dev = {split: build_batches(self.config, self.task, split, tokenizer, settings) for split in splits}
+        dev = {split: build_batches(self.config, self.task, split, tokenizers, settings) for split in splits}
         return {"train": train, **dev}
 
     def _placed(self, model: Any) -> Any:
@@ -137,18 +151,20 @@ class Setup:
     def _check_reading(self, name: str, model: Any, tokenizer: Any) -> None:
         check_reading(self.config, self.task, name, model, tokenizer)
 
-    def _load_teacher(self, name: str, tokenizer: Any, *, stand_in: bool) -> Teacher:
+    def _load_teacher(self, name: str, tokenizers: Tokenizers, *, stand_in: bool) -> Teacher:
         if stand_in:
             model = load_pretrained(name, self.task, seed=self.config.seed)
         else:
             model = load_finetuned(name, self.task, teacher_label_names(self.config))
-        self._check_reading(name, model, tokenizer)
-        return Teacher(self._placed(model), **forward_options(self.config))
+        prepare_to_read(self.config, self.task, name, model, tokenizers)
+        has_own_tokens = tokenizers.teacher is not None
+        return Teacher(self._placed(model), has_own_tokens=has_own_tokens, **forward_options(self.config))
 
     def load_trained(self, name: str) -> tuple[Classifier, Any]:
         """A fine-tuned model, a folder or hub name, ready to be asked, and its tokenizer."""
         names = () if is_model_of_a_run(name) else self.config.teacher.label_names
         classifier, tokenizer = load_finetuned(name, self.task, names), load_tokenizer(name)
+        fit_padding(name, classifier, tokenizer)
         self._check_reading(name, classifier, tokenizer)
         prepare_model(classifier, self.config, self.device, may_compile=False)
         return Classifier(classifier, **forward_options(self.config)), tokenizer
@@ -172,6 +188,7 @@ def build_student(config: Config, task: Task, finetuned_teacher: str | None = No
         model = start_random(model, start.num_layers, seed=config.seed)
     tokenizer = load_tokenizer(source)
     check_vocabulary(source, model, tokenizer)
+    fit_padding(source, model, tokenizer)
     set_length(tokenizer, model, config.data.max_length)
     return model, tokenizer
 
@@ -194,57 +211,51 @@ def check_reading(config: Config, task: Task, name: str, model: nn.Module, token
     check_rows(name, model, tokenizer, is_pair=task.is_pair, max_length=config.data.max_length)
 
 
+def choose_tokenizers(config: Config, teacher_name: str, teacher: Any, student: Any) -> Tokenizers:
+    """The tokenizers that the batches of teacher and student are made with: one for both, or one for each.
+
+    Raises `ModelError` where they differ, and the method or the loss needs both models to read the same tokens.
+    """
+    remedies = []
+    if config.method == "reptile":
+        moves = "Reptile moves each of the teacher's embeddings towards the student's of the same token"
+        remedies.append(f"{moves}; {SHARE_ONE}, or method=kd")
+    for key in ("hidden", "patient"):
+        if getattr(config.loss, key):
+            remedies.append(
+                f"loss.{key} compares what both models make of the same tokens; {SHARE_ONE}, or loss.{key}=0"
+            )
+    for remedy in remedies:
+        check_same_tokenizer(teacher_name, teacher, student_source(config), student, remedy=remedy)
+    return pair_tokenizers(teacher, student)
+
+
+def prepare_to_read(config: Config, task: Task, name: str, teacher: nn.Module, tokenizers: Tokenizers) -> None:
+    """Makes the teacher fit for the batches that it gets. Raises `ModelError` as `check_reading` does."""
+    fit_padding(name, teacher, tokenizers.of_teacher)
+    check_learning(config, task, name, teacher, tokenizers.of_teacher)
+
+
+def check_learning(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
+    """Raises `ModelError` as `check_reading` does, and where the loss cannot compare the model's hidden states."""
+    check_reading(config, task, name, model, tokenizer)
+    if config.method != "finetune" and (config.loss.hidden or config.loss.patient):
+        check_states(name, model)
+
+
 def check_pair(config: Config, task: Task) -> None:
     """Raises now what the student's run would raise only after the teacher has been fine-tuned."""
     name = config.teacher.pretrained
     student, tokenizer = build_student(config, task)
-    teacher, teacher_tokenizer = load_pretrained(name, task, seed=config.seed), load_tokenizer(name)
-    check_same_tokenizer(name, teacher_tokenizer, student_source(config), tokenizer)
-    both = wider_tokenizer(teacher_tokenizer, tokenizer)
-    for source, model in ((student_source(config), student), (name, teacher)):
-        check_reading(config, task, source, model, both)
+    tokenizers = choose_tokenizers(config, name, load_tokenizer(name), tokenizer)
+    teacher = load_pretrained(name, task, seed=config.seed)
+    prepare_to_read(config, task, name, teacher, tokenizers)
+    check_learning(config, task, student_source(config), student, tokenizers.student)
     for model in (teacher, student) if config.data.packing else ():
         check_packable(model)
     build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
-
-
-def check_processes(config: Config, processes: Processes) -> None:
-    """Raises `ConfigError` for a method that several processes cannot share."""
-    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
-        raise ConfigError(
-            f"method metadistil takes one process, but {processes.count} were started: start it with python"
-        )
-
-
-def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
-    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
-    set_attention(model, config.compute.attention)
-    if config.distributed.shard:
-        shard_model(model, device, layers_to_shard(model))
-    else:
-        model.to(device)
-    if config.compute.compile and may_compile:
-        compile_forward(model, device)
-
-
-def layers_to_shard(model: nn.Module) -> list[nn.Module]:
-    """The encoder layers, whose weights are gathered one after another; none where layers share them, as in ALBERT."""
-    try:
-        return list(encoder_layers(model)[1])
-    except LayerMapError:
-        return []
-
-
-def autocast_dtype(config: Config) -> torch.dtype | None:
-    """The dtype of forward passes where it is not that of the weights."""
-    return torch.bfloat16 if config.precision == "bf16" else None
-
-
-def forward_options(config: Config) -> dict[str, Any]:
-    """How `Classifier` computes."""
-    return {"autocast_dtype": autocast_dtype(config), "packed": config.data.packing}
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:
@@ -264,19 +275,21 @@ def build_batches(
 ) -> Batches:
     """The tokenised rows of a split: all of them for evaluation, or those that the configuration trains on.
 
-    The split `VALIDATION` is what `data.validation_fraction` holds out of the latter.
+    The split `VALIDATION` is what `data.validation_fraction` holds out of the latter. `tokenizer` may be `Tokenizers`.
     """
-    features = _load_features(config, task, split, tokenizer, for_training=for_training)
+    tokenizers = Tokenizers.of(tokenizer)
+    features = _load_features(config, task, split, tokenizers, for_training=for_training)
     batch_size = settings.batch_size if for_training else settings.eval_batch_size
-    return _batches_of(features, config, tokenizer, batch_size, for_training=for_training)
+    return _batches_of(features, config, tokenizers, batch_size, for_training=for_training)
 
 
 def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batches:
     """The training batches of the configured method, each with the extra batches that the method's step takes."""
-    features = _load_features(config, task, "train", tokenizer, for_training=True)
+    tokenizers = Tokenizers.of(tokenizer)
+    features = _load_features(config, task, "train", tokenizers, for_training=True)
 
     def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
-        return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size, for_training=True)
+        return _batches_of(rows, config, tokenizers, batch_size or config.train.batch_size, for_training=True)
 
     reptile = config.reptile
     if config.method == "metadistil":
@@ -295,30 +308,39 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
     return batches
 
 
-def _load_features(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
+def _load_features(config: Config, task: Task, split: str, tokenizers: Tokenizers, *, for_training: bool) -> Features:
     fraction = config.data.validation_fraction
     if fraction is not None and (split == VALIDATION or for_training):
-        to_train_on, validation = hold_out(_load_split(config, task, "train", tokenizer, for_training=True), fraction)
+        to_train_on, validation = hold_out(_load_split(config, task, "train", tokenizers, for_training=True), fraction)
         return validation if split == VALIDATION else to_train_on
-    return _load_split(config, task, split, tokenizer, for_training=for_training)
+    return _load_split(config, task, split, tokenizers, for_training=for_training)
 
 
-def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_training: bool) -> Features:
+def _load_split(config: Config, task: Task, split: str, tokenizers: Tokenizers, *, for_training: bool) -> Features:
     data = config.data
-    return load_features(
-        open_split(task, split, data_path(config)),
-        tokenizer,
-        max_length=data.max_length,
-        max_rows=data.max_train_rows if for_training else None,
-        check_rows=data.check_rows,
-        cache=_cache_folder(data.cache_dir),
-    )
+    source = open_split(task, split, data_path(config))
+
+    def load(tokenizer: Any) -> Features:
+        return load_features(
+            source,
+            tokenizer,
+            max_length=data.max_length,
+            max_rows=data.max_train_rows if for_training else None,
+            check_rows=data.check_rows,
+            cache=_cache_folder(data.cache_dir),
+        )
+
+    features = load(tokenizers.student)
+    return features if tokenizers.teacher is None else features.beside(load(tokenizers.teacher))
 
 
-def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: int, *, for_training: bool) -> Batches:
+def _batches_of(
+    features: Features, config: Config, tokenizers: Tokenizers, batch_size: int, *, for_training: bool
+) -> Batches:
     return Batches(
         features,
-        tokenizer,
+        tokenizers.student,
+        teacher_tokenizer=tokenizers.teacher,
         batch_size=batch_size,
         seed=config.seed,
         device=choose_device(config.device),

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from reptile_distil.errors import MissingExtraError, ModelError
+from reptile_distil.errors import MissingExtraError, ModelError, first_sentence
+from reptile_distil.models.checks import embedding_rows, end_rows
 from reptile_distil.runtime.files import describe_fault, make_folder, replace_file
-from reptile_distil.runtime.measuring import pad_at_random, random_batch
+from reptile_distil.runtime.measuring import is_out_of_memory, pad_at_random, random_batch
 
 PARITY = 1e-4
 """Largest difference of a logit between PyTorch and onnxruntime that an export may have."""
@@ -36,16 +37,16 @@ class OnnxModel(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 4  # what ends the process: an error is raised, and said once
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._inputs = [item.name for item in self.session.get_inputs()]
+        self.input_names = [item.name for item in self.session.get_inputs()]
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> SequenceClassifierOutput:
         """Logits (B, C) from ids, mask and segments (B, L)."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        feed = {name: value.numpy() for name, value in given.items() if name in self._inputs and value is not None}
+        feed = {name: value.numpy() for name, value in given.items() if name in self.input_names and value is not None}
         (logits,) = self.session.run(None, feed)
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
@@ -61,16 +62,17 @@ def export_onnx(model: Any, tokenizer: Any, path: str | Path) -> float:
     """Writes the classifier (on the CPU) as ONNX, batch size and length free; returns `parity` with PyTorch.
 
     Inputs are those that the tokenizer gives and the model takes, int64 (B, L); the output is `logits` (B, C). Raises
-    `MissingExtraError`, or `ModelError` where a logit differs by more than `PARITY` or the file cannot be written; the
-    file that was there before is then as it was.
+    `MissingExtraError`, or `ModelError` where the exporter or onnxruntime cannot take the model, a logit differs by
+    more than `PARITY`, or the file cannot be written; the file that was there before is then as it was.
     """
     require_onnx()
     path = Path(path)
     differences = []
 
     def export(new: Path) -> None:
-        _export(model.eval(), tokenizer, new)
-        differences.append(parity(model, OnnxModel(new)))
+        with _one_sentence(path, f"a {type(model).__name__} cannot be exported to ONNX", "leave --onnx out"):
+            _export(model.eval(), tokenizer, new)
+            differences.append(parity(model, OnnxModel(new)))
         if not differences[0] <= PARITY:
             raise ModelError(
                 f"{path}: the ONNX export of {type(model).__name__} differs from PyTorch by {differences[0]:.1e} in a "
@@ -99,13 +101,28 @@ def _export(model: Any, tokenizer: Any, path: Path) -> None:
         )
 
 
+@contextmanager
+def _one_sentence(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Exporter, onnxruntime and quantiser each have exceptions of their own; those of memory and disk pass through."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ModelError) or describe_fault(error) is not None or is_out_of_memory(error):
+            raise
+        raise ModelError(f"{path}: {what}: {first_sentence(error)}; {remedy}") from None
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Replaces a file by what `write` writes, and makes its folder. Raises `ModelError`, also where that is a link."""
     try:
         if path.parent.is_symlink():
             raise ModelError(f"{path.parent}: is a symbolic link, which is not followed; remove it")
         make_folder(path.parent)
-        replace_file(path, write)
+        try:
+            replace_file(path, write)
+        finally:
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
     except Exception as error:  # onnx and onnxruntime have exceptions of their own
         if isinstance(error, ModelError) or describe_fault(error) is None:
             raise
@@ -115,8 +132,9 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 @torch.no_grad()
 def parity(model: Any, exported: OnnxModel) -> float:
     """The largest absolute difference of a logit, over full and padded batches of shapes that were not traced."""
-    taken = inspect.signature(model.forward).parameters
-    limit = getattr(model.config, "max_position_embeddings", 512) - 2  # RoBERTa's positions start at 2
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limit = positions - 2 if isinstance(positions, int) and positions > 2 else 512  # RoBERTa's positions start at 2
+    taken = exported.input_names
     differences = []
     for batch in _examples(model, shapes=[(rows, min(length, limit)) for rows, length in _SHAPES]):
         inputs = {name: value for name, value in batch.items() if name in taken}
@@ -127,13 +145,17 @@ def parity(model: Any, exported: OnnxModel) -> float:
 def quantize_int8(path: str | Path, target: str | Path) -> None:
     """Writes the ONNX model with int8 weights; activations are quantised as they come (dynamic quantisation).
 
-    Raises `MissingExtraError`, or `ModelError` where the file cannot be written.
+    Raises `MissingExtraError`, or `ModelError` where the quantiser cannot take it, or the file cannot be written.
     """
     require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    def quantize(new: Path) -> None:
+        with _one_sentence(Path(target), "the ONNX model cannot be quantised", "leave --int8 out"):
+            quantize_dynamic(str(path), str(new), weight_type=QuantType.QInt8)
+
     with _quiet():
-        _replace(Path(target), lambda new: quantize_dynamic(str(path), str(new), weight_type=QuantType.QInt8))
+        _replace(Path(target), quantize)
 
 
 class _LogitsOf(nn.Module):
@@ -151,11 +173,15 @@ class _LogitsOf(nn.Module):
 
 def _examples(model: Any, *, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
     """For each (rows, length), a batch of random tokens and the same batch with padding."""
-    vocab_size, pad = model.config.vocab_size, model.config.pad_token_id or 0
+    vocab_size, pad = embedding_rows(model), model.config.pad_token_id or 0
     batches = []
     for seed, (rows, length) in enumerate(shapes):
         full = random_batch(rows, length, vocab_size=vocab_size, pad_token_id=pad, seed=seed)
-        batches += [full, pad_at_random(full, pad_token_id=pad, seed=seed)]
+        padded = pad_at_random(full, pad_token_id=pad, seed=seed)
+        batches += [
+            {**batch, "input_ids": end_rows(model, batch["input_ids"], batch["attention_mask"])}
+            for batch in (full, padded)
+        ]
     return batches
 
 

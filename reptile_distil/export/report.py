@@ -17,14 +17,15 @@ from reptile_distil.experiments.build_task import scored_splits
 from reptile_distil.experiments.finished_run import open_run_folder
 from reptile_distil.experiments.setup import build_batches
 from reptile_distil.export.onnx_export import OnnxModel, export_onnx, quantize_int8, require_onnx
+from reptile_distil.models.checks import fit_padding
 from reptile_distil.models.classifier import Classifier, count_parameters
-from reptile_distil.models.cost import flops_per_sequence
+from reptile_distil.models.cost import flops_per_sequence, plain_batch
 from reptile_distil.models.loading import find_folder, is_model_of_a_run
 from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Environment, Results, read_results
-from reptile_distil.runtime.measuring import Timing, random_batch, time_in_turn
+from reptile_distil.runtime.measuring import Timing, time_in_turn
 from reptile_distil.training.evaluation import predict_logits, score_logits
 from reptile_distil.training.metrics import Scores
 
@@ -122,6 +123,7 @@ def make_report(
         names = () if is_model_of_a_run(teacher_name) else config.teacher.label_names
         teacher_name = str(find_folder(teacher_name) or teacher_name)
         pytorch["teacher"] = load_finetuned(teacher_name, task, names).eval()
+        fit_padding(teacher_name, pytorch["teacher"], load_tokenizer(teacher_name))
     folders = {"student": str(folder), "teacher": teacher_name}
     difference, exported = None, {}
     if onnx or int8:
@@ -167,24 +169,29 @@ def _measure(
     seconds: float,
 ) -> list[Speed]:
     speeds = []
-    config = pytorch["student"].config
     for device in devices:
-        models = {role: Classifier(model.to(device)) for role, model in pytorch.items()}
+        # By contender, what computes and the PyTorch model whose vocabulary it reads.
+        models = {role: (Classifier(model.to(device)), model) for role, model in pytorch.items()}
         if device == "cpu":
-            models |= {name: Classifier(session) for name, session in sessions.items()}
+            models |= {name: (Classifier(session), pytorch["student"]) for name, session in sessions.items()}
         for length in lengths:
             for batch_size in batch_sizes:
-                batch = random_batch(
-                    batch_size, length, vocab_size=config.vocab_size, pad_token_id=config.pad_token_id or 0
-                )
-                on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-                calls = {name: _caller(model, on_device, device) for name, model in models.items()}
+                calls = {
+                    name: _caller(model, _batch_for(source, batch_size, length, device), device)
+                    for name, (model, source) in models.items()
+                }
                 timings = time_in_turn(calls, seconds=seconds)
                 speeds.append(Speed(device, batch_size, length, timings))
                 logger.info("%s, batch %d, length %d: %s", device, batch_size, length, _milliseconds(timings))
     for model in pytorch.values():
         model.to("cpu")
     return speeds
+
+
+def _batch_for(model: Any, batch_size: int, length: int, device: str) -> Batch:
+    """A batch of tokens that the model knows; with segments, which an exported model may ask for."""
+    batch = plain_batch(model, batch_size, length, device)
+    return {"token_type_ids": torch.zeros_like(batch["input_ids"]), **batch}
 
 
 def _caller(model: Classifier, batch: Batch, device: str) -> Callable[[], None]:

@@ -37,12 +37,13 @@ from reptile_distil.methods.step import (
     GradientStep,
     Logs,
     check_trainable,
+    difference_on_common_rows,
     divide_by_magnitude,
     fresh_eps,
     in_chunks,
 )
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
-from reptile_distil.models.layer_map import match_models
+from reptile_distil.models.layer_map import ParameterPair, match_models
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
 from reptile_distil.runtime.randomness import random_numbers_repeated
 
@@ -152,7 +153,8 @@ class ReptileDistiller:
         self.regularization = regularization
         self._check_options()
         matched = match_models(self.teacher.model, self.student.model, layer_map)
-        self.pairs = self.ablation.moving_pairs(matched, self.student.model)
+        moving = self.ablation.moving_pairs(matched, self.student.model)
+        self.pairs = sorted(moving, key=lambda pair: not pair.has_same_shape)
         self.inner_learner = self._new_inner_learner()
         self._check_optimizers()
         if self.ablation.every > 1:
@@ -318,26 +320,28 @@ class ReptileDistiller:
 
     def _take_difference(self) -> list[Tensor]:
         """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
-        if all(pair.student.grad is None for pair in self.pairs):
+        pairs = [pair for pair in self.pairs if pair.has_same_shape]
+        uneven = [difference_on_common_rows(pair) for pair in self.pairs[len(pairs) :]]
+        if all(pair.student.grad is None for pair in pairs):
             with torch.no_grad():
-                return [pair.teacher - pair.student for pair in self.pairs]
+                return [pair.teacher - pair.student for pair in pairs] + uneven
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
-        difference = self._take_inner_steps()
+        difference = self._take_inner_steps(pairs)
         with torch.no_grad():
             # Paired weights are sharded alike, if at all: each process subtracts its parts.
             parts = [local_part(step) for step in difference]
-            torch._foreach_add_(parts, [local_part(pair.teacher) for pair in self.pairs])
-            torch._foreach_sub_(parts, [local_part(pair.student) for pair in self.pairs])
-        return difference
+            torch._foreach_add_(parts, [local_part(pair.teacher) for pair in pairs])
+            torch._foreach_sub_(parts, [local_part(pair.student) for pair in pairs])
+        return difference + uneven
 
-    def _take_inner_steps(self) -> list[Tensor]:
+    def _take_inner_steps(self, pairs: Sequence[ParameterPair]) -> list[Tensor]:
         """theta_s - theta_s' of each pair, taken from the student's `.grad`: the memory becomes the caller's.
 
         Where several teacher weights move towards one student weight, all but the last get a copy.
         """
-        last = {pair.student_name: pair.teacher_name for pair in self.pairs}
+        last = {pair.student_name: pair.teacher_name for pair in pairs}
         steps = []
-        for pair in self.pairs:
+        for pair in pairs:
             step = pair.student.grad
             if step is None:  # the loss does not depend on it
                 steps.append(torch.zeros_like(pair.student))

@@ -58,6 +58,8 @@ class Ablation:
 
     def moving_pairs(self, pairs: Sequence[ParameterPair], student: nn.Module) -> list[ParameterPair]:
         """The matched pairs that take part in equation 2."""
+        if self.move_head and self.move_embeddings:
+            return list(pairs)
         moves = {"head": self.move_head, "embeddings": self.move_embeddings, "encoder": True}
         return [pair for pair in pairs if moves[part_of_model(student, pair.student_name)]]
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of
-from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
+from reptile_distil.models.layer_map import ParameterPair
+from reptile_distil.runtime.processes import ALONE, Processes, cut_like, local_part, whole
 
 MAX_SCRATCH_ELEMENTS = 2**22
 """Gradients are turned into steps by this many elements at a time: its scratch memory stays at 16 MB."""
@@ -282,6 +283,22 @@ def divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
     magnitude = torch._foreach_abs(gradients)
     torch._foreach_add_(magnitude, eps)
     torch._foreach_div_(gradients, magnitude)
+
+
+@torch.no_grad()
+def difference_on_common_rows(pair: ParameterPair) -> Tensor:
+    """theta_t - theta_s' of two tables (V, D) with other numbers of rows, in the teacher's shape; 0 where one has none.
+
+    The student's `.grad` is theta_s - theta_s', or None for 0; it stays. Sharded tables are cut elsewhere, and are
+    gathered for it.
+    """
+    theta_t, theta_s = whole(pair.teacher.detach()), whole(pair.student.detach())
+    rows = min(len(theta_t), len(theta_s))
+    difference = torch.zeros_like(theta_t)
+    difference[:rows] = theta_t[:rows] - theta_s[:rows]
+    if pair.student.grad is not None:
+        difference[:rows] += whole(pair.student.grad)[:rows]
+    return cut_like(pair.teacher, difference)
 
 
 def in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +14,16 @@ from reptile_distil.errors import ModelError, first_sentence
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.randomness import seeded
 
+logger = logging.getLogger(__name__)
+
 _NUM_TOKENS = 8
 """Of the row that a model is tried out with: some models pool neighbours, and cannot read a single token."""
+
+_ROUNDING = 1e-4
+"""A logit that differs by no more is taken for the same."""
+
+_ANY_ID = 2**16
+"""Stands for the number of ids of a model that reads any."""
 
 
 def check_it_runs(name: str, model: Any) -> None:
@@ -21,9 +31,7 @@ def check_it_runs(name: str, model: Any) -> None:
     for key, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"{name}: the weights {key!r} hold infinite or undefined numbers; the file is damaged")
-    row = torch.zeros(1, _NUM_TOKENS, dtype=torch.long)
-    end = getattr(model.config, "eos_token_id", None)  # from the state of which some models classify
-    row[0, -1] = end if isinstance(end, int) and 0 <= end < embedding_rows(model) else 0
+    row = end_rows(model, torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
     try:  # in training mode, where dropout has its say
         logits = _logits(model, {"input_ids": row, "attention_mask": torch.ones_like(row)}, training=True)
     except Exception as error:  # each wrong size has an exception of its own
@@ -40,6 +48,43 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
             f"{name}: its tokenizer gives ids up to {highest}, but the model has only {size} embeddings; "
             "they do not belong together"
         )
+
+
+def fit_padding(name: str, model: Any, tokenizer: Any) -> None:
+    """Sets pad token and side so that a padded row means what it means alone, where they can do that; in place.
+
+    A model that classifies from a row's last
+    token (a decoder) finds it by the pad token in its own configuration: that becomes the tokenizer's where padding
+    changes the logits otherwise. So does the side: a decoder that counts positions from the left is padded on the
+    right, XLNet, which reads the last position, on the left. What already works stays as it is, and so does what no
+    choice mends (FNet, which sees padding).
+    """
+    before = (getattr(model.config, "pad_token_id", None), tokenizer.padding_side)
+    pads = dict.fromkeys((before[0], tokenizer.pad_token_id))
+    choices = [(pad, side) for side in sorted(("left", "right"), key=lambda side: side != before[1]) for pad in pads]
+    effects: dict[tuple[int | None, str], float] = {}
+    for choice in choices:
+        model.config.pad_token_id, tokenizer.padding_side = choice
+        effects[choice] = _effect_of_padding(model, tokenizer)
+        if effects[choice] <= _ROUNDING:
+            break
+    best = min(effects, key=lambda choice: effects[choice])
+    kept = effects[best] > _ROUNDING or best == before
+    model.config.pad_token_id, tokenizer.padding_side = before if kept else best
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if not kept and best[1] != before[1]:
+        logger.info("%s: rows are padded on the %s: on the %s it changes the logits", name, best[1], before[1])
+
+
+def _effect_of_padding(model: Any, tokenizer: Any) -> float:
+    """How much a logit of a short text differs between the text alone and beside a longer one; infinity: it fails."""
+    try:
+        rows = tokenizer(["a", "a a a a a a"], padding=True, return_tensors="pt")
+        alone = tokenizer(["a"], return_tensors="pt")
+        return float((_logits(model, rows)[:1] - _logits(model, alone)).abs().max())
+    except Exception:  # each architecture has its own; `check_rows` says what is wrong
+        return math.inf
 
 
 def check_rows(name: str, model: Any, tokenizer: Any, *, is_pair: bool, max_length: int) -> None:
@@ -89,9 +134,53 @@ def set_length(tokenizer: Any, model: Any, max_length: int) -> None:
     tokenizer.model_max_length = max(known, max_length)
 
 
+def embedding_table(model: Any) -> Tensor | None:
+    """The weights (V, D) of which each token id has a row; None where there are none, as in CANINE, which hashes ids.
+
+    They need not be those of an `nn.Embedding`: I-BERT's are in a module of its own.
+    """
+    try:
+        table = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    weight = getattr(table, "weight", None)  # Perceiver's "embeddings" are a parameter of something else
+    return weight if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
 def embedding_rows(model: Any) -> int:
-    """How many tokens the model has an embedding for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    """How many token ids the model can read: rows of its table; without one, what its configuration says, or any."""
+    table = embedding_table(model)
+    size = getattr(model.config, "vocab_size", None) if table is None else table.shape[0]
+    return size if isinstance(size, int) and size > 0 else _ANY_ID
+
+
+def end_rows(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The rows (B, L) with the model's end token in the last place of each, from whose state some models classify.
+
+    It stands nowhere else. Where a mask (B, L) says so, a row ends before its padding.
+    """
+    end = getattr(model.config, "eos_token_id", None)
+    if not isinstance(end, int) or not 0 <= end < embedding_rows(model):
+        return ids
+    mask = torch.ones_like(ids) if mask is None else mask
+    other = next(i for i in range(embedding_rows(model)) if i not in (end, getattr(model.config, "pad_token_id", None)))
+    ids = torch.where((ids == end) & mask.bool(), other, ids)
+    return ids.scatter(1, mask.sum(1, keepdim=True) - 1, end)
+
+
+def check_states(name: str, model: Any) -> None:
+    """Raises `ModelError` where the model gives no hidden states, or not one for each token in each layer."""
+    row = end_rows(model, torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
+    with seeded(0), torch.no_grad():
+        states = Classifier(model).outputs(
+            {"input_ids": row, "attention_mask": torch.ones_like(row)}, hidden_states=True
+        )
+    lengths = {state.shape[1] for state in states.hidden_states}
+    if lengths != {_NUM_TOKENS}:
+        raise ModelError(
+            f"{name}: of {_NUM_TOKENS} tokens its layers have {', '.join(map(str, sorted(lengths)))} hidden states, so "
+            "they cannot be compared: set loss.hidden=0 and loss.patient=0, or choose another model"
+        )
 
 
 def _logits(model: Any, inputs: dict[str, Tensor], *, training: bool = False) -> Tensor:

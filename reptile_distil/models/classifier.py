@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
+from reptile_distil.data.features import TEACHER_COLUMNS
 from reptile_distil.errors import ModelError
 from reptile_distil.models.packing import packed_logits, use_packing
 from reptile_distil.runtime.processes import local_part
@@ -34,6 +35,9 @@ class Classifier(nn.Module):
     Raises:
         ModelError: the model cannot be packed.
     """
+
+    columns = ""
+    """What the names of its columns in a batch begin with."""
 
     def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
@@ -64,7 +68,8 @@ class Classifier(nn.Module):
 
     def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
         """Logits, and where asked for hidden states. Raises `ModelError` where the model gives none."""
-        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in self._inputs}
+        named = {name: self.columns + name for name in self._inputs}
+        inputs: dict[str, Any] = {name: batch[column] for name, column in named.items() if column in batch}
         if hidden_states:
             inputs["output_hidden_states"] = True
         # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
@@ -77,9 +82,10 @@ class Classifier(nn.Module):
                 return Outputs(packed_logits(self.model, inputs))
             output = self.model(**inputs)
         # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
-        if hidden_states and not output.hidden_states:
+        states = getattr(output, "hidden_states", None) if hidden_states else ()
+        if hidden_states and not states:
             raise ModelError(f"{type(self.model).__name__} gives no hidden states: a loss on them cannot be computed")
-        return Outputs(output.logits, output.hidden_states if hidden_states else ())
+        return Outputs(output.logits, states or ())
 
 
 class Student(Classifier):
@@ -87,10 +93,21 @@ class Student(Classifier):
 
 
 class Teacher(Classifier):
-    """The classifier that gives soft labels: always in eval mode, never in the student's graph, yet trainable."""
+    """The classifier that gives soft labels: always in eval mode, never in the student's graph, yet trainable.
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
+    With `has_own_tokens` it reads the columns of a batch that its own tokenizer has made (see `Features.of_teacher`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        packed: bool = False,
+        has_own_tokens: bool = False,
+    ) -> None:
         super().__init__(model, autocast_dtype=autocast_dtype, packed=packed)
+        self.columns = TEACHER_COLUMNS if has_own_tokens else ""
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

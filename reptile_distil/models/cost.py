@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reptile_distil.data.batches import Batch
+from reptile_distil.models.checks import embedding_rows, end_rows
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.measuring import is_out_of_memory, time_in_turn, wait_for
 
@@ -34,8 +35,7 @@ def compare_latency(teacher: Classifier, student: Classifier, *, length: int, de
     teacher.eval()
     student.eval()
     try:
-        batches = {size: _batch(student.model.config, size, length, device) for size in BATCH_SIZES}
-        measured = {str(size): _measure(teacher, student, batch, device) for size, batch in batches.items()}
+        measured = {str(size): _measure(teacher, student, size, length, device) for size in BATCH_SIZES}
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -48,9 +48,11 @@ def compare_latency(teacher: Classifier, student: Classifier, *, length: int, de
 
 
 @torch.no_grad()
-def _measure(teacher: Classifier, student: Classifier, batch: Batch, device: str) -> dict[str, float]:
+def _measure(teacher: Classifier, student: Classifier, num_rows: int, length: int, device: str) -> dict[str, float]:
+    batches = {model: _batch_for(model, num_rows, length, device) for model in (teacher, student)}
+
     def call(model: Classifier) -> None:
-        model(batch)
+        model(batches[model])
         wait_for(device)
 
     on_one_thread = device == "cpu" and torch.get_num_threads() == 1
@@ -66,11 +68,17 @@ def _measure(teacher: Classifier, student: Classifier, batch: Batch, device: str
     return {**medians, "rounds": times["teacher"].num_rounds}
 
 
-def _batch(config: Any, num_rows: int, length: int, device: Any) -> Batch:
-    """(num_rows, length) ids of a word from the middle of the vocabulary, which is no padding in any of them."""
-    ids = torch.full((num_rows, length), config.vocab_size // 2, device=device)
+def _batch_for(classifier: Classifier, num_rows: int, length: int, device: str) -> Batch:
+    """As `plain_batch`, its columns named as the classifier has them in a batch for two models."""
+    prefix = classifier.columns if isinstance(classifier, Classifier) else ""
+    return {prefix + name: ids for name, ids in plain_batch(classifier.model, num_rows, length, device).items()}
+
+
+def plain_batch(model: Any, num_rows: int, length: int, device: Any) -> Batch:
+    """(num_rows, length) ids of a word from the middle of the vocabulary, which is no padding, and the end token."""
+    ids = end_rows(model, torch.full((num_rows, length), embedding_rows(model) // 2)).to(device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if getattr(config, "type_vocab_size", 0):
+    if getattr(model.config, "type_vocab_size", 0):
         batch["token_type_ids"] = torch.zeros_like(ids)
     return batch
 
@@ -81,7 +89,7 @@ def flops_per_sequence(model: nn.Module, length: int) -> int:
     Counted by PyTorch in a forward pass: all matrix products, those of attention over all pairs of tokens. Softmax,
     normalisation, activations and biases are left out (about 1 %). The model's mode is restored.
     """
-    batch = _batch(model.config, 1, length, next(model.parameters()).device)
+    batch = plain_batch(model, 1, length, next(model.parameters()).device)
     was_training = model.training
     # PyTorch does not count its fused attention on a CPU. The counter's hooks fail without gradients where a weight is
     # an argument of a module, as in DeBERTa.

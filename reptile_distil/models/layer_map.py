@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.errors import LayerMapError
+from reptile_distil.models.checks import embedding_table
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,21 @@ LayerMap = tuple[tuple[int, ...], ...]
 
 
 class ParameterPair(NamedTuple):
-    """A teacher parameter and the student parameter, of the same shape, that it is matched with."""
+    """A teacher parameter and the student parameter that it is matched with.
+
+    Both have the same shape, but for tables of token embeddings, of which one may have more rows: one vocabulary is
+    often filled up to a round number. The rows that both have are then matched.
+    """
 
     teacher_name: str
     teacher: nn.Parameter
     student_name: str
     student: nn.Parameter
+
+    @property
+    def has_same_shape(self) -> bool:
+        """Whether every row of one has a partner in the other."""
+        return self.teacher.shape == self.student.shape
 
 
 def resolve_layer_map(
@@ -105,16 +115,42 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The dotted name and the list of the model's encoder layers, found from the module tree.
 
     It is the outermost `nn.ModuleList` as long as the config's `num_hidden_layers`. Raises `LayerMapError` where
-    there is none, as in ALBERT, whose layers share one set of weights.
+    there is none, as in ALBERT, whose layers share one set of weights, or where several lists side by side hold the
+    parts of the layers, as in XLM.
     """
     depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return name, module
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if lists:
+        around = lists[0][0].rpartition(".")[0]
+        beside = [name for name, module in lists if name.rpartition(".")[0] == around and list(module.parameters())]
+        if len(beside) > 1:
+            raise LayerMapError(
+                f"{type(model).__name__}: the parts of its layers lie in {len(beside)} lists ({beside[0]}, "
+                f"{beside[1]}, ...), which cannot be matched or copied layer by layer: use method: kd, and "
+                "student.init=pretrained"
+            )
+        return lists[0]
     raise LayerMapError(
         f"{type(model).__name__}: no list of {depth} encoder layers found in the model; "
-        "models that share one layer's weights (ALBERT) cannot be matched layer by layer"
+        "models that share one layer's weights (ALBERT) cannot be matched or copied layer by layer: use method: kd, "
+        "and student.init=pretrained"
     )
+
+
+def _names_of_layers(teacher: nn.Module, student: nn.Module) -> tuple[str, str]:
+    """The names of both models' lists of layers: of one architecture the same, where one depth fits two lists.
+
+    CANINE with one layer has three lists of that length, of which another comes first.
+    """
+    names = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    if type(teacher) is type(student):
+        modules = [dict(model.named_modules()) for model in (teacher, student)]
+        depths = [len(encoder_layers(model)[1]) for model in (teacher, student)]
+        for name in names:
+            lists = [of_model.get(name) for of_model in modules]
+            if all(isinstance(m, nn.ModuleList) and len(m) == n for m, n in zip(lists, depths, strict=True)):
+                return name, name
+    return names
 
 
 def match_models(
@@ -122,7 +158,7 @@ def match_models(
 ) -> list[ParameterPair]:
     """Every matched pair of parameters under a map's name or an explicit list. Raises `LayerMapError`.
 
-    One line of the log counts the parameters of matched layers that have no partner.
+    One line of the log counts the parameters of matched layers that have no partner, and one the rows of embeddings.
     """
     resolved = resolve_layer_map(
         layer_map,
@@ -136,6 +172,13 @@ def match_models(
             f"{number} weight{'s' * (number > 1)} without a partner in the other model, which equation 2 leaves as "
             f"{'they are' if number > 1 else 'it is'}: {', '.join(names[:4])}{', ...' * (number > 4)}"
         )
+    for pair in pairs:
+        if not pair.has_same_shape:
+            in_teacher, in_student = len(pair.teacher), len(pair.student)
+            _log_once(
+                f"the teacher has {in_teacher} embeddings, the student {in_student}: the first "
+                f"{min(in_teacher, in_student)} are matched, the others stay as they are in equation 2"
+            )
     return pairs
 
 
@@ -145,8 +188,9 @@ def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap)
     A student parameter appears once for each teacher layer it is matched with. Layers of one architecture need not
     have all parameters in common: ModernBERT's first layer lacks a norm that the others have. Raises `LayerMapError`
     where a partner is missing for another reason or has another shape: the Reptile update subtracts one from the other.
+    Token embeddings may be more in one model than in the other: both must then be read with one tokenizer.
     """
-    teacher_prefix, student_prefix = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    teacher_prefix, student_prefix = _names_of_layers(teacher, student)
     teacher_parameters = dict(teacher.named_parameters())
     pairs = []
     for student_name, student_parameter in student.named_parameters():
@@ -155,9 +199,13 @@ def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap)
             if teacher_parameter is None:
                 if not _may_be_alone(student_name, student_prefix, student, teacher):
                     raise LayerMapError(_no_partner(student_name, student, teacher_name, teacher))
-            elif not _grows_with_depth(teacher_parameter, teacher, student_parameter, student):
-                _check_shapes(teacher_name, teacher_parameter, student_name, student_parameter)
-                pairs.append(ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter))
+                continue
+            pair = ParameterPair(teacher_name, teacher_parameter, student_name, student_parameter)
+            if not _are_tables_of_one_width(teacher_parameter, teacher, student_parameter, student):
+                if _grows_with_depth(teacher_parameter, teacher, student_parameter, student):
+                    continue
+                _check_shapes(pair)
+            pairs.append(pair)
     for name in _left_over(teacher, teacher_prefix, pairs, layer_map):
         if not _may_be_alone(name, teacher_prefix, teacher, student):
             raise LayerMapError(_no_partner(name, teacher, name, student))
@@ -168,12 +216,13 @@ def unmatched_parameters(
     teacher: nn.Module, student: nn.Module, pairs: Sequence[ParameterPair], layer_map: LayerMap
 ) -> list[str]:
     """Names of the parameters that are in no pair, but for those of layers that are not matched at all."""
+    teacher_prefix, student_prefix = _names_of_layers(teacher, student)
     in_pairs = {pair.student_name for pair in pairs}
-    free_layers = tuple(f"{encoder_layers(student)[0]}.{k}." for k, partners in enumerate(layer_map) if not partners)
+    free_layers = tuple(f"{student_prefix}.{k}." for k, partners in enumerate(layer_map) if not partners)
     of_student = [
         name for name, _ in student.named_parameters() if name not in in_pairs and not name.startswith(free_layers)
     ]
-    of_teacher = _left_over(teacher, encoder_layers(teacher)[0], pairs, layer_map)
+    of_teacher = _left_over(teacher, teacher_prefix, pairs, layer_map)
     return [f"the teacher's {name}" for name in of_teacher] + [f"the student's {name}" for name in of_student]
 
 
@@ -182,7 +231,7 @@ def copy_layers(teacher: nn.Module, student: nn.Module, layer_map: LayerMap) -> 
 
     Returns the names of the student's parameters that have no such weight in the teacher, and stay as they are.
     """
-    teacher_prefix, student_prefix = encoder_layers(teacher)[0], encoder_layers(student)[0]
+    teacher_prefix, student_prefix = _names_of_layers(teacher, student)
     of_teacher = dict(teacher.named_parameters())
     left = []
     with torch.no_grad():
@@ -204,10 +253,14 @@ def part_of_model(model: nn.Module, name: str) -> Literal["embeddings", "encoder
 
 
 def _embeddings(model: Any, layers: str) -> str:
-    """What the names of all weights before the encoder begin with."""
-    table = model.get_input_embeddings()
-    name: str = next(name for name, module in model.named_modules() if module is table)
-    around = name.rpartition(".")[0]  # such as bert.embeddings
+    """What the names of all weights before the encoder begin with. Raises `LayerMapError` where that is not known."""
+    table = embedding_table(model)
+    names = [name.rpartition(".")[0] for name, weight in model.named_parameters() if weight is table]
+    if table is None:  # as in CANINE, whose embeddings are several tables
+        names = [name for name, _ in model.named_modules() if name.rpartition(".")[2].endswith("embeddings")]
+        return _first_of(names, model)
+    name = _first_of(names, model)  # such as bert.embeddings.word_embeddings
+    around = name.rpartition(".")[0]
     beside_layers = not around or layers.startswith(around + ".")  # as XLNet's
     return name if beside_layers else around
 
@@ -226,12 +279,24 @@ def _no_partner(name: str, model: nn.Module, partner: str, other: nn.Module) -> 
     )
 
 
-def _check_shapes(teacher_name: str, teacher: Tensor, student_name: str, student: Tensor) -> None:
-    if teacher.shape != student.shape:
+def _first_of(names: Sequence[str], model: Any) -> str:
+    if not names:
+        raise LayerMapError(f"{type(model).__name__}: its embeddings are not found in the model: use method: kd")
+    return names[0]
+
+
+def _are_tables_of_one_width(one: Tensor, model: Any, other: Tensor, other_model: Any) -> bool:
+    """Whether both are the token embeddings of their models, and differ in the number of tokens alone."""
+    tables = embedding_table(model), embedding_table(other_model)
+    return one is tables[0] and other is tables[1] and one.shape[1:] == other.shape[1:]
+
+
+def _check_shapes(pair: ParameterPair) -> None:
+    if not pair.has_same_shape:
         raise LayerMapError(
-            f"teacher {teacher_name!r} has shape {tuple(teacher.shape)}, student {student_name!r} has shape "
-            f"{tuple(student.shape)}: Reptile needs teacher and student of equal width, vocabulary and classes; "
-            "otherwise use method: kd"
+            f"teacher {pair.teacher_name!r} has shape {tuple(pair.teacher.shape)}, student {pair.student_name!r} has "
+            f"shape {tuple(pair.student.shape)}: Reptile needs teacher and student of equal width, vocabulary and "
+            "classes; otherwise use method: kd"
         )
 
 

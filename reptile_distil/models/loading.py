@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,34 @@ def find_folder(name: str) -> Path | None:
 def is_model_of_a_run(name: str) -> bool:
     """Whether the model `name` lies in the folder of a finished run, or of one under way."""
     folder = find_folder(name)
-    return folder is not None and folder.name == "model" and (folder.parent / "config.yaml").is_file()
+    return folder is not None and any(
+        place.name == "model" and (place.parent / "config.yaml").is_file() for place in real_places(folder)
+    )
+
+
+def real_places(path: Path) -> tuple[Path, Path]:
+    """Where a path such as `.`, `..` or a link lies, as it is written and with links followed."""
+    return Path(os.path.abspath(path)), path.resolve()  # noqa: PTH100 (pathlib has none that does not follow links)
+
+
+_NAMED = 4
+"""So many folders are named in a sentence."""
+
+
+def _look_below(name: str, folder: Path) -> None:
+    """Raises `ModelError` for a folder that holds no model where the folders in it do, and names those."""
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return
+    found = [path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/config.json")]
+    newest = sorted(found, key=lambda path: (path / "config.json").stat().st_mtime, reverse=True)
+    if not newest:
+        return
+    listed = ", ".join(f"{path.relative_to(folder)}/" for path in newest[:_NAMED])
+    more = f" and {len(newest) - _NAMED} more" if len(newest) > _NAMED else ""
+    raise ModelError(
+        f"{name}: has no config.json, but {listed}{more} in it ha{'ve' if len(newest) > 1 else 's'} one: "
+        f"give {'one of them, such as ' if len(newest) > 1 else ''}{newest[0]}"
+    )
 
 
 def load_files(loader: Any, name: str, **options: Any) -> Any:
@@ -95,6 +123,7 @@ def load_files(loader: Any, name: str, **options: Any) -> Any:
             raise ModelError(f"{name}: no such folder")
         folder = find_model_snapshot(name)
         place = str(folder)
+    _look_below(name, folder)
     _check_sizes(folder)
     with quiet_transformers():
         # Damaged files fail in many ways, each with an exception of its own.

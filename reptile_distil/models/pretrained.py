@@ -52,6 +52,7 @@ def load_pretrained(name: str, task: Task, *, seed: int) -> Any:
         if part != model.base_model_prefix:
             getattr(model, part).load_state_dict(module.state_dict())
     check_it_runs(name, model)
+    _output_layer(model, task.num_labels)
     return model
 
 
@@ -210,5 +211,8 @@ def _output_layer(model: Any, num_labels: int) -> nn.Linear:
         if isinstance(module, nn.Linear) and not name.startswith(model.base_model_prefix + ".")
     ]
     if not linears or linears[-1].out_features != num_labels:
-        raise ModelError(f"{type(model).__name__}: no linear layer with {num_labels} outputs found at its end")
+        raise ModelError(
+            f"{type(model).__name__}: no linear layer with {num_labels} outputs found at its end, so its labels cannot "
+            "be put in order; choose another model"
+        )
     return linears[-1]

@@ -176,7 +176,7 @@ def test_another_tokenizer_is_refused_with_both_names(tiny, tmp_path):
     file = model / "tokenizer.json"
     file.write_text(file.read_text().replace('"good"', '"goood"'))
     with pytest.raises(ModelError, match=r"teacher .*model and student toy-bert-2L-16H have different vocabularies"):
-        tiny("method=kd", f"teacher.finetuned={model}").fit()
+        tiny("method=reptile", f"teacher.finetuned={model}").fit()
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

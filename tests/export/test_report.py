@@ -3,6 +3,8 @@
 import json
 import math
 import runpy
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +217,52 @@ def test_an_export_that_differs_is_refused_and_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"differs from PyTorch by 2\.0e-04 in a logit, more than 1e-04"):
         onnx_export.export_onnx(bert(1), tokenizer, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+class OwnError(Exception):
+    """As exporters have them."""
+
+
+NOT_EXPORTED = "a BertForSequenceClassification cannot be exported to ONNX: {}: no such operator; leave --onnx out"
+FAULTS = {
+    "torch.onnx.export": NOT_EXPORTED,
+    "reptile_distil.export.onnx_export.OnnxModel": NOT_EXPORTED,
+    "onnxruntime.quantization.quantize_dynamic": (
+        "the ONNX model cannot be quantised: {}: no such operator; leave --int8 out"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [OwnError, RuntimeError, AssertionError])
+@pytest.mark.parametrize("where", FAULTS)
+@pytest.mark.parametrize("exists", [False, True])
+def test_any_exception_of_an_exporter_is_one_sentence_and_leaves_what_was_there(
+    tmp_path, monkeypatch, kind, where, exists
+):
+    pytest.importorskip("onnxruntime.quantization")
+    folder = tmp_path / "onnx"
+    file = folder / "model.onnx"
+    if exists:
+        folder.mkdir()
+        file.write_text("old")
+
+    def fail(*arguments, **options):
+        for path in map(str, arguments):
+            if path.startswith(str(folder)):
+                Path(path).write_text("half")
+        raise kind("no such\noperator")
+
+    monkeypatch.setattr(where, fail)
+    tokenizer = type("Names", (), {"model_input_names": ["input_ids", "attention_mask"]})
+    if "quantize" in where:
+        call = partial(onnx_export.quantize_int8, tmp_path / "made.onnx", file)
+    else:
+        call = partial(onnx_export.export_onnx, bert(1), tokenizer, file)
+    with pytest.raises(ModelError) as fault:
+        call()
+    assert str(fault.value) == f"{file}: {FAULTS[where].format(kind.__name__)}"
+    assert folder.exists() == exists
+    assert not exists or [(path.name, path.read_text()) for path in folder.iterdir()] == [("model.onnx", "old")]
 
 
 def test_parity_is_the_largest_difference_of_a_logit(tmp_path):

@@ -22,6 +22,18 @@ def bert(num_layers, *, num_labels=3, width=16, dropout=0.0, seed=0, dtype=torch
     return transformers.BertForSequenceClassification(config).to(dtype)
 
 
+def with_rows(model, num_rows, seed=0):
+    """The model with so many embeddings, new ones at the end."""
+    torch.manual_seed(seed)
+    old = model.get_input_embeddings().weight.detach()
+    new = torch.nn.Embedding(num_rows, old.shape[1], padding_idx=0, dtype=old.dtype)
+    with torch.no_grad():
+        new.weight[: min(num_rows, len(old))] = old[:num_rows]
+    model.set_input_embeddings(new)
+    model.config.vocab_size = num_rows
+    return model
+
+
 def batch(num_rows=8, length=7, *, num_labels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(num_rows, length, dtype=torch.long)

@@ -5,8 +5,19 @@ import torch
 import transformers
 
 from reptile_distil.errors import ModelError
-from reptile_distil.models.checks import check_it_runs, check_rows, check_vocabulary, set_length
+from reptile_distil.models.checks import (
+    check_it_runs,
+    check_rows,
+    check_states,
+    check_vocabulary,
+    embedding_rows,
+    embedding_table,
+    end_rows,
+    fit_padding,
+    set_length,
+)
 from reptile_distil.models.toy import toy_tokenizer
+from tests.helpers.architectures import CONFIGS
 from tests.helpers.models import bert, classifier
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -147,3 +158,114 @@ def test_a_tokenizer_learns_the_length_that_its_model_can_take(known, max_length
     tokens = tokenizer() if known is None else tokenizer(model_max_length=known)
     set_length(tokens, bert(2), max_length)
     assert tokens.model_max_length == expected
+
+
+def tiny(kind, depth=1):
+    torch.manual_seed(0)
+    return transformers.AutoModelForSequenceClassification.from_config(CONFIGS[kind](depth))
+
+
+class Factorised(torch.nn.Module):
+    """Embeddings of a narrower table and a projection; the table is not called `weight`."""
+
+    def __init__(self, rows, width):
+        super().__init__()
+        self.table, self.projection = torch.nn.Embedding(rows, 4), torch.nn.Linear(4, width)
+
+    def forward(self, ids):
+        return self.projection(self.table(ids))
+
+
+def factorised(rows):
+    model = bert(1)
+    model.set_input_embeddings(Factorised(rows, 16))
+    model.config.vocab_size = rows
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "has_table", "rows"),
+    [
+        (lambda: tiny("I-BERT"), True, 64),
+        (lambda: tiny("BART"), True, 64),  # scaled
+        (lambda: tiny("ALBERT"), True, 64),  # narrower than the layers
+        (lambda: tiny("XLM"), True, 64),
+        (lambda: factorised(40), False, 40),
+        (lambda: tiny("CANINE"), False, 2**16),  # hashed: any id
+    ],
+    ids=["I-BERT", "BART", "ALBERT", "XLM", "factorised", "CANINE"],
+)
+def test_embeddings_need_be_no_nn_embedding(make, has_table, rows):
+    model = make()
+    assert (embedding_table(model) is not None) == has_table
+    assert embedding_rows(model) == rows
+    check_it_runs("small", model)
+    if rows < len(toy_tokenizer()):
+        with pytest.raises(ModelError, match=f"the model has only {rows} embeddings"):
+            check_vocabulary("small", model, toy_tokenizer())
+    else:
+        check_vocabulary("small", model, toy_tokenizer())
+        check_rows("small", model, toy_tokenizer(), is_pair=True, max_length=16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "own_pad", "expected"),
+    [
+        ("BERT", "right", 0, ("right", 0)),
+        ("BERT", "left", 0, ("right", 0)),  # positions from the left
+        ("RoBERTa", "left", 0, ("right", 0)),  # it classifies from the first position
+        ("XLNet", "right", 0, ("left", 0)),  # the last position says it
+        ("GPT-2", "left", None, ("right", 0)),
+        ("GPT-2", "right", 5, ("right", 0)),  # its configuration names another token than its tokenizer
+        ("Llama", "left", None, ("left", 0)),
+        ("Qwen3", "right", None, ("right", 0)),
+    ],
+)
+def test_padding_is_chosen_so_that_it_means_nothing(kind, side, own_pad, expected):
+    model, tokens = tiny(kind, 2).eval(), toy_tokenizer()
+    with torch.no_grad():
+        for theta in model.parameters():
+            theta.add_(0.2 * torch.randn(theta.shape))
+    model.config.pad_token_id, tokens.padding_side = own_pad, side
+    fit_padding("small", model, tokens)
+    assert (tokens.padding_side, model.config.pad_token_id) == expected
+    rows = tokens(["a", "a a a a"], padding=True, return_tensors="pt")
+    names = ("input_ids", "attention_mask")
+    with torch.no_grad():
+        batched = model(**{name: rows[name] for name in names}).logits[0]
+        alone = model(**{name: tokens(["a"], return_tensors="pt")[name] for name in names}).logits[0]
+    torch.testing.assert_close(batched, alone, rtol=0, atol=1e-4)
+
+
+def test_what_no_choice_mends_stays_as_it_is():
+    """FNet mixes all positions."""
+    config = transformers.FNetConfig(**{key: size for key, size in SHAPE.items() if "heads" not in key}, vocab_size=64)
+    model, tokens = transformers.FNetForSequenceClassification(config), toy_tokenizer()
+    model.config.pad_token_id, tokens.padding_side = 3, "left"
+    fit_padding("small", model, tokens)
+    assert (tokens.padding_side, model.config.pad_token_id) == ("left", 3)
+
+
+@pytest.mark.parametrize("end", [3, 0, 63])
+def test_a_row_to_try_a_model_with_ends_once(end):
+    model = tiny("BART")
+    model.config.eos_token_id = end
+    ids = torch.randint(0, 64, (5, 9))
+    mask = (torch.arange(9)[None] < torch.tensor([9, 1, 4, 8, 2])[:, None]).long()
+    ended = end_rows(model, ids, mask)
+    assert [row[keep.bool()].tolist().index(end) for row, keep in zip(ended, mask, strict=True)] == [8, 0, 3, 7, 1]
+    assert torch.equal(ended[mask == 0], ids[mask == 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("CANINE", "small: of 8 tokens its layers have 2, 8 hidden states, so they"), ("BART", "gives no hidden states")],
+)
+def test_states_that_cannot_be_compared_are_found_before_training(kind, reason):
+    with pytest.raises(ModelError, match=reason):
+        check_states("small", tiny(kind))
+
+
+@pytest.mark.parametrize("kind", ["BERT", "XLNet", "Llama", "ESM"])
+def test_states_that_can_be_compared_are_fine(kind):
+    check_states("small", tiny(kind))

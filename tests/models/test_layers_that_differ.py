@@ -13,6 +13,7 @@ from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models import layer_map
 from reptile_distil.models.layer_map import match_models, pair_parameters
 from reptile_distil.models.pretrained import start_from_teacher_layers, start_random
+from tests.helpers.architectures import CONFIGS
 from tests.helpers.models import batch, changed, weights
 
 COMMON = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 0, "hidden_size": 16, "num_attention_heads": 2}
@@ -188,9 +189,31 @@ def test_a_student_parameter_without_a_partner_is_counted_too(caplog):
     ]
 
 
-@pytest.mark.parametrize("options", [{"hidden_size": 32}, {"vocab_size": 31}, {"num_labels": 2}])
+@pytest.mark.parametrize("options", [{"hidden_size": 32}, {"num_labels": 2}])
 def test_other_shapes_are_refused_however_the_layers_differ(options, monkeypatch):
     teacher = make(modernbert(4))
     monkeypatch.setattr(f"{__name__}.COMMON", COMMON | options)
     with pytest.raises(LayerMapError, match="Reptile needs teacher and student of equal width, vocabulary and classes"):
         pair_parameters(teacher, make(modernbert(2)), ((1,), (3,)))
+
+
+@pytest.mark.parametrize("kind", ["XLM", "Flaubert"])
+def test_layers_whose_parts_lie_in_several_lists_are_refused_with_the_remedy(kind):
+    config = getattr(transformers, f"{kind}Config")(
+        emb_dim=16, n_layers=2, n_heads=2, vocab_size=30, max_position_embeddings=32
+    )
+    message = (
+        r"the parts of its layers lie in \d lists \(transformer\.attentions, transformer\.\w+, \.\.\.\).*method: kd"
+    )
+    with pytest.raises(LayerMapError, match=message):
+        start_from_teacher_layers(make(config), (1,))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_list_of_the_same_length_elsewhere_is_not_taken_for_the_layers(layer):
+    """CANINE has encoders of one layer before and behind the one whose layers are counted."""
+    teacher = make(CONFIGS["CANINE"](2))
+    of_teacher = weights(teacher)
+    for name, weight in weights(start_from_teacher_layers(teacher, (layer,))).items():
+        source = name.replace("canine.encoder.layer.0.", f"canine.encoder.layer.{layer}.")
+        assert torch.equal(weight, of_teacher[source]), name

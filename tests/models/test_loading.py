@@ -1,6 +1,7 @@
 """Where a model's files are looked for, and what is refused before anything is computed."""
 
 import functools
+import os
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import transformers
 
 from reptile_distil.errors import ModelError
 from reptile_distil.models import loading
+from reptile_distil.models.loading import is_model_of_a_run, load_config_file
 from reptile_distil.models.pretrained import (
     load_finetuned,
     load_pretrained,
@@ -19,6 +21,7 @@ from reptile_distil.models.toy import toy_tokenizer
 from tests.helpers.models import bert
 from tests.helpers.saved_models import (
     MNLI,
+    RTE,
     edit_config,
     save,
 )
@@ -186,3 +189,44 @@ def test_damaged_files_in_the_cache_are_one_sentence_with_their_folder(tmp_path,
     monkeypatch.setattr(loading, "find_model_snapshot", lambda name: tmp_path)
     with pytest.raises(ModelError, match=rf"^some/name: no model or tokenizer can be loaded from {tmp_path}: [^\n]+$"):
         load_tokenizer("some/name")
+
+
+PLACES = {
+    ("checkpoint-500",): "checkpoint-500/ in it has one: give {}/checkpoint-500",
+    ("model",): "model/ in it has one: give {}/model",
+    ("out/best",): "out/best/ in it has one: give {}/out/best",
+    ("checkpoint-500", "checkpoint-1000"): (
+        "checkpoint-1000/, checkpoint-500/ in it have one: give one of them, such as {}/checkpoint-1000"
+    ),
+    ("a", "b", "c", "d", "e", "f"): "f/, e/, d/, c/ and 2 more in it have one: give one of them, such as {}/f",
+}
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("load", [load_tokenizer, load_config_file, lambda name: load_finetuned(name, RTE)])
+def test_a_folder_one_level_too_high_is_one_sentence_that_names_what_lies_in_it(tmp_path, load, places, ending):
+    for age, place in enumerate(places):
+        folder = tmp_path / "run" / place
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        os.utime(folder / "config.json", (age, age))
+    run = f"{tmp_path}/run"
+    with pytest.raises(ModelError) as fault:
+        load(run + ending)
+    assert str(fault.value) == f"{run}{ending}: has no config.json, but {PLACES[places].format(run)}"
+
+
+@pytest.mark.parametrize(
+    "way", [".", "./", "../model", "../model/", "{}/run/model/", "{}/run/model/onnx/..", "{}/link"]
+)
+def test_a_runs_model_is_one_however_it_is_named(tmp_path, monkeypatch, way):
+    """What a run has trained needs no `teacher.label_names`."""
+    model = tmp_path / "run" / "model"
+    (model / "onnx").mkdir(parents=True)
+    for file in (tmp_path / "run" / "config.yaml", model / "config.json", tmp_path / "run" / "results.json"):
+        file.write_text("{}")
+    (tmp_path / "link").symlink_to(model)
+    monkeypatch.chdir(model)
+    assert is_model_of_a_run(way.format(tmp_path))
+    assert not is_model_of_a_run(str(model / "onnx"))

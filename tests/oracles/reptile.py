@@ -88,10 +88,22 @@ def literal_teacher_step(teacher, student, settings, teacher_optimizer):
         for teacher_layer in LAYER_MAPS[settings["layer_map"]][int(layer)]:
             partner[f"{before}.layer.{teacher_layer}.{rest}"] = name
     for name, theta_t in teacher.named_parameters():
-        theta_t.grad = theta_t.detach() - weights[partner[name]].detach() if name in partner else None
+        theta_t.grad = (
+            literal_difference(theta_t.detach(), weights[partner[name]].detach()) if name in partner else None
+        )
     if settings["update"] == "adamw":
         clip([p.grad for p in teacher.parameters() if p.grad is not None], settings["max_grad_norm"])
     teacher_optimizer.step()
+
+
+def literal_difference(theta_t, theta_s):
+    """theta_t - theta_s; of two vocabularies, token by token, and nothing for a token that one of them lacks."""
+    if theta_t.shape == theta_s.shape:
+        return theta_t - theta_s
+    difference = torch.zeros_like(theta_t)
+    for token in range(min(len(theta_t), len(theta_s))):
+        difference[token] = theta_t[token] - theta_s[token]
+    return difference
 
 
 def literal_student_first_step(batch, teacher, student, settings, student_optimizer, teacher_optimizer):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reptile_distil import cli
+from reptile_distil import Experiment, cli
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.paths import CONFIGS, ROOT, TINY
@@ -72,6 +72,17 @@ def test_evaluate_gives_the_score_that_the_run_gave(call, tmp_path):
     split, metric, score = out.split()
     saved = json.loads((folder / "results.json").read_text())["scores"]["dev"]["accuracy"]
     assert (split, metric, float(score)) == ("dev", "accuracy", pytest.approx(saved, abs=1e-6))
+
+
+def test_evaluate_finds_the_run_of_a_model_however_it_is_named(call, tmp_path, monkeypatch):
+    results = Experiment.from_yaml(TINY, "method=finetune", f"runs_dir={tmp_path}/runs").fit()
+    model = tmp_path / "runs" / "toy-sentence" / "finetune-seed42" / "model"
+    (tmp_path / "link").symlink_to(model)
+    monkeypatch.chdir(model)
+    for name in (".", "./", "..", "../model", f"{model}/", f"{model}/../model", tmp_path / "link"):
+        code, out, _ = call("evaluate", "--model", name, config=None)
+        assert (name, code) == (name, 0)
+        assert out == f"dev\taccuracy\t{results['scores']['dev']['accuracy']:.6f}\n"
 
 
 def test_evaluate_writes_predictions_whose_accuracy_is_the_score(call, tmp_path):
