@@ -201,6 +201,15 @@ class LossConfig(Section):
         return self
 
 
+class KdConfig(Section):
+    """Distillation from a teacher that stays as it is."""
+
+    keep_logits: bool | None = None
+    """Compute the teacher's logits of all training rows once, in a fixed order, and keep them beside the tokenised
+    data, for all runs with this teacher and these rows; null: where training goes over all rows at least once and the
+    loss needs no hidden states, which are not kept."""
+
+
 # The recipe's, so that a file which extends base.yaml can choose sgd without a word about it.
 INNER_EPS = 3.1623e-7
 

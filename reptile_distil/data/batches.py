@@ -7,12 +7,14 @@ resumed run gets the same ones as a run that was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reptile_distil.data.features import Features, Indices, Padding, pad_rows
@@ -22,7 +24,10 @@ Rows = TypeVar("Rows", datasets.Dataset, Features)
 
 
 Batch = Mapping[str, Tensor]
-"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,)."""
+"""`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,).
+
+Where the teacher's logits were kept, also `teacher_logits` (B, C).
+"""
 
 
 class StepBatches(NamedTuple):
@@ -127,7 +132,9 @@ class Batches:
         self._longest = int(self.lengths.max(initial=0))
         self.extra_batches: ExtraBatchSource | None = None
         """Where the second argument of the method's step comes from; None: the method takes the batch alone."""
-        self._padding = Padding.of(tokenizer)
+        self.teacher_logits: NDArray[np.float32] | None = None
+        """(N, C) the teacher's logits of each row, which each batch then brings; None: it brings none."""
+        self.padding = Padding.of(tokenizer)
 
     @property
     def lengths(self) -> Indices:
@@ -174,10 +181,19 @@ class Batches:
             rows = order[start : start + self.batch_size]
             yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
 
+    def in_batches_of(self, batch_size: int) -> Batches:
+        """The same rows in batches of another size, padded no further than needed, with nothing beside them."""
+        other = copy.copy(self)
+        other.batch_size, other.length_step = batch_size, 1
+        other.extra_batches = other.teacher_logits = None
+        return other
+
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them, up to the next multiple of `length_step`."""
         width = -(-int(self.lengths[rows].max()) // self.length_step) * self.length_step
-        batch = pad_rows(self.features, rows, self._padding, width=min(width, self._longest))
+        batch = pad_rows(self.features, rows, self.padding, width=min(width, self._longest))
+        if self.teacher_logits is not None:
+            batch["teacher_logits"] = torch.from_numpy(self.teacher_logits[rows])
         if torch.device(self.device).type == "cuda":
             # From pinned memory the copy runs beside the computation, and nothing waits for it here.
             return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,20 +13,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.sections import TEACHER_MOVES, Role
-from reptile_distil.data.batches import Batches
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.input_digests import digest_inputs
+from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits, measure_latency
 from reptile_distil.experiments.setup import VALIDATION, Components, Setup
 from reptile_distil.models.classifier import Classifier, Student, count_parameters
-from reptile_distil.models.cost import compare_latency
 from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.records import Results
-from reptile_distil.runs.resume import Recovery
+from reptile_distil.runs.resume import Fingerprints, Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
-from reptile_distil.training.evaluation import Evaluator, evaluate_splits
+from reptile_distil.training.evaluation import Evaluator, evaluate_splits, score_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
 from reptile_distil.training.metrics import Scores
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
@@ -50,6 +50,7 @@ class Run:
     student: Student
     method: Method
     optimizers: dict[str, Optimizer]
+    fingerprints: Fingerprints
     evaluator: Evaluator
     teacher_start: dict[str, Scores]
     schedules: dict[str, LRScheduler]
@@ -81,8 +82,9 @@ class Run:
         """Trains to the end, calling the callbacks, and finishes the run folder; returns its results."""
         self._assemble()
         self._prepare_folder()
-        self._score_teacher()  # as it is at the start, before a checkpoint moves it
+        seconds = self._ask_teacher()  # as it is at the start, before a checkpoint moves it
         self._restore()
+        self.progress.train_seconds += seconds
         with self._reported_to(callbacks) as reports:
             outcome = self._train(interrupts, reports)
         results = self._finish(outcome)
@@ -110,7 +112,8 @@ class Run:
 
     def _prepare_folder(self) -> None:
         """Makes the run folder, or sets it back to the checkpoint."""
-        self.recovery.start(self.config.to_yaml(), self.components.fingerprints())
+        self.fingerprints = self.components.fingerprints()
+        self.recovery.start(self.config.to_yaml(), self.fingerprints)
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,
@@ -121,7 +124,8 @@ class Run:
             self.folder.path,
         )
 
-    def _score_teacher(self) -> None:
+    def _ask_teacher(self) -> float:
+        """Scores the teacher, and keeps its logits where it stays as it is; returns the seconds that training owes."""
         teacher = self.components.teacher
         self.evaluator = Evaluator(
             self.student,
@@ -131,7 +135,22 @@ class Run:
             teacher_moves=self.role in TEACHER_MOVES,
             processes=self.processes,
         )
-        self.teacher_start = self.evaluator.score_teacher_at_start() | self._score(teacher, self.unseen)
+        self.teacher_start = {}
+        if teacher is None:
+            return 0.0
+        kept = TeacherLogits(self.setup, teacher, self.fingerprints["teacher"])
+        with explain_out_of_memory(f"{self._section}.eval_batch_size"):
+            logits = {
+                split: kept.of(batches, self.fingerprints[f"{split} split"])[0]
+                for split, batches in {**self.watched, **self.unseen}.items()
+            }
+        of_watched = {split: logits[split] for split in self.watched}
+        of_unseen = {split: logits[split] for split in self.unseen}
+        self.teacher_start = self.evaluator.score_teacher_at_start(of_watched)
+        self.teacher_start = self.teacher_start | score_splits(of_unseen, self.unseen, self.task.metrics)
+        if not keeps_training_logits(self.config, self.role, self.batches):
+            return 0.0
+        return kept.for_training(self.batches, self.fingerprints["train split"])
 
     def _restore(self) -> None:
         """Starts dropout and schedules, then sets models, optimizers and all else as they were at the checkpoint."""
@@ -223,11 +242,11 @@ class Run:
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": self.teacher_start,
-                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score(teacher, self.unseen),
+                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score_unseen(teacher),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
-                length = self.config.data.max_length
-                results["latency"] = compare_latency(teacher, self.student, length=length, device=device)
+                measure = partial(measure_latency, self.setup, teacher, self.student)
+                results["latency"] = self.processes.on_main(measure)
         return results
 
     def _score_best(self) -> dict[str, Scores]:
@@ -244,6 +263,8 @@ class Run:
         self.processes.on_main(lambda: self._save_predictions(predictions))
         return {split: scores[split] for split in self.unseen}
 
-    def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
-        """The model's scores by split; none where there is no model."""
-        return {} if model is None else evaluate_splits(model, splits, self.task.metrics, self.processes)[0]
+    def _score_unseen(self, teacher: Classifier) -> dict[str, Scores]:
+        """The teacher's scores, as it is at the end, on the splits not evaluated so far."""
+        if self.role not in TEACHER_MOVES:
+            return {split: self.teacher_start[split] for split in self.unseen}
+        return evaluate_splits(teacher, self.unseen, self.task.metrics, self.processes)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -326,7 +326,7 @@ def _load_split(config: Config, task: Task, split: str, tokenizer: Any, *, for_t
         max_length=data.max_length,
         max_rows=data.max_train_rows if for_training else None,
         check_rows=data.check_rows,
-        cache=_cache_folder(data.cache_dir),
+        cache=cache_folder(config),
     )
 
 
@@ -341,7 +341,9 @@ def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: 
     )
 
 
-def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
+def cache_folder(config: Config) -> Path | None:
+    """Where what is kept from run to run lies; None for nowhere."""
+    cache_dir = config.data.cache_dir
     if cache_dir is False:
         return None
     return default_folder() if cache_dir is None else Path(cache_dir).expanduser()

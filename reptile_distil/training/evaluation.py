@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
 
 from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
@@ -24,19 +25,27 @@ WEAK_TEACHER = 0.8
 
 
 @torch.no_grad()
-def predict_logits(model: Classifier, batches: Batches, processes: Processes = ALONE) -> NDArray[np.float32]:
+def predict_logits(
+    model: Classifier, batches: Batches, processes: Processes = ALONE, *, title: str | None = None
+) -> NDArray[np.float32]:
     """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored.
 
-    Several processes share the batches, each computed once, and each process gets all logits.
+    Several processes share the batches, each computed once, and each process gets all logits. With a `title`, a
+    terminal shows a progress bar.
     """
     was_training = model.training
     model.eval()
     order, logits = [], []
+    num_batches = -(-batches.num_batches // processes.count)
+    hidden = True if title is None or not processes.is_main else None
+    shown = tqdm(desc=title, total=num_batches, unit="batch", disable=hidden, dynamic_ncols=True, leave=False)
     try:
         for rows, batch in batches.in_length_order(processes.rank, processes.count):
+            shown.update()
             order.append(rows)
             logits.append(model(batch)[: len(rows)].float().cpu())
     finally:
+        shown.close()
         model.train(was_training)
     in_order = torch.zeros(batches.num_rows, logits[0].shape[1])
     in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits)
@@ -119,10 +128,13 @@ class Evaluator:
         self._teacher_logits: dict[str, NDArray[np.float32]] = {}
         self._weights_at_start: list[torch.Tensor] = []
 
-    def score_teacher_at_start(self) -> dict[str, Scores]:
-        """Scores the teacher as it is now, before anything moves it; later evaluations compare it with that."""
+    def score_teacher_at_start(self, logits: Mapping[str, NDArray[np.float32]] | None = None) -> dict[str, Scores]:
+        """Scores the teacher as it is now, before anything moves it; later evaluations compare it with that.
+
+        `logits` are its logits by split, where they are known.
+        """
         if self.teacher is not None:
-            self._teacher_logits = self._predict(self.teacher)
+            self._teacher_logits = self._predict(self.teacher) if logits is None else dict(logits)
             if self.teacher_moves:
                 weights = self.teacher.parameters()
                 self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in weights]
