@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +19,10 @@ from torch import Tensor
 from reptile_distil.data.features import Features, Indices, Padding, pad_rows
 from reptile_distil.errors import DataError
 
-Rows = TypeVar("Rows", datasets.Dataset, Features)
+if TYPE_CHECKING:
+    import datasets
+
+Rows = TypeVar("Rows", "datasets.Dataset", Features)
 
 
 Batch = Mapping[str, Tensor]
@@ -203,6 +205,8 @@ class Batches:
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
     """No progress bars from `datasets` inside."""
+    import datasets
+
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reptile_distil.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import datasets
 
 Indices = NDArray[np.int64]
 

@@ -4,6 +4,8 @@ With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet
 local cache of `datasets`, then the hub. A user's own task: its CSV, TSV or JSONL files. A toy task: generated.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import io
@@ -14,12 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow as pa
-import pyarrow.parquet
-from datasets.packaged_modules.cache.cache import Cache
+from typing import TYPE_CHECKING, Any
 
 from reptile_distil.data import toy
 from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
@@ -30,6 +27,9 @@ from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import require_hub
 from reptile_distil.runtime.snapshots import cached_snapshots, download_snapshot
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,8 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
 
 def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
     """The rows as an Arrow table in memory."""
+    import datasets  # here and below: it takes a second, and tokenised rows from the cache need none of it
+
     columns: dict[str, Any] = dict(zip(("text", "text_pair"), rows.columns, strict=False))
     features: dict[str, Any] = {name: datasets.Value("string") for name in columns}
     if rows.labels is not None:
@@ -133,6 +135,10 @@ def _hub_split(split: str) -> str:
 
 def _open_saved_split(task: Task, split: str, folder: Path) -> datasets.Dataset | None:
     """The split of a `save_to_disk` folder or of Parquet files in `folder`; None when it holds neither."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet
+
     name = _hub_split(split)
     try:
         if (folder / "dataset_dict.json").is_file() and (folder / name).is_dir():
@@ -197,6 +203,9 @@ def _has_split(folder: Path, split: str) -> bool:
 
 def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
     """The split as an earlier `load_dataset` left it in the cache, or None; the network is not asked."""
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()
     try:
@@ -226,6 +235,8 @@ def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: st
 
 def _digest_dataset(task: Task, dataset: datasets.Dataset) -> str:
     """Hash of the rows of the columns that are read, and of their types and class names."""
+    import pyarrow as pa
+
     names = [name for name in (*task.text_columns, task.label_column) if name in dataset.column_names]
     rows = dataset.select_columns(names)
     hashed = _HashingFile()

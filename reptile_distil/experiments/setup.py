@@ -24,7 +24,6 @@ from reptile_distil.models.checks import check_rows, check_vocabulary, set_lengt
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models.loading import is_model_of_a_run
-from reptile_distil.models.packing import check_packable
 from reptile_distil.models.pretrained import (
     load_finetuned,
     load_pretrained,
@@ -218,8 +217,11 @@ def check_pair(config: Config, task: Task) -> None:
     both = wider_tokenizer(teacher_tokenizer, tokenizer)
     for source, model in ((student_source(config), student), (name, teacher)):
         check_reading(config, task, source, model, both)
-    for model in (teacher, student) if config.data.packing else ():
-        check_packable(model)
+    if config.data.packing:
+        from reptile_distil.models.packing import check_packable
+
+        for model in (teacher, student):
+            check_packable(model)
     build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)

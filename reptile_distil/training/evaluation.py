@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.runtime.processes import ALONE, Processes, local_part
+from reptile_distil.runtime.processes import ALONE, Processes, is_sharded, local_part
 from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.training.records import Evaluation
 
@@ -180,7 +179,7 @@ class Evaluator:
         if not squares:
             return 0.0
         square = torch.stack(squares).sum()
-        if isinstance(weights[0], DTensor):
+        if is_sharded(weights[0]):
             square = square.to(weights[0].device)
             self.processes.sum_([square])
         return float(square.sqrt())

@@ -10,11 +10,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Scores = dict[str, float]
 """Metric name → score, as a fraction (accuracy 0.9, not 90). NaN where the score is undefined."""
@@ -44,6 +41,8 @@ def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> floa
         return _matthews(predicted, expected)
     if metric not in ("pearson", "spearmanr"):
         raise ValueError(f"metric {metric!r}: expected accuracy, f1, matthews_correlation, pearson or spearmanr")
+    from scipy import stats  # not before it is needed: it takes half a second
+
     correlation = stats.pearsonr if metric == "pearson" else stats.spearmanr
     if len(predicted) < 2 or not (np.isfinite(predicted).all() and np.isfinite(expected).all()):
         return math.nan
@@ -71,29 +70,3 @@ def selection_score(scores: Mapping[str, float]) -> float:
 def predictions_from_logits(logits: NDArray[Any]) -> NDArray[Any]:
     """Class indices (N,) from logits (N, C > 1); the numbers themselves from (N, 1)."""
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
-
-
-class GlueMetric(evaluate.Metric):  # type: ignore[misc]
-    """GLUE's scores as an `evaluate.Metric`, built without any network.
-
-    >>> GlueMetric(["accuracy"]).compute(predictions=[1, 0, 1], references=[1, 0, 0])["accuracy"]
-    0.6666666666666666
-    """
-
-    def __init__(self, metrics: Sequence[str], **options: Any) -> None:
-        self.metrics = tuple(metrics)
-        options.setdefault("keep_in_memory", True)
-        super().__init__(config_name="-".join(metrics), **options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        kind = "float32" if {"pearson", "spearmanr"} & set(self.metrics) else "int64"
-        value = datasets.Value(kind)
-        return evaluate.MetricInfo(
-            description="Scores of the GLUE benchmark.",
-            citation="Wang et al.: GLUE, a multi-task benchmark for natural language understanding. ICLR 2019.",
-            inputs_description="predictions and references: class indices, or numbers for regression.",
-            features=datasets.Features({"predictions": value, "references": value}),
-        )
-
-    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> Scores:
-        return compute_scores(predictions, references, self.metrics)

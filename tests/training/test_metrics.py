@@ -11,7 +11,8 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reptile_distil.training.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
+from reptile_distil.training.glue_metric import GlueMetric
+from reptile_distil.training.metrics import compute_scores, predictions_from_logits, selection_score
 
 pytestmark = pytest.mark.smoke
 
