@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import os
 import shutil
+import stat
 
 import pytest
 import torch
@@ -230,6 +232,19 @@ def test_the_kept_predictions_are_those_of_the_best_student_and_score_what_the_r
     assert [names[said] for said in kept["predictions"]] == [
         row.label for row in experiment.predict_split("dev").predictions
     ]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002], ids=oct)
+def test_every_file_of_a_run_has_the_access_that_the_umask_leaves(tiny, umask):
+    before = os.umask(umask)
+    try:
+        experiment = tiny("method=finetune", "checkpoint.keep_when_finished=true", "train.max_steps=2")
+        experiment.fit()
+    finally:
+        os.umask(before)
+    written = [path for path in experiment.folder.path.rglob("*") if path.is_file()]
+    assert {path.name for path in written} >= {"model.safetensors", "tensors.safetensors", "results.json"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o666 & ~umask}
 
 
 def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
