@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,13 +22,14 @@ from reptile_distil.experiments.setup import VALIDATION, Components, Setup
 from reptile_distil.models.classifier import Classifier, Student, count_parameters
 from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.records import Results
+from reptile_distil.runs.results import weak_teacher
 from reptile_distil.runs.resume import Fingerprints, Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
 from reptile_distil.training.evaluation import Evaluator, evaluate_splits, score_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
-from reptile_distil.training.metrics import Scores
+from reptile_distil.training.metrics import Scores, chance_scores, predictions_from_logits
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 from reptile_distil.training.trackers import tracked
 
@@ -53,6 +55,7 @@ class Run:
     fingerprints: Fingerprints
     evaluator: Evaluator
     teacher_start: dict[str, Scores]
+    teacher_facts: dict[str, Any]
     schedules: dict[str, LRScheduler]
     progress: Progress
 
@@ -148,9 +151,21 @@ class Run:
         of_unseen = {split: logits[split] for split in self.unseen}
         self.teacher_start = self.evaluator.score_teacher_at_start(of_watched)
         self.teacher_start = self.teacher_start | score_splits(of_unseen, self.unseen, self.task.metrics)
+        self._look_for_weakness(logits)
         if not keeps_training_logits(self.config, self.role, self.batches):
             return 0.0
         return kept.for_training(self.batches, self.fingerprints["train split"])
+
+    def _look_for_weakness(self, logits: Mapping[str, NDArray[Any]]) -> None:
+        """Warns of a teacher that does not know the task it is to teach."""
+        said = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+        labels = {split: self.components.data[split].features["label"] for split in logits}
+        self.teacher_facts = {
+            "chance": {split: chance_scores(labels[split], self.task.metrics) for split in logits},
+            "one_class": [split for split in logits if np.unique(said[split]).size == 1],
+        }
+        for sentence in weak_teacher(self.teacher_start, **self.teacher_facts):
+            logger.warning("%s", sentence)
 
     def _restore(self) -> None:
         """Starts dropout and schedules, then sets models, optimizers and all else as they were at the checkpoint."""
@@ -239,9 +254,11 @@ class Run:
             results["stopped_by"] = outcome.stopped_by
         teacher = self.components.teacher
         if teacher is not None:
+            self._compare_with_student(results["scores"])
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": self.teacher_start,
+                **self.teacher_facts,
                 "scores_at_end": (outcome.last.teacher_scores or {}) | self._score_unseen(teacher),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
@@ -262,6 +279,11 @@ class Run:
         scores, predictions = evaluate_splits(best, splits, self.task.metrics, self.processes)
         self.processes.on_main(lambda: self._save_predictions(predictions))
         return {split: scores[split] for split in self.unseen}
+
+    def _compare_with_student(self, scores: Mapping[str, Scores]) -> None:
+        """Warns of a teacher that was weaker than the student it has taught."""
+        for sentence in weak_teacher(self.teacher_start, student=scores):
+            logger.warning("%s", sentence)
 
     def _score_unseen(self, teacher: Classifier) -> dict[str, Scores]:
         """The teacher's scores, as it is at the end, on the splits not evaluated so far."""

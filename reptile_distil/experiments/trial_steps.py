@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batches, length_grouped_batches
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS
+from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS, num_warm_ups
 from reptile_distil.runs.state import module_tensors, optimizer_tensors
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
 from reptile_distil.training.loop import Method
@@ -73,7 +73,7 @@ def run_trial_steps(
             students_pass += _time_pass(student, batches)
             teachers_pass += 0.0 if teacher is None else _time_pass(teacher, batches)
         if teacher is not None:
-            tokens = (1 + MIN_ROUNDS) * sum(BATCH_SIZES) * length
+            tokens = sum((num_warm_ups(size, device) + MIN_ROUNDS) * size * length for size in BATCH_SIZES)
             per_token = (students_pass + teachers_pass) / sum(sum(_pass_sizes(batches)) for batches in dev)
             once = teachers_pass + tokens * per_token
             once += 0.0 if logits_of is None else _time_pass(teacher, logits_of)

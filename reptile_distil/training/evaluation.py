@@ -185,6 +185,11 @@ class Evaluator:
         return float(square.sqrt())
 
     def _warn_of_a_weak_teacher(self, score: float, start: float) -> None:
+        first = next(iter(self._teacher_logits))
+        if self.teacher_moves and np.unique(predictions_from_logits(self._teacher_logits[first])).size == 1:
+            logger.warning(
+                "on %s the teacher now says the same for every row: that a student agrees with it means nothing", first
+            )
         if start > 0 and score < WEAK_TEACHER * start:
             logger.warning(
                 "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "

@@ -67,6 +67,14 @@ def selection_score(scores: Mapping[str, float]) -> float:
     return mean if math.isfinite(mean) else -math.inf
 
 
+def chance_scores(references: ArrayLike, metrics: Sequence[str]) -> Scores:
+    """The named scores of whoever says the most frequent class for every row; a correlation with that counts as 0."""
+    expected = np.asarray(references)
+    values, counts = np.unique(expected, return_counts=True)
+    scores = compute_scores(np.full(len(expected), values[counts.argmax()]), expected, metrics)
+    return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
+
+
 def predictions_from_logits(logits: NDArray[Any]) -> NDArray[Any]:
     """Class indices (N,) from logits (N, C > 1); the numbers themselves from (N, 1)."""
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)

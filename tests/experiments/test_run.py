@@ -253,6 +253,21 @@ def test_latency_is_measured_where_teacher_and_student_are_in_memory(tiny):
     assert "latency" not in tiny("method=finetune").fit()
 
 
+def test_a_weak_teacher_is_said_as_training_starts_and_ends(tiny, caplog):
+    """This one says the same class for every row, and its student learns more from the labels than it knows."""
+    experiment = tiny("method=kd", "train.epochs=4", "train.lr=5e-3", "data.max_train_rows=1500")
+    experiment.fit_teacher()
+    caplog.clear()
+    results = experiment.fit()
+    teacher, labels = results["teacher"], experiment.predict_split("dev").labels
+    share = max(labels.count(label) for label in set(labels)) / len(labels)
+    assert teacher["chance"]["dev"]["accuracy"] == pytest.approx(share)
+    assert teacher["one_class"] == ["dev"]
+    own, student = teacher["scores_at_start"]["dev"]["accuracy"], results["scores"]["dev"]["accuracy"]
+    assert f"on dev the teacher (accuracy {own:.4f}) says the same for every row" in caplog.text
+    assert f"on dev the teacher (accuracy {own:.4f}) is below its student (accuracy {student:.4f})" in caplog.text
+
+
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
     real = run_module.evaluate_splits
