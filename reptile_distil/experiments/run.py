@@ -19,13 +19,13 @@ from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.input_digests import digest_inputs
 from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits, measure_latency
 from reptile_distil.experiments.setup import VALIDATION, Components, Setup
-from reptile_distil.models.classifier import Classifier, Student, count_parameters
+from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
 from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.records import Results
 from reptile_distil.runs.results import weak_teacher
 from reptile_distil.runs.resume import Fingerprints, Recovery
 from reptile_distil.runtime.interrupts import Interrupts
-from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
+from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory, peak_memory, reset_peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
 from reptile_distil.training.evaluation import Evaluator, evaluate_splits, score_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
@@ -73,6 +73,7 @@ class Run:
         self.unseen = {} if self.watched is dev else dev
         self._section = "teacher.train" if role == "teacher" else "train"
         self._predictions_are_kept = False
+        self.latency: dict[str, Any] | None = None
 
     def _check_inputs(self) -> None:
         """Raises `RunError` where a file is no longer what it was before it was read: the results would not be its."""
@@ -154,7 +155,22 @@ class Run:
         self._look_for_weakness(logits)
         if not keeps_training_logits(self.config, self.role, self.batches):
             return 0.0
-        return kept.for_training(self.batches, self.fingerprints["train split"])
+        seconds = kept.for_training(self.batches, self.fingerprints["train split"])
+        self._let_go_of(teacher)
+        return seconds
+
+    def _let_go_of(self, teacher: Teacher) -> None:
+        """Frees the memory of a teacher that is asked nothing more, once its latency is known."""
+        if self.config.distributed.shard:
+            return
+        self.latency = self._measure_latency(teacher)
+        teacher.to("meta")
+        free_memory()
+        reset_peak_memory(self.setup.device)  # the peak is to be the training's
+
+    def _measure_latency(self, teacher: Teacher) -> dict[str, Any] | None:
+        """Milliseconds of both models, by the main process."""
+        return self.processes.on_main(partial(measure_latency, self.setup, teacher, self.student))
 
     def _look_for_weakness(self, logits: Mapping[str, NDArray[Any]]) -> None:
         """Warns of a teacher that does not know the task it is to teach."""
@@ -262,8 +278,7 @@ class Run:
                 "scores_at_end": (outcome.last.teacher_scores or {}) | self._score_unseen(teacher),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
-                measure = partial(measure_latency, self.setup, teacher, self.student)
-                results["latency"] = self.processes.on_main(measure)
+                results["latency"] = self.latency or self._measure_latency(teacher)
         return results
 
     def _score_best(self) -> dict[str, Scores]:

@@ -171,7 +171,7 @@ class Evaluator:
 
     def _teacher_drift(self) -> float:
         """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""
-        if self.teacher is None:
+        if self.teacher is None or not self._weights_at_start:
             return 0.0
         weights = list(self.teacher.parameters())
         now = [local_part(weight.detach()).cpu() for weight in weights]

@@ -190,7 +190,7 @@ def test_a_packed_run_is_the_padded_run(tiny, monkeypatch):
     """The toy models have no dropout."""
     packed = []
     monkeypatch.setattr(
-        "reptile_distil.models.classifier.packed_logits", lambda *inputs: packed.append(1) or packed_logits(*inputs)
+        "reptile_distil.models.packing.packed_logits", lambda *inputs: packed.append(1) or packed_logits(*inputs)
     )
     runs = []
     for packing in ("false", "true"):
