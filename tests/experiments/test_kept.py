@@ -307,3 +307,28 @@ def test_extra_batches_bring_no_logits(kd):
     assert train.batch_size == 16
     assert "teacher_logits" in next(train.epoch(1))
     assert "teacher_logits" not in next(other.epoch(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "is_let_go"),
+    [([], True), (["kd.keep_logits=false"], False), (["loss.hidden=1"], False), (["method=reptile"], False)],
+)
+def test_a_teacher_that_is_asked_nothing_more_takes_no_memory(kd, monkeypatch, options, is_let_go):
+    teachers, seen = [], []
+    real = kept.TeacherLogits.__init__
+
+    def remembered(keeper, setup, teacher, fingerprint):
+        teachers.append(teacher)
+        real(keeper, setup, teacher, fingerprint)
+
+    class Look:
+        def on_step_end(self, run, step, logs, rates):
+            seen.append(all(weight.is_meta for weight in teachers[0].parameters()))
+
+    monkeypatch.setattr(kept.TeacherLogits, "__init__", remembered)
+    experiment = kd(*options)
+    experiment.callbacks = (Look(),)
+    results = experiment.fit()
+    assert set(seen) == {is_let_go}
+    assert results["teacher"]["num_parameters"] == sum(weight.numel() for weight in teachers[0].parameters())
+    assert results["latency"]["batches"].keys() == {"1", "32"}
