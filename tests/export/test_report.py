@@ -183,6 +183,7 @@ def test_what_is_kept_is_the_students_score_over_the_teachers(weighed):
             **values,
             "results": weighed.results.model_copy(update={"scores": {"dev": {"accuracy": 0.6}}}),
             "teacher_scores": {"dev": {"accuracy": 0.8}},
+            "weak_teacher": [],
         }
     )
     assert ["kept of the teacher's", "75.0 %"] in cells_of(model_card.performance_tables(shown))
