@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reptile_distil.methods.reptile import ReptileDistiller
     from reptile_distil.models.classifier import Student, Teacher
     from reptile_distil.training.callbacks import Callback, RunInfo, StopTraining
-    from reptile_distil.training.metrics import GlueMetric
+    from reptile_distil.training.glue_metric import GlueMetric
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _MODULES = {
     "DistillationLoss": "methods.losses",
     "Experiment": "experiments.experiment",
     "FineTuner": "methods.finetune",
-    "GlueMetric": "training.metrics",
+    "GlueMetric": "training.glue_metric",
     "KnowledgeDistiller": "methods.kd",
     "MetaDistiller": "methods.metadistil",
     "ReptileDistilError": "errors",

@@ -22,6 +22,8 @@ from reptile_distil.home_folder import expand_home
 from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.launcher import launched_rank, launched_several
 
+logger = logging.getLogger(__name__)
+
 DRY_RUN = "check everything, take a few steps on copies, print plan and estimate, and train nothing"
 EXIT_FAULT = 2  # a fault that the user can mend
 EXIT_STOPPED = 130  # as shells do for Ctrl-C
@@ -65,6 +67,26 @@ def config_of(arguments: argparse.Namespace) -> Config:
         print(describe_config(arguments.config, arguments.overrides), end="", flush=True)
         sys.exit(0)
     return load_config(arguments.config, arguments.overrides)
+
+
+def say_what_starts(config: Config, what: str) -> None:
+    """One line before the imports that take seconds, so that nobody looks at a blank screen."""
+    logger.info("task %s, seed %d: %s", config.task_name, config.seed, what)
+
+
+def say_what_is_next(model: Path) -> None:
+    """After a student's scores, where it lies and what can be done with it."""
+    sys.stdout.flush()
+    logger.info("the student: %s", model)
+    logger.info("next: %s --model %s   # its size, its speed and its model card", _command("report"), model)
+
+
+def _command(script: str) -> str:
+    """How another script is started, in the way that this one was."""
+    started = Path(sys.argv[0])
+    if started.suffix == ".py":
+        return f"python {started.with_name(script + '.py')}"
+    return f"reptile-distil {script}"
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:

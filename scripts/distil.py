@@ -6,7 +6,7 @@ python scripts/distil.py --config configs/sst2.yaml [key=value ...]
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, terminal_width
+from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, say_what_is_next, say_what_starts, terminal_width
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
+    methods = dict.fromkeys((config.method, *config.compare_with))
+    say_what_starts(config, ", ".join(methods))
     if arguments.dry_run:
         from reptile_distil.experiments.dry_run import plan_distillation
         from reptile_distil.experiments.dry_run_text import describe_plan, encodable_on
@@ -26,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.experiments.experiment import Experiment
     from reptile_distil.runs.results import comparison_table
 
-    methods = dict.fromkeys((config.method, *config.compare_with))
     experiments = [Experiment(config.with_values(method=method, compare_with=())) for method in methods]
     results = []
     if config.teacher.finetuned is None and config.needs_teacher(config.method):
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(experiments[0].fit_teacher(wait=True))
     results += [experiment.fit(overwrite=arguments.overwrite) for experiment in experiments]
     print(comparison_table(results, width=terminal_width(sys.stdout)))
+    say_what_is_next(experiments[0].folder.model)
 
 
 if __name__ == "__main__":

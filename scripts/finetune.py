@@ -6,7 +6,7 @@ python scripts/finetune.py --config configs/sst2.yaml [--model student] [key=val
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, terminal_width
+from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, say_what_starts, terminal_width
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
     config = config_of(arguments)
+    say_what_starts(config, f"fine-tuning the {arguments.model}")
     if arguments.dry_run:
         from reptile_distil.experiments.dry_run import plan_runs
         from reptile_distil.experiments.dry_run_text import describe_plan, encodable_on

@@ -68,6 +68,7 @@ class Passes(NamedTuple):
 PASSES = {
     "finetune": Passes(),
     "kd": Passes(teacher_forwards=1),
+    "kd-kept": Passes(),
     "reptile": Passes(teacher_forwards=2, backwards=2),
     "student-first": Passes(teacher_forwards=1),
     "metadistil": Passes(2, forwards=2, backwards=2, second_backwards=1, quizzes=1, teacher_backwards=1),

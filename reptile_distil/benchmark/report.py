@@ -19,6 +19,7 @@ Measured = tuple[Case, list[Measurement]]
 NAMES = {
     "finetune": "fine-tuning",
     "kd": "frozen-teacher KD",
+    "kd-kept": "frozen-teacher KD, kept logits",
     "reptile": "Reptile",
     "student-first": "Reptile, student first",
     "metadistil": "MetaDistil",

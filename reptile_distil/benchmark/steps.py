@@ -207,6 +207,9 @@ def quiz_lengths(lengths: Lengths, settings: Settings) -> Lengths:
 def make_step_batches(method: str, lengths: Lengths, case: Case, settings: Settings) -> list[dict[str, Tensor]]:
     """The arguments of the method's step: a training batch, for MetaDistil also a quiz batch of other tokens."""
     batch = make_batch(lengths, padded_length(method, lengths, case, settings), settings.device)
+    if method == "kd-kept":
+        generator = torch.Generator().manual_seed(0)
+        batch["teacher_logits"] = torch.randn(len(lengths), 2, generator=generator).to(settings.device)
     if not PASSES[method].quizzes:
         return [batch]
     of_quiz = quiz_lengths(lengths, settings)
@@ -234,7 +237,7 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
     if method == "finetune":
         return _step_of(FineTuner(learner, student_optimizer=optimizer), [optimizer], case, settings), shape
     tutor, loss = Teacher(teacher, autocast_dtype=dtype), DistillationLoss()
-    if method == "kd":
+    if method in ("kd", "kd-kept"):
         kd = KnowledgeDistiller(tutor, learner, loss=loss, student_optimizer=optimizer)
         return _step_of(kd, [optimizer], case, settings), shape
     shared: dict[str, Any] = {"loss": loss, "student_optimizer": optimizer}

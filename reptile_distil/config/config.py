@@ -19,6 +19,7 @@ from reptile_distil.config.sections import (
     ComputeConfig,
     DataConfig,
     DistributedConfig,
+    KdConfig,
     LossConfig,
     MetadistilConfig,
     MethodName,
@@ -75,6 +76,7 @@ class Config(Section):
     student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    kd: KdConfig = KdConfig()
     reptile: ReptileConfig = ReptileConfig()
     metadistil: MetadistilConfig = MetadistilConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -147,6 +149,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _logits_are_enough(self) -> Config:
+        is_kd = "kd" in (self.method, *self.compare_with)
+        if is_kd and self.kd.keep_logits and (self.loss.patient or self.loss.hidden):
+            raise ValueError(
+                "kd.keep_logits keeps no hidden states, which loss.patient and loss.hidden compare: set it to null or "
+                "false, or both of them to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _method_can_be_computed_so(self) -> Config:
         methods = (self.method, *self.compare_with)
         if self.data.packing and (self.loss.patient or self.loss.hidden) and set(methods) != {"finetune"}:
@@ -191,7 +203,7 @@ class Config(Section):
         sections = {
             "teacher": ("data", "teacher"),
             "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
-            "kd": ("data", "teacher", "student", "train", "loss"),
+            "kd": ("data", "teacher", "student", "train", "loss", "kd"),
             "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
             "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),
         }[role]
@@ -214,7 +226,7 @@ class Config(Section):
 
 
 # Keys that change how a run is computed or shown, not what it computes.
-_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
+_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing", "keep_logits")
 # Keys that came later, with the value that all runs before them were made with.
 _LATER_KEYS = {
     "reptile.order": "teacher_first",
@@ -320,7 +332,7 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
     for override in _listed(overrides):
         key = override.partition("=")[0]
         section = key.partition(".")[0]
-        if section in ("reptile", "metadistil") and section not in methods:
+        if section in ("kd", "reptile", "metadistil") and section not in methods:
             raise ConfigError(
                 f"command line: {key} has no effect on method {config.method}; leave it out, or give "
                 f"method={section} or compare_with=[{section}]"

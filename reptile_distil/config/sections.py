@@ -185,6 +185,15 @@ class LossConfig(Section):
         return self
 
 
+class KdConfig(Section):
+    """Distillation from a teacher that stays as it is."""
+
+    keep_logits: bool | None = None
+    """Compute the teacher's logits of all training rows once, in a fixed order, and keep them beside the tokenised
+    data, for all runs with this teacher and these rows; null: where training goes over all rows at least once and the
+    loss needs no hidden states, which are not kept."""
+
+
 _OF_EQUATION_1 = ("inner_optimizer", "inner_lr", "inner_eps", "share_forward", "inner_steps", "inner_batch")
 
 

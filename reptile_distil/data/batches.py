@@ -7,24 +7,29 @@ resumed run gets the same ones as a run that was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reptile_distil.data.features import TEACHER_COLUMNS, Features, Indices, Padding, pad_rows
 from reptile_distil.errors import DataError
 
-Rows = TypeVar("Rows", datasets.Dataset, Features)
+if TYPE_CHECKING:
+    import datasets
+
+Rows = TypeVar("Rows", "datasets.Dataset", Features)
 
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, each (B, L); `labels` (B,).
 
 Where the teacher has a tokenizer of its own, its columns are there too, as `teacher_input_ids` and so on.
+Where the teacher's logits were kept, also `teacher_logits` (B, C).
 """
 
 
@@ -138,8 +143,10 @@ class Batches:
         self.length_step = length_step
         self.extra_batches: ExtraBatchSource | None = None
         """Where the second argument of the method's step comes from; None: the method takes the batch alone."""
-        self._padding = Padding.of(tokenizer)
-        self._teacher_padding = None if teacher_tokenizer is None else Padding.of(teacher_tokenizer)
+        self.teacher_logits: NDArray[np.float32] | None = None
+        """(N, C) the teacher's logits of each row, which each batch then brings; None: it brings none."""
+        self.padding = Padding.of(tokenizer)
+        self.teacher_padding = None if teacher_tokenizer is None else Padding.of(teacher_tokenizer)
 
     @property
     def lengths(self) -> Indices:
@@ -186,11 +193,21 @@ class Batches:
             rows = order[start : start + self.batch_size]
             yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
 
+    def in_batches_of(self, batch_size: int) -> Batches:
+        """The same rows in batches of another size, padded no further than needed, with nothing beside them."""
+        other = copy.copy(self)
+        other.batch_size, other.length_step = batch_size, 1
+        other.extra_batches = other.teacher_logits = None
+        return other
+
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them, up to the next multiple of `length_step`."""
-        batch = self._pad(self.features, rows, self._padding)
-        if (of_teacher := self.features.of_teacher) is not None and self._teacher_padding is not None:
-            for name, tensor in self._pad(of_teacher, rows, self._teacher_padding).items():
+        batch = self._pad(self.features, rows, self.padding)
+        of_teacher = self.features.of_teacher
+        if self.teacher_logits is not None:
+            batch["teacher_logits"] = torch.from_numpy(self.teacher_logits[rows])
+        elif of_teacher is not None and self.teacher_padding is not None:
+            for name, tensor in self._pad(of_teacher, rows, self.teacher_padding).items():
                 if name != "labels":
                     batch[TEACHER_COLUMNS + name] = tensor
         if torch.device(self.device).type == "cuda":
@@ -207,6 +224,8 @@ class Batches:
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
     """No progress bars from `datasets` inside."""
+    import datasets
+
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -1,9 +1,9 @@
-"""Tokenised splits kept on disk, memory-mapped, and found again by what they were made of.
+"""Arrays kept on disk, memory-mapped, and found again by what they were made of; above all tokenised splits.
 
-An entry is a folder whose name is the hash of its key: the bytes of the source, the task's columns and classes, the
-tokenizer, the length. It holds plain arrays (`.npy`, no pickle) and entry.json with the key and each array's hash; an
-entry that differs from its hashes in one byte counts as missing and is written anew. It comes into being by a rename,
-so any number of processes may read and write the same cache.
+An entry is a folder whose name is the hash of its key; a split's are the bytes of the source, the task's columns and
+classes, the tokenizer, the length. It holds plain arrays (`.npy`, no pickle) and entry.json with the key and each
+array's hash; an entry that differs from its hashes in one byte counts as missing and is written anew. It comes into
+being by a rename, so any number of processes may read and write the same cache.
 
 Why not the Arrow cache of `datasets`: with the rows of MNLI (392,702) a batch of 32 from it took 4 times the processor
 time of one from these arrays, and 20 times through the tokenizer's own `pad`; both start again within half a second.
@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,12 @@ def load_features(
     key = None if cache is None else _key(source, tokenizer, max_length)
     if cache is None or key is None:
         return _tokenize(source, tokenizer, max_length, max_rows=max_rows, check_rows=check_rows)
-    entry = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-    features = _read_entry(entry, key)
+    features = _read_features(cache, key)
     if features is None:
         features = _tokenize(source, tokenizer, max_length, check_rows=check_rows)
         # The source may have changed while it was read: what came out is then nobody's.
-        if _key(source, tokenizer, max_length) == key and _write_entry(entry, key, features):
-            features = _read_entry(entry, key) or features
+        if _key(source, tokenizer, max_length) == key and keep_arrays(cache, key, _arrays_of(features)):
+            features = _read_features(cache, key) or features
     elif check_rows:
         source.check_num_rows(len(features))
     return draw_rows(features, max_rows)
@@ -132,30 +132,34 @@ def _describe_tokenizer(tokenizer: Any) -> list[Any] | None:
     return [f"{kind.__module__}.{kind.__qualname__}", state_hash, *options]
 
 
-def _read_entry(entry: Path, key: str) -> Features | None:
-    """The features of an entry, memory-mapped; None where it is missing or in any way not what was written."""
+def _read_features(cache: Path, key: str) -> Features | None:
+    arrays = read_arrays(cache, key)
     try:
-        listed = read_json(entry / "entry.json")
-        hashes = listed["hashes"]
-        if listed["key"] != key or any(hash_file(entry / f"{name}.npy") != hashes[name] for name in hashes):
-            return None
-        columns = {name: _open_array(entry, name) for name in TOKEN_COLUMNS if name in hashes}
-        labels = np.array(_open_array(entry, "labels")) if "labels" in hashes else None
-        return Features.end_to_end(columns, _open_array(entry, "lengths"), labels)
-    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None if arrays is None else _features_of(arrays)
+    except (KeyError, DataError):
         return None
 
 
-def _open_array(entry: Path, name: str) -> NDArray[Any]:
-    return np.asarray(np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-
-
-def _write_entry(entry: Path, key: str, features: Features) -> bool:
-    """Whether the entry could be written; a warning says why not."""
+def _arrays_of(features: Features) -> dict[str, NDArray[Any]]:
     arrays = {**features.columns, "lengths": features.lengths.astype(np.int32)}
-    if features.labels is not None:
-        arrays["labels"] = features.labels
-    temporary = entry.parent / f".new-{uuid.uuid4().hex}"
+    return arrays if features.labels is None else {**arrays, "labels": features.labels}
+
+
+def _features_of(arrays: Mapping[str, NDArray[Any]]) -> Features:
+    columns = {name: arrays[name] for name in TOKEN_COLUMNS if name in arrays}
+    labels = np.array(arrays["labels"]) if "labels" in arrays else None
+    return Features.end_to_end(columns, arrays["lengths"], labels)
+
+
+def read_arrays(cache: Path, key: str) -> dict[str, NDArray[Any]] | None:
+    """The arrays kept under this key, memory-mapped; None where there are none, or not just what was written."""
+    return _read_entry(_entry(cache, key), key)
+
+
+def keep_arrays(cache: Path, key: str, arrays: Mapping[str, NDArray[Any]], what: str = "tokenised data") -> bool:
+    """Whether the arrays could be kept under this key; where not, a warning says why, and calls them `what`."""
+    entry = _entry(cache, key)
+    temporary = cache / f".new-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
         for name, array in arrays.items():
@@ -165,11 +169,30 @@ def _write_entry(entry: Path, key: str, features: Features) -> bool:
         (temporary / "entry.json").write_text(listed, encoding="utf-8")
         _put_in_place(temporary, entry, key)
     except OSError as error:
-        _warn_once(f"{entry.parent}: tokenised data cannot be kept there ({error.strerror or error}): going on without")
+        _warn_once(f"{cache}: {what} cannot be kept there ({error.strerror or error}): going on without")
         return False
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
+
+
+def _entry(cache: Path, key: str) -> Path:
+    return cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _read_entry(entry: Path, key: str) -> dict[str, NDArray[Any]] | None:
+    try:
+        listed = read_json(entry / "entry.json")
+        hashes = listed["hashes"]
+        if listed["key"] != key or any(hash_file(entry / f"{name}.npy") != hashes[name] for name in hashes):
+            return None
+        return {name: _open_array(entry, name) for name in hashes}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _open_array(entry: Path, name: str) -> NDArray[Any]:
+    return np.asarray(np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False))
 
 
 def _put_in_place(temporary: Path, entry: Path, key: str) -> None:

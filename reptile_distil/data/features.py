@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reptile_distil.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
 
 Indices = NDArray[np.int64]
 
@@ -202,6 +204,8 @@ def _narrow(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 def _labels(column: pa.ChunkedArray) -> NDArray[Any]:
     """(N,) classes or scores, or (N, C) for lists of one number a label."""
+    import pyarrow as pa
+
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
         return np.array(column.to_pylist(), dtype=np.float64)
     return _wide(column.to_numpy())

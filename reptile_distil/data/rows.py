@@ -13,14 +13,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import open_regular
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.getLogger(__name__)
 Field = str | list[str] | None
@@ -256,6 +256,8 @@ def class_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | Non
 
 def digest_dataset(task: Task, dataset: datasets.Dataset) -> str:
     """Hash of the rows of the columns that are read, and of their types and class names."""
+    import pyarrow as pa
+
     wanted = (*task.text_columns, *(task.label_columns or (task.label_column,)))
     rows = dataset.select_columns([name for name in wanted if name in dataset.column_names])
     hashed = _HashingFile()

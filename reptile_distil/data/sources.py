@@ -5,6 +5,8 @@ local cache of `datasets`, then the hub. A user's own task: its files, a folder 
 of the hub. A toy task: generated.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import logging
@@ -13,13 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import datasets
-import pyarrow as pa
-import pyarrow.parquet
-from datasets.naming import camelcase_to_snakecase
-from datasets.packaged_modules.cache.cache import Cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from reptile_distil.data import toy
 from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
@@ -30,6 +26,9 @@ from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import hub_is_reachable, require_hub
 from reptile_distil.runtime.snapshots import cached_commit, cached_snapshots, download_snapshot, whole_snapshot
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +98,8 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
 
 def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
     """The rows as an Arrow table in memory."""
+    import datasets  # here and below: it takes a second, and tokenised rows from the cache need none of it
+
     columns: dict[str, Any] = dict(zip(("text", "text_pair"), rows.columns, strict=False))
     features: dict[str, Any] = {name: datasets.Value("string") for name in columns}
     if rows.labels is not None:
@@ -136,6 +137,8 @@ def _open_own(task: Task, split: str, place: Path) -> Source:
 
 def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
     """A Parquet file, or what `datasets` has saved in a folder: a data set, or one for each split; None for a file."""
+    import datasets
+
     if place.is_dir():
         for name in (split, _hub_split(split)):
             dataset = _open_saved_split(name, place)
@@ -148,7 +151,9 @@ def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
             f"{place}: no {split} split saved by datasets in this folder, which holds {', '.join(found) or 'nothing'}"
         )
     if place.suffix.lower() == ".parquet" and place.exists():
-        return _reading(place, "file", lambda: datasets.Dataset(pa.parquet.ParquetFile(place).read()))
+        import pyarrow.parquet as parquet
+
+        return _reading(place, "file", lambda: datasets.Dataset(parquet.ParquetFile(place).read()))
     return None
 
 
@@ -188,6 +193,9 @@ def _hub_split(split: str) -> str:
 
 def _open_saved_split(name: str, folder: Path) -> datasets.Dataset | None:
     """The split of a `save_to_disk` folder or of Parquet files in `folder`; None when it holds neither."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet
 
     def read() -> datasets.Dataset | None:
         if (folder / "dataset_dict.json").is_file() and (folder / name).is_dir():
@@ -250,6 +258,9 @@ def _has_split(folder: Path, split: str) -> bool:
 
 def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
     """The split as an earlier `load_dataset` left it in the cache, or None; the network is not asked."""
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity_error()
     try:
@@ -290,6 +301,8 @@ def _open_own_hub(hub: HubDataset, split: str) -> datasets.Dataset:
 
 @functools.cache  # a process reads one revision, and asks for it once
 def _load_own_hub(name: str, config: str | None, revision: str | None) -> datasets.DatasetDict:
+    import datasets
+
     named = f"data set {name}" + (f", config {config}" if config else "")
     commit = cached_commit(name, "dataset", revision)
     cached = _load_prepared(name, config, commit) if config or not hub_is_reachable() else None
@@ -326,6 +339,8 @@ def _load_own_hub(name: str, config: str | None, revision: str | None) -> datase
 @contextlib.contextmanager
 def _uncounted() -> Iterator[None]:
     """Inside, `datasets` reports no loads to another host, which behind a firewall takes three seconds each."""
+    import datasets
+
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
@@ -336,6 +351,10 @@ def _uncounted() -> Iterator[None]:
 
 def _load_prepared(name: str, config: str | None, commit: str) -> datasets.DatasetDict | None:
     """What an earlier load of this very commit left in the cache of `datasets`, or None."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
     owner, _, own_name = name.rpartition("/")
     root = Path(datasets.config.HF_DATASETS_CACHE) / "___".join(filter(None, (owner, camelcase_to_snakecase(own_name))))
     found = sorted(root.glob(f"{config or '*'}/*/{commit}/dataset_info.json")) if commit else []

@@ -16,15 +16,19 @@ from typing import Any, Literal, NamedTuple
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TEACHER_MOVES, Role
+from reptile_distil.data.batches import Batches
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits
+from reptile_distil.experiments.setup import Components
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
 from reptile_distil.runs.resume import Recovery
+from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.training.loop import count_steps
@@ -175,6 +179,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     components, is_stand_in = experiment.prepare(role)
     if status.recovery is not None and not is_stand_in:
         status.recovery.check_inputs(components.fingerprints())
+    logits_of = _pretend_logits(experiment, role, components)
     settings, model, tokenizer, data, teacher = components
     names = _names(config, role)
     key = "teacher.train" if role == "teacher" else "train"
@@ -189,6 +194,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
             teacher=teacher,
             teacher_moves=role in TEACHER_MOVES,
             length=config.data.max_length,
+            logits_of=logits_of,
         )
     facts = _facts(names[0], model)
     teachers = None if teacher is None else _facts(names[1], teacher.model)
@@ -208,6 +214,15 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
         layer_map=layer_map,
         trial=trial,
     )
+
+
+def _pretend_logits(experiment: Experiment, role: Role, components: Components) -> Batches | None:
+    """Lets steps be as quick as with kept logits; returns the batches in which a run would still compute these."""
+    train, teacher = components.data["train"], components.teacher
+    if teacher is None or not keeps_training_logits(experiment.config, role, train):
+        return None
+    kept = TeacherLogits(experiment.setup, teacher, weights_fingerprint(teacher))
+    return kept.pretend_for_training(train, train.features.fingerprint())
 
 
 def disk_needed(runs: Sequence[RunPlan], config: Config) -> int:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -170,6 +169,8 @@ class Experiment:
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
         """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order."""
+        import datasets
+
         if isinstance(texts, str):
             raise DataError(f"predict takes a list of texts, not one text: predict([{texts!r}])")
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]

@@ -5,30 +5,32 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.config.sections import TEACHER_MOVES, Role
-from reptile_distil.data.batches import Batches
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.input_digests import digest_inputs
+from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits, measure_latency
 from reptile_distil.experiments.setup import Components, Setup
-from reptile_distil.models.classifier import Classifier, Student, count_parameters
-from reptile_distil.models.cost import compare_latency
+from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
 from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.records import Results
-from reptile_distil.runs.resume import Recovery
+from reptile_distil.runs.results import weak_teacher
+from reptile_distil.runs.resume import Fingerprints, Recovery
 from reptile_distil.runtime.interrupts import Interrupts
-from reptile_distil.runtime.measuring import explain_out_of_memory, peak_memory
+from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory, peak_memory, reset_peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
-from reptile_distil.training.evaluation import Evaluator, evaluate_splits
+from reptile_distil.training.evaluation import Evaluator, evaluate_splits, score_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
-from reptile_distil.training.metrics import Scores
+from reptile_distil.training.metrics import Scores, chance_scores, predictions_from_logits
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 from reptile_distil.training.trackers import tracked
 
@@ -51,8 +53,10 @@ class Run:
     student: Student
     method: Method
     optimizers: dict[str, Optimizer]
+    fingerprints: Fingerprints
     evaluator: Evaluator
     teacher_start: dict[str, Scores]
+    teacher_facts: dict[str, Any]
     schedules: dict[str, LRScheduler]
     progress: Progress
 
@@ -70,6 +74,7 @@ class Run:
         self.unseen = {} if self.watched is dev else dev
         self._section = "teacher.train" if role == "teacher" else "train"
         self._predictions_are_kept = False
+        self.latency: dict[str, Any] | None = None
 
     def _check_inputs(self) -> None:
         """Raises `RunError` where a file is no longer what it was before it was read: the results would not be its."""
@@ -82,8 +87,9 @@ class Run:
         """Trains to the end, calling the callbacks, and finishes the run folder; returns its results."""
         self._assemble()
         self._prepare_folder()
-        self._score_teacher()  # as it is at the start, before a checkpoint moves it
+        seconds = self._ask_teacher()  # as it is at the start, before a checkpoint moves it
         self._restore()
+        self.progress.train_seconds += seconds
         with self._reported_to(callbacks) as reports:
             outcome = self._train(interrupts, reports)
         results = self._finish(outcome)
@@ -111,7 +117,8 @@ class Run:
 
     def _prepare_folder(self) -> None:
         """Makes the run folder, or sets it back to the checkpoint."""
-        self.recovery.start(self.config.to_yaml(), self.components.fingerprints())
+        self.fingerprints = self.components.fingerprints()
+        self.recovery.start(self.config.to_yaml(), self.fingerprints)
         logger.info(
             "%s on %s: %s parameters, %d training rows, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,
@@ -122,7 +129,8 @@ class Run:
             self.folder.path,
         )
 
-    def _score_teacher(self) -> None:
+    def _ask_teacher(self) -> float:
+        """Scores the teacher, and keeps its logits where it stays as it is; returns the seconds that training owes."""
         teacher = self.components.teacher
         self.evaluator = Evaluator(
             self.student,
@@ -132,7 +140,49 @@ class Run:
             teacher_moves=self.role in TEACHER_MOVES,
             processes=self.processes,
         )
-        self.teacher_start = self.evaluator.score_teacher_at_start() | self._score(teacher, self.unseen)
+        self.teacher_start = {}
+        if teacher is None:
+            return 0.0
+        kept = TeacherLogits(self.setup, teacher, self.fingerprints["teacher"])
+        with explain_out_of_memory(f"{self._section}.eval_batch_size"):
+            logits = {
+                split: kept.of(batches, self.fingerprints[f"{split} split"])[0]
+                for split, batches in {**self.watched, **self.unseen}.items()
+            }
+        of_watched = {split: logits[split] for split in self.watched}
+        of_unseen = {split: logits[split] for split in self.unseen}
+        self.teacher_start = self.evaluator.score_teacher_at_start(of_watched)
+        self.teacher_start = self.teacher_start | score_splits(of_unseen, self.unseen, self.task.metrics)
+        self._look_for_weakness(logits)
+        if not keeps_training_logits(self.config, self.role, self.batches):
+            return 0.0
+        seconds = kept.for_training(self.batches, self.fingerprints["train split"])
+        self._let_go_of(teacher)
+        return seconds
+
+    def _let_go_of(self, teacher: Teacher) -> None:
+        """Frees the memory of a teacher that is asked nothing more, once its latency is known."""
+        if self.config.distributed.shard:
+            return
+        self.latency = self._measure_latency(teacher)
+        teacher.to("meta")
+        free_memory()
+        reset_peak_memory(self.setup.device)  # the peak is to be the training's
+
+    def _measure_latency(self, teacher: Teacher) -> dict[str, Any] | None:
+        """Milliseconds of both models, by the main process."""
+        return self.processes.on_main(partial(measure_latency, self.setup, teacher, self.student))
+
+    def _look_for_weakness(self, logits: Mapping[str, NDArray[Any]]) -> None:
+        """Warns of a teacher that does not know the task it is to teach."""
+        said = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+        labels = {split: self.components.data[split].features["label"] for split in logits}
+        self.teacher_facts = {
+            "chance": {split: chance_scores(labels[split], self.task.metrics) for split in logits},
+            "one_class": [split for split in logits if np.unique(said[split]).size == 1],
+        }
+        for sentence in weak_teacher(self.teacher_start, **self.teacher_facts):
+            logger.warning("%s", sentence)
 
     def _restore(self) -> None:
         """Starts dropout and schedules, then sets models, optimizers and all else as they were at the checkpoint."""
@@ -221,14 +271,15 @@ class Run:
             results["stopped_by"] = outcome.stopped_by
         teacher = self.components.teacher
         if teacher is not None:
+            self._compare_with_student(results["scores"])
             results["teacher"] = {
                 "num_parameters": count_parameters(teacher),
                 "scores_at_start": self.teacher_start,
-                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score(teacher, self.unseen),
+                **self.teacher_facts,
+                "scores_at_end": (outcome.last.teacher_scores or {}) | self._score_unseen(teacher),
             }
             if not self.config.distributed.shard:  # a process cannot time what it has only a part of
-                length = self.config.data.max_length
-                results["latency"] = compare_latency(teacher, self.student, length=length, device=device)
+                results["latency"] = self.latency or self._measure_latency(teacher)
         return results
 
     def _score_best(self) -> dict[str, Scores]:
@@ -245,6 +296,13 @@ class Run:
         self.processes.on_main(lambda: self._save_predictions(predictions))
         return {split: scores[split] for split in self.unseen}
 
-    def _score(self, model: Classifier | None, splits: Mapping[str, Batches]) -> dict[str, Scores]:
-        """The model's scores by split; none where there is no model."""
-        return {} if model is None else evaluate_splits(model, splits, self.task.metrics, self.processes)[0]
+    def _compare_with_student(self, scores: Mapping[str, Scores]) -> None:
+        """Warns of a teacher that was weaker than the student it has taught."""
+        for sentence in weak_teacher(self.teacher_start, student=scores):
+            logger.warning("%s", sentence)
+
+    def _score_unseen(self, teacher: Classifier) -> dict[str, Scores]:
+        """The teacher's scores, as it is at the end, on the splits not evaluated so far."""
+        if self.role not in TEACHER_MOVES:
+            return {split: self.teacher_start[split] for split in self.unseen}
+        return evaluate_splits(teacher, self.unseen, self.task.metrics, self.processes)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -30,7 +30,6 @@ from reptile_distil.models.checks import check_rows, check_states, check_vocabul
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models.loading import is_model_of_a_run
-from reptile_distil.models.packing import check_packable
 from reptile_distil.models.pretrained import (
     load_finetuned,
     load_pretrained,
@@ -251,8 +250,11 @@ def check_pair(config: Config, task: Task) -> None:
     teacher = load_pretrained(name, task, seed=config.seed)
     prepare_to_read(config, task, name, teacher, tokenizers)
     check_learning(config, task, student_source(config), student, tokenizers.student)
-    for model in (teacher, student) if config.data.packing else ():
-        check_packable(model)
+    if config.data.packing:
+        from reptile_distil.models.packing import check_packable
+
+        for model in (teacher, student):
+            check_packable(model)
     build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
@@ -327,7 +329,7 @@ def _load_split(config: Config, task: Task, split: str, tokenizers: Tokenizers, 
             max_length=data.max_length,
             max_rows=data.max_train_rows if for_training else None,
             check_rows=data.check_rows,
-            cache=_cache_folder(data.cache_dir),
+            cache=cache_folder(config),
         )
 
     features = load(tokenizers.student)
@@ -348,7 +350,9 @@ def _batches_of(
     )
 
 
-def _cache_folder(cache_dir: str | Literal[False] | None) -> Path | None:
+def cache_folder(config: Config) -> Path | None:
+    """Where what is kept from run to run lies; None for nowhere."""
+    cache_dir = config.data.cache_dir
     if cache_dir is False:
         return None
     return default_folder() if cache_dir is None else Path(cache_dir)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batches, length_grouped_batches
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS
+from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS, num_warm_ups
 from reptile_distil.runs.state import module_tensors, optimizer_tensors
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
 from reptile_distil.training.loop import Method
@@ -31,7 +31,10 @@ class TrialSteps(NamedTuple):
     evaluation_seconds: float
     """One evaluation: of the student, and of a teacher that moves."""
     once_seconds: float
-    """Work done once: the teacher's scores before the first step, both models' latency after the last."""
+    """Work done once: the teacher's scores and kept logits before the first step, both models' latency after the last.
+
+    What an earlier run has left of it in the cache takes no time; of that, only the kept logits are looked for.
+    """
     peak_memory: int
     """Of a step on the longest batch and of evaluating the longest rows: the device's on CUDA, else the process's."""
     model_bytes: int
@@ -54,11 +57,12 @@ def run_trial_steps(
     teacher: Classifier | None,
     teacher_moves: bool,
     length: int,
+    logits_of: Batches | None = None,
 ) -> TrialSteps:
     """Takes three steps (the first does not count) and evaluates two batches; this changes the models.
 
-    `length` is the number of tokens at which a run measures the models' latency. The state of PyTorch's random numbers
-    is restored.
+    `length` is the number of tokens at which a run measures the models' latency; `logits_of` are the batches in which
+    it computes the logits that it keeps. The state of PyTorch's random numbers is restored.
     """
     device = train.device
     with torch.random.fork_rng():
@@ -69,9 +73,10 @@ def run_trial_steps(
             students_pass += _time_pass(student, batches)
             teachers_pass += 0.0 if teacher is None else _time_pass(teacher, batches)
         if teacher is not None:
-            tokens = (1 + MIN_ROUNDS) * sum(BATCH_SIZES) * length
+            tokens = sum((num_warm_ups(size, device) + MIN_ROUNDS) * size * length for size in BATCH_SIZES)
             per_token = (students_pass + teachers_pass) / sum(sum(_pass_sizes(batches)) for batches in dev)
             once = teachers_pass + tokens * per_token
+            once += 0.0 if logits_of is None else _time_pass(teacher, logits_of)
         peak = peak_memory(device)
     modules: list[nn.Module] = [student, *([teacher] if teacher is not None and teacher_moves else [])]
     tensors = [tensor for module in modules for tensor in module_tensors(module).values()]

@@ -58,7 +58,8 @@ def render_card(report: Report, *, license: str = "other") -> str:
 
 def performance_tables(report: Report) -> str:
     """Size, score and speed as Markdown tables."""
-    return "\n\n".join([_size_table(report), _score_table(report), *_speed_tables(report)])
+    weak = [f"**A weak teacher:** {escape_markdown(sentence)}." for sentence in report.weak_teacher]
+    return "\n\n".join([_size_table(report), _score_table(report), *weak, *_speed_tables(report)])
 
 
 def _front_matter(report: Report, license: str) -> ModelCardData:
@@ -157,7 +158,7 @@ def _score_table(report: Report) -> str:
         rows.append([_CONTENDERS[name], *(percent(_find(by_split, split, metric)) for split, metric in names)])
     if "teacher" in scores:
         kept = [_kept(scores["student"], scores["teacher"], split, metric) for split, metric in names]
-        rows.append(["kept of the teacher's", *kept])
+        rows.append(["kept of the teacher's", *(["weak teacher"] * len(names) if report.weak_teacher else kept)])
     return markdown_table(rows[0], rows[1:])
 
 

@@ -25,6 +25,7 @@ from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Environment, Results, read_results
+from reptile_distil.runs.results import weak_teacher
 from reptile_distil.runtime.measuring import Timing, time_in_turn
 from reptile_distil.training.evaluation import predict_logits, score_logits
 from reptile_distil.training.metrics import Scores
@@ -77,6 +78,8 @@ class Report:
     """Size of each ONNX file, by contender."""
     int8_scores: dict[str, Scores] | None = None
     """Dev scores of the int8 model, measured, by split."""
+    weak_teacher: list[str] = field(default_factory=list)
+    """What is wrong with the teacher, a sentence each."""
 
 
 def make_report(
@@ -135,6 +138,7 @@ def make_report(
             exported["int8"] = path.with_name("model_int8.onnx")
     sessions = {name: OnnxModel(path) for name, path in exported.items()}
     int8_scores = _score(sessions["int8"], config, task, tokenizer) if int8 else None
+    teacher_scores = _scores_of_teacher(teacher, teacher_name, results)
     return Report(
         folder=folder,
         config=config,
@@ -142,11 +146,12 @@ def make_report(
         results=results,
         environment=environment,
         weights={role: weigh(model, folders[role], lengths) for role, model in pytorch.items()},
-        teacher_scores=_scores_of_teacher(teacher, teacher_name, results),
+        teacher_scores=teacher_scores,
         speeds=_measure(pytorch, sessions, devices or _devices(), batch_sizes, lengths, seconds),
         onnx_difference=difference,
         onnx_bytes={name: path.stat().st_size for name, path in exported.items()},
         int8_scores=int8_scores,
+        weak_teacher=describe_weakness(teacher_scores, results),
     )
 
 
@@ -236,6 +241,17 @@ def _scores_of_teacher(asked: object, name: str | None, results: Results) -> dic
     if asked is None and results.teacher is not None:
         return results.teacher.scores_at_start
     return None
+
+
+def describe_weakness(teacher: Mapping[str, Scores] | None, results: Results) -> list[str]:
+    """What is wrong with a teacher of these scores, as far as the run knows."""
+    if teacher is None:
+        return []
+    known = results.teacher
+    if known is None:
+        return weak_teacher(teacher, student=results.scores)
+    one_class = known.one_class if known.scores_at_start == teacher else ()
+    return weak_teacher(teacher, chance=known.chance, one_class=one_class, student=results.scores)
 
 
 def _usual_lengths(config: Config) -> tuple[int, ...]:

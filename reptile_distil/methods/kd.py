@@ -8,12 +8,16 @@ from torch import nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.step import GradientStep, Logs, check_trainable
-from reptile_distil.models.classifier import wrap_pair
+from reptile_distil.models.classifier import Outputs, wrap_pair
 from reptile_distil.runtime.processes import ALONE, Processes
 
 
 class KnowledgeDistiller:
-    """Distils a student from a teacher that stays as it is. Arguments and errors as for `ReptileDistiller`."""
+    """Distils a student from a teacher that stays as it is. Arguments and errors as for `ReptileDistiller`.
+
+    A batch may bring the teacher's `teacher_logits` (B, C); without them, or where the loss needs hidden states, the
+    teacher computes them.
+    """
 
     def __init__(
         self,
@@ -38,5 +42,8 @@ class KnowledgeDistiller:
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
         with_states = self.loss.needs_hidden_states
-        targets = self.teacher.targets(batch, hidden_states=with_states)
+        if "teacher_logits" in batch and not with_states:
+            targets = Outputs(batch["teacher_logits"])
+        else:
+            targets = self.teacher.targets(batch, hidden_states=with_states)
         return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.data.features import TEACHER_COLUMNS
 from reptile_distil.errors import ModelError
-from reptile_distil.models.packing import packed_logits, use_packing
 from reptile_distil.runtime.processes import local_part
 
 
@@ -42,6 +41,8 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
         if packed:
+            from reptile_distil.models.packing import use_packing  # it takes transformers' models, two seconds
+
             use_packing(model)
         self.model = model
         self.autocast_dtype = autocast_dtype
@@ -79,6 +80,8 @@ class Classifier(nn.Module):
             enabled=self.autocast_dtype is not None,
         ):
             if self.packed and "attention_mask" in inputs and not hidden_states:
+                from reptile_distil.models.packing import packed_logits
+
                 return Outputs(packed_logits(self.model, inputs))
             output = self.model(**inputs)
         # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.

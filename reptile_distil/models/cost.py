@@ -19,7 +19,7 @@ from reptile_distil.runtime.measuring import is_out_of_memory, time_in_turn, wai
 
 logger = logging.getLogger(__name__)
 BATCH_SIZES = (1, 32)
-MIN_ROUNDS, MAX_ROUNDS = 3, 15
+MIN_ROUNDS, MAX_ROUNDS = 2, 15
 SECONDS = 0.5
 """After `MIN_ROUNDS`, a batch size is measured no longer than this."""
 
@@ -28,8 +28,9 @@ def compare_latency(teacher: Classifier, student: Classifier, *, length: int, de
     """Milliseconds per batch of both models, in turn, for batches of 1 and of 32 rows of `length` tokens.
 
     Forward passes in eval mode without gradients, with all tokens attended to; the median over the rounds, of which
-    one more runs first and is not counted. On one thread of a CPU it is the processor's time, which other work on the
-    machine hardly changes; else the clock's. The models' modes are restored. None where the device has no room for it.
+    one more runs first and is not counted (see `num_warm_ups`). On one thread of a CPU it is the processor's time,
+    which other work on the machine hardly changes; else the clock's. The models' modes are restored. None where the
+    device has no room for it.
     """
     modes = teacher.training, student.training
     teacher.eval()
@@ -59,13 +60,18 @@ def _measure(teacher: Classifier, student: Classifier, num_rows: int, length: in
     times = time_in_turn(
         {"teacher": partial(call, teacher), "student": partial(call, student)},
         seconds=SECONDS,
-        num_warmups=1,
+        num_warmups=num_warm_ups(num_rows, device),
         min_rounds=MIN_ROUNDS,
         max_rounds=MAX_ROUNDS,
         clock=time.process_time if on_one_thread else time.perf_counter,
     )
     medians = {f"{name}_ms": 1000 * timing.median for name, timing in times.items()}
     return {**medians, "rounds": times["teacher"].num_rounds}
+
+
+def num_warm_ups(num_rows: int, device: str) -> int:
+    """Rounds with a batch of so many rows that are not counted: on a CPU, where a large batch takes seconds, none."""
+    return 1 if num_rows == BATCH_SIZES[0] or device != "cpu" else 0
 
 
 def _batch_for(classifier: Classifier, num_rows: int, length: int, device: str) -> Batch:

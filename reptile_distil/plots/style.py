@@ -125,6 +125,7 @@ STYLES = {
     "finetune": SeriesStyle(ORANGE, "^", "//", ":"),
     "kd": SeriesStyle(GREEN, "v", "\\\\", "--"),
     "reptile": SeriesStyle(BLUE, "o", "", "-"),
+    "kd-kept": SeriesStyle("#44AA99", "X", "xx", "-."),  # KD from kept logits, in the benchmark
     "student-first": SeriesStyle("#88CCEE", "P", "..", "--"),  # Reptile in one pass, in the benchmark
     "metadistil": SeriesStyle(PURPLE, "D", "xx", "-."),
     "released": SeriesStyle(BLACK, "p", "O", "--"),  # the authors' own step, in the benchmark

@@ -32,6 +32,10 @@ class TeacherResults(_Kept):
     num_parameters: NonNegativeInt
     scores_at_start: SplitScores
     scores_at_end: SplitScores
+    chance: SplitScores | None = None
+    """Those of whoever says the most frequent class for every row."""
+    one_class: list[str] = Field(default_factory=list)
+    """Splits on which the teacher, at its start, said the same class, or number, for every row."""
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:

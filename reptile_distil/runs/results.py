@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
 from reptile_distil.runs.records import Results, as_results
 from reptile_distil.runtime.text_tables import html_table, markdown_table, percent, plain_table
-from reptile_distil.training.metrics import Scores, predictions_from_logits
+from reptile_distil.training.metrics import Scores, predictions_from_logits, selection_score
 
 Rows = list[tuple[str, ...]]
 _MOST_ROWS = 10
@@ -49,6 +49,31 @@ class RunResults(dict[str, Any]):
 def describe_scores(scores: Mapping[str, float | None]) -> str:
     """Scores by name in one line; an undefined one is `-`."""
     return ", ".join(f"{name} {_number(score)}" for name, score in scores.items())
+
+
+def weak_teacher(
+    scores: Mapping[str, Scores],
+    *,
+    chance: Mapping[str, Scores] | None = None,
+    one_class: Collection[str] = (),
+    student: Mapping[str, Scores] | None = None,
+) -> list[str]:
+    """What is wrong with a teacher of these scores, by split: a sentence each, without its full stop.
+
+    It says one class for every row (on the splits `one_class`), or is no better than whoever says the most frequent one
+    (`chance`), or is below its `student`. Looked at is the first split, whose scores also choose the best epoch.
+    """
+    split, own = next(iter(scores.items()))
+    said = f"on {split} the teacher ({describe_scores(own)})"
+    weak = []
+    if split in one_class:
+        weak.append(f"{said} says the same for every row: that a student agrees with it means nothing")
+    elif chance is not None and split in chance and selection_score(own) <= selection_score(chance[split]):
+        frequent = describe_scores(chance[split])
+        weak.append(f"{said} is no better than saying the most frequent class for every row ({frequent})")
+    if student is not None and split in student and selection_score(own) < selection_score(student[split]):
+        weak.append(f"{said} is below its student ({describe_scores(student[split])}), which has outgrown it")
+    return weak
 
 
 def split_predictions_html(

@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -35,7 +34,7 @@ from reptile_distil.runs.state import (
 from reptile_distil.runtime.files import read_bytes
 from reptile_distil.runtime.interrupts import STEPS_BETWEEN_AGREEMENTS
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory
-from reptile_distil.runtime.processes import ALONE, Processes, whole
+from reptile_distil.runtime.processes import ALONE, Processes, is_sharded, whole
 from reptile_distil.training.loop import Progress
 from reptile_distil.training.records import EpochRecord
 
@@ -293,7 +292,7 @@ class Recovery:
         }
         named = {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
         # One after the other: a sharded model as a whole may be too large for this process's device.
-        return {name: whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor for name, tensor in named.items()}
+        return {name: whole(tensor).cpu() if is_sharded(tensor) else tensor for name, tensor in named.items()}
 
     def _random_groups(self) -> dict[str, Tensors]:
         """The random state of every process."""

@@ -57,6 +57,7 @@ def replace_file(path: Path, write: Callable[[Path], object], *, shared: bool = 
         try:
             remove(new)
             write(new)
+            _open_as_usual(new)
             sync_file(new)
             new.replace(path)
         except BaseException:
@@ -64,6 +65,15 @@ def replace_file(path: Path, write: Callable[[Path], object], *, shared: bool = 
                 remove(new)
             raise
         sync_folder(path.parent)
+
+
+def _open_as_usual(*files: Path) -> None:
+    """Gives files that were written for their owner alone, as safetensors writes them, what the umask allows."""
+    umask = os.umask(0o077)  # there is no way to ask for it without setting it
+    os.umask(umask)
+    for file in files:
+        if stat.S_IMODE(file.lstat().st_mode) == 0o600:
+            file.chmod(0o666 & ~umask)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -86,6 +96,7 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
         try:
             remove(new)
             write(new)
+            _open_as_usual(*files_in(new))
             sync_tree(new)
             if os.path.lexists(path):
                 path.rename(old)

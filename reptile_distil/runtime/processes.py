@@ -11,22 +11,21 @@ Equation 2 subtracts weight by weight, so it works part by part: paired weights 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
-import transformers
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reptile_distil.errors import ConfigError, ReptileDistilError
 from reptile_distil.runtime.launcher import launched_count, launched_several
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=15)
@@ -63,10 +62,10 @@ class Processes:
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self.sum_([gradient for gradient in gradients if not isinstance(gradient, DTensor)])
+        self.sum_([gradient for gradient in gradients if not is_sharded(gradient)])
         # The backward pass of a sharded model has averaged its gradients over the processes already.
         for gradient in gradients:
-            if isinstance(gradient, DTensor):
+            if is_sharded(gradient):
                 gradient.to_local().mul_(self.count)
 
     def on_main(self, decide: Callable[[], T]) -> T:
@@ -152,20 +151,29 @@ def is_lost_process(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or (dist.is_initialized() and "gloo" in str(error))
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this process holds a part of the tensor alone."""
+    # Where nobody has imported the module, which takes a second, there is none.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a sharded tensor; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, for which every process must ask; any other tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def cut_like(live: Tensor, tensor: Tensor) -> Tensor:
     """Of a whole tensor, this process's part where `live` is sharded, for which all must ask; else the tensor."""
-    if not isinstance(live, DTensor):
+    if not is_sharded(live):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(live.device), live.device_mesh, live.placements)
 
 
@@ -189,6 +197,9 @@ def shard_model(model: nn.Module, device: str, layers: Sequence[nn.Module] = ())
     A forward pass gathers the weights of one of `layers` after another, and drops them again, so that a model larger
     than a device can be trained on several.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for module in (*layers, model):
         # Without it PyTorch keeps the outermost weights whole until the next backward pass, which a teacher never has:
@@ -201,6 +212,9 @@ def whole_copy(model: Any) -> Any:
 
     Every process must call it.
     """
+    import transformers
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() != 0:
         return None

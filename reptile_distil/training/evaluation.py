@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
 
 from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.runtime.processes import ALONE, Processes, local_part
+from reptile_distil.runtime.processes import ALONE, Processes, is_sharded, local_part
 from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.training.records import Evaluation
 
@@ -24,19 +24,27 @@ WEAK_TEACHER = 0.8
 
 
 @torch.no_grad()
-def predict_logits(model: Classifier, batches: Batches, processes: Processes = ALONE) -> NDArray[np.float32]:
+def predict_logits(
+    model: Classifier, batches: Batches, processes: Processes = ALONE, *, title: str | None = None
+) -> NDArray[np.float32]:
     """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored.
 
-    Several processes share the batches, each computed once, and each process gets all logits.
+    Several processes share the batches, each computed once, and each process gets all logits. With a `title`, a
+    terminal shows a progress bar.
     """
     was_training = model.training
     model.eval()
     order, logits = [], []
+    num_batches = -(-batches.num_batches // processes.count)
+    hidden = True if title is None or not processes.is_main else None
+    shown = tqdm(desc=title, total=num_batches, unit="batch", disable=hidden, dynamic_ncols=True, leave=False)
     try:
         for rows, batch in batches.in_length_order(processes.rank, processes.count):
+            shown.update()
             order.append(rows)
             logits.append(model(batch)[: len(rows)].float().cpu())
     finally:
+        shown.close()
         model.train(was_training)
     in_order = torch.zeros(batches.num_rows, logits[0].shape[1])
     in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits)
@@ -128,10 +136,13 @@ class Evaluator:
         self._teacher_logits: dict[str, NDArray[np.float32]] = {}
         self._weights_at_start: list[torch.Tensor] = []
 
-    def score_teacher_at_start(self) -> dict[str, Scores]:
-        """Scores the teacher as it is now, before anything moves it; later evaluations compare it with that."""
+    def score_teacher_at_start(self, logits: Mapping[str, NDArray[np.float32]] | None = None) -> dict[str, Scores]:
+        """Scores the teacher as it is now, before anything moves it; later evaluations compare it with that.
+
+        `logits` are its logits by split, where they are known.
+        """
         if self.teacher is not None:
-            self._teacher_logits = self._predict(self.teacher)
+            self._teacher_logits = self._predict(self.teacher) if logits is None else dict(logits)
             if self.teacher_moves:
                 weights = self.teacher.parameters()
                 self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in weights]
@@ -171,7 +182,7 @@ class Evaluator:
 
     def _teacher_drift(self) -> float:
         """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""
-        if self.teacher is None:
+        if self.teacher is None or not self._weights_at_start:
             return 0.0
         weights = list(self.teacher.parameters())
         now = [local_part(weight.detach()).cpu() for weight in weights]
@@ -179,12 +190,17 @@ class Evaluator:
         if not squares:
             return 0.0
         square = torch.stack(squares).sum()
-        if isinstance(weights[0], DTensor):
+        if is_sharded(weights[0]):
             square = square.to(weights[0].device)
             self.processes.sum_([square])
         return float(square.sqrt())
 
     def _warn_of_a_weak_teacher(self, score: float, start: float) -> None:
+        first = next(iter(self._teacher_logits))
+        if self.teacher_moves and np.unique(predictions_from_logits(self._teacher_logits[first])).size == 1:
+            logger.warning(
+                "on %s the teacher now says the same for every row: that a student agrees with it means nothing", first
+            )
         if start > 0 and score < WEAK_TEACHER * start:
             logger.warning(
                 "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "

@@ -10,11 +10,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from reptile_distil.metric_names import OF_LABEL_SETS, OF_NUMBERS, OF_TWO_CLASSES
 
@@ -58,6 +55,8 @@ def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> floa
     if metric not in ("pearson", "spearmanr"):
         known = dict.fromkeys((*OF_TWO_CLASSES, *OF_LABEL_SETS, *OF_NUMBERS))
         raise ValueError(f"metric {metric!r}: expected one of {', '.join(known)}")
+    from scipy import stats  # not before it is needed: it takes half a second
+
     correlation = stats.pearsonr if metric == "pearson" else stats.spearmanr
     if len(predicted) < 2 or not (np.isfinite(predicted).all() and np.isfinite(expected).all()):
         return math.nan
@@ -96,6 +95,21 @@ def selection_score(scores: Mapping[str, float]) -> float:
     return mean if math.isfinite(mean) else -math.inf
 
 
+def chance_scores(references: ArrayLike, metrics: Sequence[str]) -> Scores:
+    """The named scores of whoever says the most frequent class for every row; a correlation with that counts as 0.
+
+    For sets of labels (N, C), of whoever says each label where more than half of the rows have it.
+    """
+    expected = np.asarray(references)
+    if expected.ndim == 2:
+        constant = np.broadcast_to(expected.mean(axis=0) > 0.5, expected.shape).astype(expected.dtype)
+    else:
+        values, counts = np.unique(expected, return_counts=True)
+        constant = np.full(len(expected), values[counts.argmax()])
+    scores = compute_scores(constant, expected, metrics)
+    return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
+
+
 def predictions_from_logits(logits: NDArray[Any], *, multi_label: bool = False) -> NDArray[Any]:
     """Class indices (N,) from logits (N, C > 1); the numbers themselves from (N, 1).
 
@@ -104,29 +118,3 @@ def predictions_from_logits(logits: NDArray[Any], *, multi_label: bool = False) 
     if multi_label:
         return (logits > 0).astype(np.int64)
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
-
-
-class GlueMetric(evaluate.Metric):  # type: ignore[misc]
-    """GLUE's scores as an `evaluate.Metric`, built without any network.
-
-    >>> GlueMetric(["accuracy"]).compute(predictions=[1, 0, 1], references=[1, 0, 0])["accuracy"]
-    0.6666666666666666
-    """
-
-    def __init__(self, metrics: Sequence[str], **options: Any) -> None:
-        self.metrics = tuple(metrics)
-        options.setdefault("keep_in_memory", True)
-        super().__init__(config_name="-".join(metrics), **options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        kind = "float32" if {"pearson", "spearmanr"} & set(self.metrics) else "int64"
-        value = datasets.Value(kind)
-        return evaluate.MetricInfo(
-            description="Scores of the GLUE benchmark.",
-            citation="Wang et al.: GLUE, a multi-task benchmark for natural language understanding. ICLR 2019.",
-            inputs_description="predictions and references: class indices, or numbers for regression.",
-            features=datasets.Features({"predictions": value, "references": value}),
-        )
-
-    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> Scores:
-        return compute_scores(predictions, references, self.metrics)

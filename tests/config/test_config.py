@@ -553,6 +553,9 @@ def test_ways_to_compute_that_do_not_go_together_are_refused(overrides, message)
     [
         (["data.packing=true", "loss.patient=0.1"], "data.packing gives no hidden states: set it to false, or"),
         (["data.packing=true", "loss.hidden=0.1", "method=kd"], "data.packing gives no hidden states"),
+        (["kd.keep_logits=true", "loss.hidden=0.1", "method=kd"], "kd.keep_logits keeps no hidden states, which"),
+        (["kd.keep_logits=true", "loss.patient=0.1", "compare_with=[kd]"], "set it to null or false, or both of them"),
+        (["kd.keep_logits=true", "loss.patient=1", "loss.hidden=1", "method=kd"], "kd.keep_logits keeps no hidden"),
         (["data.packing=true", "method=metadistil"], "metadistil cannot be computed with data.packing: set it to"),
         (["compute.compile=true", "method=metadistil"], "metadistil cannot be computed with compute.compile"),
         (

@@ -185,9 +185,47 @@ def test_what_is_kept_is_the_students_score_over_the_teachers(weighed):
             **values,
             "results": weighed.results.model_copy(update={"scores": {"dev": {"accuracy": 0.6}}}),
             "teacher_scores": {"dev": {"accuracy": 0.8}},
+            "weak_teacher": [],
         }
     )
     assert ["kept of the teacher's", "75.0 %"] in cells_of(model_card.performance_tables(shown))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "chance", "one_class", "student", "sentences"),
+    [
+        (0.8, 0.5, [], 0.6, []),
+        (0.8, 0.5, [], 0.8, []),
+        (0.6, 0.5, [], 0.8, ["below its student"]),
+        (0.5, 0.5, [], 0.4, ["no better than saying the most frequent class for every row (accuracy 0.5000)"]),
+        (0.4, 0.5, [], 0.7, ["no better than", "below its student (accuracy 0.7000), which has outgrown it"]),
+        (0.5, 0.5, ["dev"], 0.5, ["says the same for every row: that a student agrees with it means nothing"]),
+        (0.5, 0.5, ["dev"], 0.6, ["says the same for every row", "below its student"]),
+        (0.7, None, [], 0.6, []),
+    ],
+)
+def test_a_weak_teacher_is_said_in_card_and_report(weighed, teacher, chance, one_class, student, sentences):
+    """With a run made before such things were kept, as far as they can be known."""
+    of_teacher = weighed.results.teacher.model_copy(
+        update={
+            "scores_at_start": {"dev": {"accuracy": teacher}},
+            "chance": None if chance is None else {"dev": {"accuracy": chance}},
+            "one_class": one_class,
+        }
+    )
+    scores = {"dev": {"accuracy": student}}
+    results = weighed.results.model_copy(update={"scores": scores, "teacher": of_teacher})
+    own = of_teacher.scores_at_start
+    weak = report.describe_weakness(own, results)
+    assert len(weak) == len(sentences)
+    for found, expected in zip(weak, sentences, strict=True):
+        assert found.startswith(f"on dev the teacher (accuracy {teacher:.4f}) ")
+        assert expected in found
+    shown = report.Report(**{**vars(weighed), "results": results, "teacher_scores": own, "weak_teacher": weak})
+    for text in (model_card.performance_tables(shown), model_card.render_card(shown)):
+        assert text.count("**A weak teacher:** ") == len(sentences)
+        kept = "weak teacher" if sentences else f"{100 * student / teacher:.1f} %"
+        assert ["kept of the teacher's", kept] in cells_of(text)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "mpnet", "distilbert", "albert"])

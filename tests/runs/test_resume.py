@@ -101,7 +101,9 @@ def check_kills(crash, uninterrupted, settings, tmp_path, kills):
     runs = []
     for method in METHODS:
         for number, kill in enumerate(kills(*uninterrupted[method][1:])):
-            overrides = [*settings, f"method={method}", f"runs_dir={tmp_path}/{method}{number}"]
+            # A cache of its own: what is kept in it, the run makes, and is killed as it does.
+            cache = f"data.cache_dir={tmp_path}/cache-{method}{number}"
+            overrides = [*settings, cache, f"method={method}", f"runs_dir={tmp_path}/{method}{number}"]
             runs += [{"overrides": overrides, **kill}, {"overrides": overrides}]
     lines = crash(runs)
     for run, line in zip(runs, lines, strict=True):

@@ -157,3 +157,32 @@ def test_a_link_is_not_added_to(tmp_path):
     with pytest.raises(OSError, match="symbolic links"):
         files.append_text(tmp_path / "b", "3")
     assert (tmp_path / "a").read_text() == "12"
+
+
+def write_for_its_owner(path):
+    path.write_text("new")
+    path.chmod(0o600)
+
+
+@pytest.fixture
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002], ids=oct, indirect=True)
+def test_whatever_is_written_has_the_access_that_the_umask_leaves(tmp_path, umask):
+    def fill(new):
+        (new / "inside").mkdir(parents=True)
+        write_for_its_owner(new / "weights")
+        write_for_its_owner(new / "inside" / "weights")
+        (new / "text").write_text("new")
+
+    files.replace_folder(tmp_path / "folder", fill)
+    files.replace_file(tmp_path / "weights", write_for_its_owner)
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+    written = list(files.files_in(tmp_path))
+    assert len(written) == 3 + 1 + len(WRITERS)
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in written} == dict.fromkeys(written, 0o666 & ~umask)

@@ -278,8 +278,11 @@ def test_a_snapshot_of_the_data_set_is_used_without_the_hub_and_without_a_path(m
 
 def test_a_model_that_does_not_exist_is_one_sentence(supplied):
     code, log = supplied.finetune("teacher.pretrained=some/nothing")
-    assert (code, len(log.splitlines())) == (2, 1)
-    assert log.startswith("error: some/nothing: the hub has no model of this name that is open to all: check the name,")
+    assert (code, len(log.splitlines())) == (2, 2)
+    assert log.splitlines()[0] == "task rte, seed 42: fine-tuning the teacher"
+    assert log.splitlines()[1].startswith(
+        "error: some/nothing: the hub has no model of this name that is open to all: check the name,"
+    )
 
 
 def test_a_model_that_needs_a_login_is_one_sentence(supplied):

@@ -11,7 +11,8 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reptile_distil.training.metrics import GlueMetric, compute_scores, predictions_from_logits, selection_score
+from reptile_distil.training.glue_metric import GlueMetric
+from reptile_distil.training.metrics import chance_scores, compute_scores, predictions_from_logits, selection_score
 
 pytestmark = pytest.mark.smoke
 
@@ -259,3 +260,16 @@ def test_a_metrics_script_in_the_working_directory_is_never_run(tmp_path, monkey
     assert metric.compute() == {"accuracy": 0.5}
     assert not Path("executed").exists()
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 0, 1], {"accuracy": 2 / 3, "f1": 0.0, "matthews_correlation": 0.0}),
+        ([1, 0, 1, 1], {"accuracy": 3 / 4, "f1": 6 / 7, "matthews_correlation": 0.0}),
+        ([2, 2, 1, 0], {"accuracy": 1 / 2, "matthews_correlation": 0.0}),
+        ([0.5, 1.5, 1.5, 4.0], {"pearson": 0.0, "spearmanr": 0.0}),
+    ],
+)
+def test_chance_is_whoever_says_the_most_frequent_class(labels, expected):
+    assert chance_scores(labels, list(expected)) == pytest.approx(expected)

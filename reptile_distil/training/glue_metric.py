@@ -1,0 +1,38 @@
+"""The scores of GLUE as a metric of the library `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+from numpy.typing import ArrayLike
+
+from reptile_distil.training.metrics import Scores, compute_scores
+
+
+class GlueMetric(evaluate.Metric):  # type: ignore[misc]
+    """GLUE's scores as an `evaluate.Metric`, built without any network.
+
+    >>> GlueMetric(["accuracy"]).compute(predictions=[1, 0, 1], references=[1, 0, 0])["accuracy"]
+    0.6666666666666666
+    """
+
+    def __init__(self, metrics: Sequence[str], **options: Any) -> None:
+        self.metrics = tuple(metrics)
+        options.setdefault("keep_in_memory", True)
+        super().__init__(config_name="-".join(metrics), **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        kind = "float32" if {"pearson", "spearmanr"} & set(self.metrics) else "int64"
+        value = datasets.Value(kind)
+        return evaluate.MetricInfo(
+            description="Scores of the GLUE benchmark.",
+            citation="Wang et al.: GLUE, a multi-task benchmark for natural language understanding. ICLR 2019.",
+            inputs_description="predictions and references: class indices, or numbers for regression.",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> Scores:
+        return compute_scores(predictions, references, self.metrics)
