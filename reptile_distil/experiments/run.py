@@ -199,7 +199,8 @@ class Run:
     def _results_of(self, outcome: Outcome) -> dict[str, Any]:
         """The values of the run's `Results` but for those that `Recovery.finish` adds."""
         device = self.setup.device
-        peak = peak_memory(device)  # the training's, before the best student and the latency are measured
+        # The training's, before the best student and the latency are measured.
+        peak = peak_memory(device, with_graphs=self.config.compute.cuda_graphs)
         results: dict[str, Any] = {
             "task": self.task.name,
             "method": self.role,

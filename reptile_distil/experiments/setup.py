@@ -338,6 +338,7 @@ def _batches_of(features: Features, config: Config, tokenizer: Any, batch_size: 
         seed=config.seed,
         device=choose_device(config.device),
         length_step=LENGTH_STEP if config.compute.cuda_graphs and for_training else 1,
+        bias_dtype=autocast_dtype(config) or torch.float32,
     )
 
 

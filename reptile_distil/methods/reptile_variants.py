@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
-from reptile_distil.methods.step import GradientStep, Logs
+from reptile_distil.methods.step import GradientStep, Logs, can_be_fused
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model
 from reptile_distil.runtime.processes import local_part
@@ -106,8 +106,8 @@ class InnerLearner:
         self.lr = lr
         self.eps = eps
         self.gradient_step = gradient_step
-        self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
         self.is_renewed = optimizer == "adamw"
+        self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
 
     def learn(self, batches: Sequence[Batch]) -> Tensor:
         """Leaves theta_s - theta_s' in the student's `.grad`, after one inner step on each batch.
@@ -119,7 +119,7 @@ class InnerLearner:
         with torch.no_grad():
             torch._foreach_copy_(theta, theta_s)
         if self.is_renewed:
-            self.optimizer = self._new_adamw()
+            self._forget_moments()
         self.fast_student.train()
         step = replace(self.gradient_step, optimizer=self.optimizer)
         losses = [step.take(self._compute_loss, batch, self.fast_student.parameters())["loss"] for batch in batches]
@@ -132,8 +132,17 @@ class InnerLearner:
     def _compute_loss(self, batch: Batch) -> LossTerms:
         return self.compute_loss(self.fast_student, batch)
 
+    def _forget_moments(self) -> None:
+        """The AdamW is as new: its moments and counts of steps are 0, in the same memory."""
+        state = [tensor for of_weight in self.optimizer.state.values() for tensor in of_weight.values()]
+        if state:
+            torch._foreach_zero_(state)
+
     def _new_adamw(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._trainable(), lr=self.lr, weight_decay=0.0, eps=self.eps)
+        weights = self._trainable()
+        # A persistent one is in checkpoints, whose optimizers are compared with those of the run that goes on.
+        fused = (self.is_renewed and can_be_fused(weights)) or None
+        return torch.optim.AdamW(weights, lr=self.lr, weight_decay=0.0, eps=self.eps, fused=fused)
 
     def _new_sgd(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self._trainable(), lr=self.lr)

@@ -160,8 +160,13 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float = 0.0, eps: float 
     the loop over parameters, and no scratch memory. Elsewhere PyTorch chooses. Move the model to its device before.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    can_fuse = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, eps=eps, fused=can_fuse or None)
+    fused = can_be_fused(parameters) or None
+    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, eps=eps, fused=fused)
+
+
+def can_be_fused(parameters: Iterable[Tensor]) -> bool:
+    """Whether there is a kernel that reads and writes each of these weights once in an optimizer's step."""
+    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 
 def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str) -> None:

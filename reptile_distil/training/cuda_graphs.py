@@ -28,6 +28,10 @@ WARM_UP_STEPS = 2
 """Steps on each shape before one is recorded: in them libraries set up, and optimizers make their state."""
 
 
+MAX_GRAPHS = 64
+"""Lengths up to 512 tokens have as many. Each graph keeps some memory of its own, beside what all share."""
+
+
 class Recorder(Protocol):
     """Records steps as graphs."""
 
@@ -51,6 +55,7 @@ class GraphedSteps:
             a shape.
         optimizers: all that the method steps; fused ones, which read learning rate and state on the device.
         batch_size: rows of a batch; one with fewer (an epoch's last) is not worth a graph and is taken as usual.
+        max_graphs: batches of further shapes are taken as usual.
         new_recorder: makes the recorder; None: a `CudaRecorder`.
 
     Raises `ValueError` for an optimizer that is not fused.
@@ -62,6 +67,7 @@ class GraphedSteps:
         optimizers: Sequence[Optimizer],
         *,
         batch_size: int,
+        max_graphs: int = MAX_GRAPHS,
         new_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         for optimizer in optimizers:
@@ -72,6 +78,7 @@ class GraphedSteps:
         self.method = method
         self.optimizers = tuple(optimizers)
         self.batch_size = batch_size
+        self.max_graphs = max_graphs
         self._new_recorder = new_recorder or CudaRecorder
         # By group, float32 as the fused kernels read it.
         self._rates = [torch.zeros((), device=group["params"][0].device) for group in self._groups()]
@@ -95,7 +102,8 @@ class GraphedSteps:
         batches = (batch, *inner_batches)
         shape = tuple(tuple((name, tensor.shape, tensor.dtype) for name, tensor in b.items()) for b in batches)
         seen = self._seen.get(shape, 0)
-        if len(batch["labels"]) != self.batch_size or seen < WARM_UP_STEPS:
+        is_full = len(self._graphs) >= self.max_graphs and shape not in self._graphs
+        if len(batch["labels"]) != self.batch_size or seen < WARM_UP_STEPS or is_full:
             self._seen[shape] = seen + 1
             logs = self._recorder.run(lambda: self._take(batches))
             self._drop_gradients()

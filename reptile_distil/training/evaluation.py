@@ -35,11 +35,13 @@ def predict_logits(model: Classifier, batches: Batches, processes: Processes = A
     try:
         for rows, batch in batches.in_length_order(processes.rank, processes.count):
             order.append(rows)
-            logits.append(model(batch)[: len(rows)].float().cpu())
+            logits.append(model(batch)[: len(rows)].float())
     finally:
         model.train(was_training)
     in_order = torch.zeros(batches.num_rows, logits[0].shape[1])
-    in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits)
+    in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits).cpu()  # the only wait for the device
+    if processes.count == 1:
+        return in_order.numpy()
     # Each row is 0 but on the one process that has computed it.
     shared = in_order.to(batches.device)
     processes.sum_([shared])
@@ -80,6 +82,11 @@ def agreement(student_logits: NDArray[Any], teacher_logits: NDArray[Any]) -> flo
     if student_logits.shape[1] == 1:
         return compute_scores(student, teacher, ["pearson"])["pearson"]
     return float(np.mean(student == teacher))
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU; of what lies on a GPU in pinned memory, from which nothing waits for it."""
+    return tensor.cpu().pin_memory() if tensor.is_cuda else tensor.cpu().clone()
 
 
 class Evaluator:
@@ -125,7 +132,7 @@ class Evaluator:
             self._teacher_logits = self._predict(self.teacher)
             if self.teacher_moves:
                 weights = self.teacher.parameters()
-                self._weights_at_start = [local_part(weight.detach()).cpu().clone() for weight in weights]
+                self._weights_at_start = [_kept(local_part(weight.detach())) for weight in weights]
         self.teacher_start = self.teacher_scores = self._score(self._teacher_logits)
         return self.teacher_start
 
@@ -160,16 +167,16 @@ class Evaluator:
 
     def _teacher_drift(self) -> float:
         """||theta_t - theta_t(0)|| over all weights; those that Reptile does not match add nothing."""
-        if self.teacher is None:
+        if self.teacher is None or not self._weights_at_start:
             return 0.0
         weights = list(self.teacher.parameters())
-        now = [local_part(weight.detach()).cpu() for weight in weights]
-        squares = [(a - b).square().sum() for a, b in zip(now, self._weights_at_start, strict=False)]
-        if not squares:
-            return 0.0
+        # The start comes back to the device, a weight at a time, rather than that the CPU waits for each weight.
+        squares = [
+            (local_part(weight.detach()) - start.to(weight.device, non_blocking=True)).square().sum()
+            for weight, start in zip(weights, self._weights_at_start, strict=True)
+        ]
         square = torch.stack(squares).sum()
         if isinstance(weights[0], DTensor):
-            square = square.to(weights[0].device)
             self.processes.sum_([square])
         return float(square.sqrt())
 

@@ -262,6 +262,21 @@ def test_what_is_saved_of_an_optimizer_is_what_is_saved_without_graphs(graphed):
         load_optimizer(expected, optimizer_tensors(optimizer), optimizer_values(optimizer), "optimizer")
 
 
+def test_shapes_beyond_the_most_graphs_are_taken_as_usual(recorders):
+    def new_recorder():
+        recorders.append(FakeRecorder())
+        return recorders[-1]
+
+    method, optimizers, models = build("kd")
+    graphed = GraphedSteps(method, optimizers, batch_size=8, max_graphs=1, new_recorder=new_recorder)
+    take_steps(graphed, optimizers, some_batches())
+    plain, plain_optimizers, plain_models = build("kd")
+    take_steps(plain, plain_optimizers, some_batches())
+    assert graphed.num_graphs == recorders[-1].taken.count("record") == 1
+    assert recorders[-1].taken.count("replay") < 4  # of one shape alone
+    assert_same(models, plain_models, atol=1e-6)
+
+
 def test_an_optimizer_that_is_not_fused_is_refused():
     method, _, models = build("finetune")
     optimizer = torch.optim.AdamW(models["student"].parameters(), fused=False)
