@@ -31,7 +31,14 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, Logs, check_trainable, divide_by_magnitude, in_chunks
+from reptile_distil.methods.step import (
+    GradientStep,
+    Logs,
+    check_trainable,
+    difference_of,
+    divide_by_magnitude,
+    in_chunks,
+)
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import match_models
 from reptile_distil.runtime.processes import ALONE, Processes, local_part, whole
@@ -290,8 +297,7 @@ class ReptileDistiller:
     def _take_difference(self) -> list[Tensor]:
         """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
         if all(pair.student.grad is None for pair in self.pairs):
-            with torch.no_grad():
-                return [pair.teacher - pair.student for pair in self.pairs]
+            return difference_of([pair.teacher for pair in self.pairs], [pair.student for pair in self.pairs])
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
         difference = self._take_inner_steps()
         with torch.no_grad():

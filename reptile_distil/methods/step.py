@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of
@@ -188,6 +189,14 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
                 f"{owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
                 "from_pretrained(..., dtype=torch.float32)"
             )
+
+
+@torch.no_grad()
+def difference_of(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Each of `ones` minus its partner, sharded alike if at all; on a GPU by a few kernels for all of them."""
+    if any(isinstance(one, DTensor) for one in ones):
+        return [one - other for one, other in zip(ones, others, strict=True)]
+    return list(torch._foreach_sub(list(ones), list(others)))
 
 
 def divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from typing import Any, NamedTuple, Self
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ModelError
+from reptile_distil.models.half_precision import HalfPrecisionWeights
 from reptile_distil.models.packing import packed_logits, use_packing
 from reptile_distil.runtime.processes import local_part
 
@@ -48,6 +50,7 @@ class Classifier(nn.Module):
         self.packed = packed
         self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
         self._takes_a_bias = takes_a_bias(model)
+        self._half = HalfPrecisionWeights(model, autocast_dtype) if autocast_dtype is not None else None
 
     @classmethod
     def wrap(cls, model: nn.Module) -> Self:
@@ -77,10 +80,13 @@ class Classifier(nn.Module):
         if self._takes_a_bias and not packed:
             inputs["attention_mask"] = self._mask_of(batch, lengths)
         # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
-        with torch.autocast(
-            inputs["input_ids"].device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
+        with (
+            torch.autocast(
+                inputs["input_ids"].device.type,
+                dtype=self.autocast_dtype,
+                enabled=self.autocast_dtype is not None,
+            ),
+            contextlib.nullcontext() if self._half is None else self._half.inside(),
         ):
             if packed:
                 return Outputs(packed_logits(self.model, inputs, lengths))

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
 from reptile_distil.methods.step import Logs
+from reptile_distil.models.half_precision import mark_changed
 from reptile_distil.runtime.measuring import is_out_of_memory
 from reptile_distil.training.loop import Method
 
@@ -115,12 +116,15 @@ class GraphedSteps:
                 for name, tensor in given.items():
                     static[name].copy_(tensor)
             logs = replay()
+            self._mark_changed()
         # All graphs share their memory: the next one overwrites these.
         return {name: value.clone() for name, value in logs.items()}
 
     def _record(self, batches: Sequence[Batch]) -> tuple[Sequence[Batch], Callable[[], Logs]]:
         """A graph of the step, and the batches that it reads: new ones are copied there before a replay."""
         inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
+        # Also weights that have not changed since an evaluation: refreshing their copies is part of the graph.
+        self._mark_changed()
         try:
             replay = self._recorder.record(lambda: self._take(inputs))
         except ReptileDistilError:
@@ -158,6 +162,10 @@ class GraphedSteps:
         finally:
             for group, values in zip(self._groups(), before, strict=True):
                 group.update({name: values[name] for name in ("lr", "capturable") if name in values})
+
+    def _mark_changed(self) -> None:
+        """Lets half-precision copies of all weights that the method moves be refreshed before they are used."""
+        mark_changed(parameter for group in self._groups() for parameter in group["params"])
 
     def _drop_gradients(self) -> None:
         """Gives back the gradients' memory: each graph has its own, in what all graphs share."""

@@ -191,8 +191,6 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if func is aten.copy_.default and isinstance(args[0], PretendedTensor) != isinstance(args[1], PretendedTensor):
         return _copy_between(*args, **kwargs)
-    if func is aten._fused_sdp_choice.default:
-        return 2 if GPU.fused_attention else 0  # 2: memory-efficient attention; 0: written out
     if func in _ATTENTION:
         return _ATTENTION[func](*args, **kwargs)
     _check(func, args, flat)
@@ -337,14 +335,22 @@ def _attend(*args: Any, scale: float | None = None, **_: Any) -> Any:
     return tuple(map(_wrap, (states, torch.zeros(inputs[0].shape[:3]), nothing, nothing.clone())))
 
 
-def _attend_backward(*args: Any, scale: float | None = None, **_: Any) -> Any:
+def _attend_backward(*args: Any, **_: Any) -> Any:
     gradient, *inputs = (plain(value) for value in args[:5])
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in inputs[:3]]
-        states = torch.nn.functional.scaled_dot_product_attention(*leaves, inputs[3], scale=scale)
-        gradients = torch.autograd.grad(states, leaves, gradient.contiguous())
+    gradients = _attention_gradients(gradient, *inputs)
     _count(aten._scaled_dot_product_efficient_attention_backward.default, [gradient, *inputs], gradients)
     return (*map(_wrap, gradients), None)
+
+
+def _attention_gradients(of_states: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Any:
+    """Written out: autograd is off where this is called. (..., L, D) each."""
+    query, key, value, of_states, dtype = *(x.float() for x in (query, key, value, of_states)), query.dtype
+    scale = query.shape[-1] ** -0.5
+    scores = query @ key.mT * scale
+    weights = (scores if bias is None else scores + bias.float()).softmax(dim=-1)
+    of_weights = of_states @ value.mT
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * scale
+    return [x.to(dtype) for x in (of_scores @ key, of_scores.mT @ query, weights.mT @ of_states)]
 
 
 def _attend_in_rows(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *_: Any) -> Any:
@@ -357,17 +363,11 @@ def _attend_in_rows(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *
 
 
 def _attend_in_rows_backward(gradient: Tensor, *args: Any) -> Any:
-    """Its gradient, written out: autograd is off where this is called."""
     inputs, bounds = [plain(tensor) for tensor in args[:3]], plain(args[5])
-    rows: list[list[Tensor]] = []
+    rows = []
     for start, end in itertools.pairwise(bounds.tolist()):
-        query, key, value, of_states = (x[start:end].transpose(0, 1).float() for x in (*inputs, plain(gradient)))
-        scale = query.shape[-1] ** -0.5
-        weights = (query @ key.mT * scale).softmax(dim=-1)
-        of_weights = of_states @ value.mT
-        of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * scale
-        of_inputs = (of_scores @ key, of_scores.mT @ query, weights.mT @ of_states)
-        rows.append([x.transpose(0, 1).to(inputs[0].dtype) for x in of_inputs])
+        parts = [x[start:end].transpose(0, 1) for x in (plain(gradient), *inputs)]
+        rows.append([x.transpose(0, 1) for x in _attention_gradients(*parts, None)])
     gradients = [torch.cat(parts) for parts in zip(*rows, strict=True)]
     _count("torch_attn._varlen_attn_backward", inputs, gradients)
     return tuple(map(_wrap, gradients))

@@ -104,6 +104,40 @@ def set_sync_debug_mode(mode: str | int) -> None:
 _warned: list[bool] = []
 
 
+_attend = torch.nn.functional.scaled_dot_product_attention
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    **options: Any,
+) -> Tensor:
+    """PyTorch's, with one kernel where the device is to have it, and with what PyTorch does to a mask before.
+
+    Source: aten/src/ATen/native/transformers/attention.cpp, `convert_boolean_attn_mask` and `pad_bias`.
+    """
+    if not GPU.fused_attention or not isinstance(query, PretendedTensor):
+        return _attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            nothing = torch.zeros_like(attn_mask, dtype=query.dtype)
+            attn_mask = nothing.masked_fill(attn_mask.logical_not(), float("-inf"))
+        attn_mask = attn_mask.to(query.dtype)
+        if any(stride % 8 for stride in attn_mask.stride()[:-1]):
+            width = attn_mask.shape[-1]
+            attn_mask = torch.nn.functional.pad(attn_mask, (0, -width % 8))[..., :width]
+        attn_mask = attn_mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    states: Tensor = kernel(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    return states
+
+
 def install() -> None:
     """From here on this process has the GPU."""
     names: dict[str, Any] = {
@@ -141,6 +175,7 @@ def install() -> None:
     torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch._C._set_only_lift_cpu_tensors(True)
     torch.Tensor.pin_memory = lambda self, device=None: pinned(self)  # type: ignore[method-assign,assignment]
+    torch.nn.functional.scaled_dot_product_attention = attend
     _let_lists_of_tensors_be()
     _let_models_be_saved()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
