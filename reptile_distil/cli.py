@@ -95,6 +95,16 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     return 0
 
 
+def check_output(option: str, path: Path, *, makes_folders: bool = False) -> None:
+    """Raises `DataError`, before the work is done, where `write_output` could not write the file of an option."""
+    from reptile_distil.runtime.files import check_replaceable
+
+    try:
+        check_replaceable(path, makes_folders=makes_folders)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be written: {error.strerror}") from None
+
+
 def write_output(option: str, path: Path, text: str) -> None:
     """Replaces the file that an option names by this text. Raises `DataError` where it cannot be written."""
     from reptile_distil.runtime.files import write_text  # not before it is needed: it takes safetensors

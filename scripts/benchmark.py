@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reptile_distil.cli import run, write_output
+from reptile_distil.cli import check_output, run, write_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from reptile_distil.benchmark.report import check_can_plot, plot, to_json, to_markdown
     from reptile_distil.benchmark.steps import describe_machine, make_cases, run_case
 
+    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+        if path:
+            check_output(option, path)
     if arguments.plot:
         check_can_plot()
     settings = settings_of(arguments)

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import config_of, make_parser, run, write_output
-from reptile_distil.errors import DataError
+from reptile_distil.cli import check_output, config_of, make_parser, run, write_output
 from reptile_distil.runtime.launcher import launched_rank
 
 
@@ -22,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.predictions and not arguments.split:
         parser.error("--predictions needs --split: one file holds one split")
     predictions = arguments.predictions
-    if predictions and (predictions.is_dir() or not predictions.absolute().parent.is_dir()):
-        raise DataError(f"--predictions {predictions}: is a folder, or lies in a folder that does not exist")
+    if predictions:
+        check_output("--predictions", predictions)
     if arguments.config is None:  # the configuration that the model was trained with
         places = (Path(arguments.model, "config.yaml"), Path(arguments.model).parent / "config.yaml")
         arguments.config = next((place for place in places if place.is_file()), None)

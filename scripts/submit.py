@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import run
+from reptile_distil.cli import check_output, run
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.launcher import launched_rank
 
@@ -37,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise DataError(f"{arguments.check}: {len(problems)} problem{'s' * (len(problems) > 1)}, as said above")
         print(f"{arguments.check}: eleven files, all as the leaderboard wants them")
         return
+    check_output("--output", arguments.output, makes_folders=True)
     # --runs takes whatever stands behind it, the overrides too.
     overrides = [item for item in arguments.runs if "=" in item and not Path(item).exists()]
     runs = find_runs([item for item in arguments.runs if item not in overrides], [*overrides, *arguments.overrides])
-    if arguments.output.is_dir():
-        raise DataError(f"--output {arguments.output}: is a folder, expected the name of a zip")
     contents = predict_files(runs, fill_missing=arguments.fill_missing)
     if launched_rank() == 0:
         write_submission(arguments.output, {name: content.predictions for name, content in contents.items()})

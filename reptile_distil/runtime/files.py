@@ -231,6 +231,25 @@ def refuse_links(folder: Path) -> None:
             raise CheckpointError(f"{path}: is a symbolic link or no plain file or folder")
 
 
+def check_replaceable(path: Path, *, makes_folders: bool = False) -> None:
+    """Raises the `OSError` that `replace_file` would meet, as far as it can be known before there is anything to write.
+
+    With `makes_folders`, those above the file need not exist.
+    """
+    with naming(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        _refuse_special(path)
+        folder = path.absolute().parent
+        if makes_folders:
+            folder = next(above for above in (folder, *folder.parents) if above.exists())
+        if not folder.is_dir():
+            missing = not folder.exists()
+            raise OSError(errno.ENOENT if missing else errno.ENOTDIR, f"{folder} is no folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"nothing can be written into {folder}")
+
+
 def _refuse_special(path: Path) -> None:
     """Raises `OSError` for a link, and for what is there and no regular file."""
     if path.is_symlink():

@@ -681,7 +681,7 @@ def test_a_task_that_is_not_on_the_leaderboard_is_refused(tmp_path, task):
 def test_the_output_may_not_be_a_folder(call, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "predict_split", lambda *_, **__: pytest.fail("predicted"))
     code, _, err = call("--runs", trained / "cola" / "finetune-seed42", "--fill-missing", "--output", tmp_path)
-    assert (code, err) == (2, f"error: --output {tmp_path}: is a folder, expected the name of a zip\n")
+    assert (code, err) == (2, f"error: --output {tmp_path}: cannot be written: it is a folder\n")
 
 
 def test_check_prints_each_problem_and_ends_with_code_2(call):

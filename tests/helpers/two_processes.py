@@ -34,7 +34,16 @@ from reptile_distil.training.evaluation import Evaluator, predict_logits
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import TINY
 
-METHODS = ("finetune", "kd", "reptile-adamw", "reptile-interpolate", "reptile-inner", "kd-hidden")
+METHODS = (
+    "finetune",
+    "kd",
+    "reptile-adamw",
+    "reptile-interpolate",
+    "reptile-inner",
+    "reptile-student-first",
+    "kd-hidden",
+)
+STUDENT_FIRST = "reptile-student-first"
 INNER = "reptile-inner"
 """Two inner steps of an AdamW that remembers, in every second step, with terms on hidden states."""
 
@@ -43,7 +52,13 @@ PLANS = {"even": ([32] * 20, None), "uneven": ([32, 7, 1, 2, 5] * 2, 3)}
 WHOLE = [(name, plan) for name in METHODS for plan in PLANS]
 SHARDED = {
     "quick": [("reptile-adamw", "even"), ("reptile-interpolate", "uneven")],
-    "slow": [*WHOLE[:4], ("reptile-adamw", "uneven"), ("reptile-interpolate", "even")],
+    "slow": [
+        *WHOLE[:4],
+        ("reptile-adamw", "uneven"),
+        ("reptile-interpolate", "even"),
+        ("reptile-student-first", "even"),
+        ("reptile-student-first", "uneven"),
+    ],
 }
 
 
@@ -72,11 +87,15 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
     if name == INNER:
         options |= {"ablation": Ablation(inner_steps=2, every=2), "share_forward": False}
         options["inner_optimizer"] = "persistent_adamw"
-    if options["update"] == "adamw":
+    if name == STUDENT_FIRST:
+        options["order"] = "student_first"
+    elif options["update"] == "adamw":
         options |= {"inner_lr": 1e-2, "inner_eps": 1e-4}
-        options["teacher_optimizer"] = torch.optim.AdamW(teacher.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
     else:
         options |= {"inner_lr": 0.5, "inner_optimizer": "sgd"}
+    if options["update"] == "adamw":
+        options["teacher_optimizer"] = torch.optim.AdamW(teacher.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
+    else:
         options["teacher_optimizer"] = torch.optim.SGD(teacher.parameters(), lr=0.05)
     return ReptileDistiller(teacher, student, **options), teacher, student
 

@@ -10,6 +10,7 @@ from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import TeacherRegularization
 from reptile_distil.methods.step import GradientStep
 from tests.helpers.models import batch, bert, changed, weights
+from tests.oracles.reptile import literal_teacher_step
 from tests.oracles.reptile_variants import LiteralAdam, LiteralSgd, literal_distillation, literal_meta_step
 
 SETTINGS = {
@@ -31,7 +32,8 @@ def adam(model, lr=LR):
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0, eps=EPS)
 
 
-def distiller(teacher, student, regularization=None):
+def distiller(teacher, student, regularization=None, order="teacher_first"):
+    inner = {"inner_optimizer": "sgd", "inner_lr": LR} if order == "teacher_first" else {}
     return ReptileDistiller(
         teacher,
         student,
@@ -39,8 +41,8 @@ def distiller(teacher, student, regularization=None):
         student_optimizer=adam(student),
         teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=MU),
         update="interpolate",
-        inner_optimizer="sgd",
-        inner_lr=LR,
+        order=order,
+        **inner,
         regularization=regularization,
     )
 
@@ -60,7 +62,8 @@ def literal_task_step(teacher, x, optimizer):
 
 @pytest.mark.parametrize(("task_lr", "pull"), [(1e-3, 0.0), (0.0, 0.125), (1e-3, 0.125)])
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
-def test_three_steps_with_upkeep_equal_the_literal_ones(task_lr, pull, micro_batch_size):
+@pytest.mark.parametrize("order", ["teacher_first", "student_first"])
+def test_three_steps_with_upkeep_equal_the_literal_ones(task_lr, pull, micro_batch_size, order):
     (teacher, student), (slow_teacher, slow_student) = models(), models()
     slow_teacher.eval()
     start = copy.deepcopy(slow_teacher)
@@ -69,19 +72,24 @@ def test_three_steps_with_upkeep_equal_the_literal_ones(task_lr, pull, micro_bat
         task_step=GradientStep(adam(teacher, task_lr), micro_batch_size=micro_batch_size) if task_lr else None,
         pull=pull,
     )
-    fast = distiller(teacher, student, regularization)
+    fast = distiller(teacher, student, regularization, order)
     slow_optimizer, slow_meta = adam(slow_student), torch.optim.SGD(slow_teacher.parameters(), lr=MU)
     slow_task = LiteralAdam(task_lr, EPS)
     for step in range(3):
         x = batch(seed=step)
         logs = fast.step(x)
-        literal_meta_step([x], slow_teacher, slow_student, SETTINGS, LiteralSgd(LR), slow_meta)
+        if order == "teacher_first":
+            literal_meta_step([x], slow_teacher, slow_student, SETTINGS, LiteralSgd(LR), slow_meta)
+        else:
+            literal_distillation(x, slow_teacher, slow_student, SETTINGS, slow_optimizer)
+            literal_teacher_step(slow_teacher, slow_student, SETTINGS, slow_meta)
         if task_lr:
             torch.testing.assert_close(logs["teacher_task_loss"], literal_task_step(slow_teacher, x, slow_task))
         with torch.no_grad():
             for theta, first in zip(slow_teacher.parameters(), start.parameters(), strict=True):
                 theta.copy_((1 - pull) * theta + pull * first)
-        literal_distillation(x, slow_teacher, slow_student, SETTINGS, slow_optimizer)
+        if order == "teacher_first":
+            literal_distillation(x, slow_teacher, slow_student, SETTINGS, slow_optimizer)
     for model, expected in ((teacher, slow_teacher), (student, slow_student)):
         for (name, value), (_, wanted) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
             torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6, msg=name)

@@ -244,7 +244,7 @@ def test_a_special_file_in_a_model_folder_is_refused(script, run, tmp_path, kind
     "command",
     [
         (*EVALUATE, "--predictions", "special"),
-        pytest.param((*BENCHMARK, "--json", "special"), marks=pytest.mark.slow),
+        (*BENCHMARK, "--json", "special"),
         ("submit", "--check", "special"),
         (*DISTIL, "--overwrite", "data.path=special"),
         (*EVALUATE[:2], "special"),
@@ -258,8 +258,7 @@ def test_a_special_file_in_a_model_folder_is_refused(script, run, tmp_path, kind
 )
 def test_a_special_file_that_an_option_names_is_waited_for_by_no_script(script, run, tmp_path, kind, command):
     KINDS[kind](tmp_path / "special")
-    seconds = 6 * SECONDS if command[0] == "benchmark" else SECONDS  # it measures before it writes
-    script(*command, cwd=tmp_path, timeout=seconds).assert_done_or_refused()
+    script(*command, cwd=tmp_path, timeout=SECONDS).assert_done_or_refused()
 
 
 def failing_reads(script, command, cwd, folder):

@@ -237,9 +237,16 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         ],
         ["method=reptile", "reptile.inner_batch=held_out", "reptile.inner_steps=2", "reptile.share_forward=false"],
         ["method=reptile", "reptile.task_lr=1e-3", "reptile.pull=0.1"],
+        ["method=reptile", "reptile.order=student_first", "reptile.every=2"],
         ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
     ],
-    ids=["persistent inner AdamW, every second step", "held-out inner batches", "regularized teacher", "metadistil"],
+    ids=[
+        "persistent inner AdamW, every second step",
+        "held-out inner batches",
+        "regularized teacher",
+        "student first, every second step",
+        "metadistil",
+    ],
 )
 def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, tmp_path, overrides):
     """Stopped within an epoch, after an odd number of steps: before one in which the teacher would rest."""

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -421,11 +422,44 @@ def test_the_scripts_load_nothing_heavy_before_they_catch_ctrl_c():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-@pytest.mark.parametrize("name", ["", "no/such/folder/x.tsv"])
-def test_predictions_that_cannot_be_written_are_refused_before_anything_is_predicted(call, tmp_path, name):
-    code, _, err = call("evaluate", "--model", "./none", "--split", "dev", "--predictions", tmp_path / name)
-    assert code == 2
-    assert "is a folder, or lies in a folder that does not exist" in err
+WRITING = {
+    "evaluate": ("--config", str(TINY), "--model", "./none", "--split", "dev", "--predictions"),
+    "submit": ("--runs", "./none", "--output"),
+    "benchmark --json": ("--lengths", "none", "--json"),
+    "benchmark --plot": ("--lengths", "none", "--plot"),
+}
+
+
+def fault_at(path, fault):
+    """Makes of `path` one that cannot be written, and says how."""
+    if fault == "folder":
+        path.mkdir()
+        return "it is a folder"
+    if fault == "link":
+        path.symlink_to(path.with_name("elsewhere"))
+        return "it is a symbolic link"
+    if fault == "fifo":
+        os.mkfifo(path)
+        return "it is no regular file"
+    path.parent.rmdir()
+    if fault == "in a file":
+        path.parent.write_text("")
+    return "Not a directory" if fault == "in a file" else "is no folder"
+
+
+@pytest.mark.parametrize("fault", ["folder", "link", "fifo", "in a file", "in no folder"])
+@pytest.mark.parametrize("command", WRITING)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_path, command, fault):
+    path = tmp_path / "outputs" / "x.tsv"
+    path.parent.mkdir()
+    if (command, fault) == ("submit", "in no folder"):
+        pytest.skip("it makes the folder")
+    said = fault_at(path, fault)
+    main = runpy.run_path(str(ROOT / "scripts" / f"{command.split()[0]}.py"))["main"]
+    assert cli.run(main, [*WRITING[command], str(path)]) == 2
+    err = capsys.readouterr().err
+    assert f"{path}: cannot be written: " in err
+    assert said in err or f"{path.parent} is no folder" in err
 
 
 @pytest.mark.parametrize(

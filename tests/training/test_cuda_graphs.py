@@ -382,7 +382,13 @@ def losses_of(folder):
 
 @pytest.mark.parametrize(
     "overrides",
-    [["method=finetune"], ["method=kd"], ["method=reptile"], ["reptile.update=interpolate"]],
+    [
+        ["method=finetune"],
+        ["method=kd"],
+        ["method=reptile"],
+        ["reptile.update=interpolate"],
+        ["reptile.order=student_first"],
+    ],
     ids=lambda overrides: overrides[0],
 )
 def test_a_run_with_graphs_ends_as_one_without(tmp_path, on_a_pretended_gpu, recorders, overrides):
