@@ -15,7 +15,7 @@ A_FEW = (
     "tests/data/test_batches.py::test_on_a_gpu_a_batch_is_copied_without_waiting",
     "tests/data/test_features.py::test_on_cuda_a_batch_is_the_same_as_on_the_cpu",
     "tests/models/test_packing.py::test_on_a_gpu_packed_equals_padded_in_half_precision",
-    "tests/training/test_cuda_graphs.py::test_on_a_gpu_a_replay_waits_for_nothing",
+    "tests/training/test_cuda_graphs.py::test_on_a_gpu_a_replay_waits_for_nothing[kd]",
     "tests/training/test_cuda_graphs.py::test_on_a_gpu_each_replay_draws_new_dropout_masks",
 )
 """Where the `cuda` tests are that run by default: those that take about a second each."""
@@ -41,7 +41,7 @@ def run(*arguments):
 
 
 def test_the_cases_and_a_few_of_the_tests_of_a_gpu_pass():
-    assert run(CASES, *A_FEW) > 40
+    assert run(CASES, *A_FEW) > 30
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_all_tests_of_a_gpu_that_need_no_real_one_pass():
 
 @pytest.mark.slow
 def test_the_slow_cases_hold():
-    assert run("-m", "slow", CASES) > 0
+    assert run("-m", "slow", CASES) > 30
 
 
 def test_this_process_has_no_pretended_gpu():

@@ -8,7 +8,7 @@ from tests.pretend_gpu.counts import METHODS, count
 SMALL = {"depths": (4, 2), "width": 64}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["kd", *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n != "kd")])
 def test_a_step_has_fewer_launches_and_casts_than_with_autocast_alone_and_no_wait(gpu, monkeypatch, name):
     counts, waits = count(name, **SMALL)
     monkeypatch.setattr(classifier, "HalfPrecisionWeights", lambda model, dtype: None)

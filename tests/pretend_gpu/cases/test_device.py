@@ -72,7 +72,7 @@ def test_launches_casts_and_bytes_are_counted(gpu):
     assert gpu.counts.num_launches == 3
 
 
-@pytest.mark.parametrize("name", ["finetune", "kd", "adamw", "interpolate"])
+@pytest.mark.parametrize("name", ["kd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adamw", "interpolate"))])
 def test_steps_on_the_device_equal_steps_on_the_cpu(gpu, name):
     results = []
     for device in ("cuda", "cpu"):

@@ -48,7 +48,9 @@ def test_a_step_that_reads_a_number_cannot_be_recorded(gpu, monkeypatch):
         method.step(there)
 
 
-@pytest.mark.parametrize("name", ["kd", "adamw", "student_first adamw"])
+@pytest.mark.parametrize(
+    "name", ["kd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adamw", "student_first adamw"))]
+)
 def test_half_precision_copies_follow_the_weights_that_graphs_change(gpu, name):
     """With an evaluation before the recording, and one between replays; within bfloat16's rounding."""
     losses = []

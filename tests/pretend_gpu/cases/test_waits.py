@@ -1,13 +1,12 @@
 """How often a step waits for the device."""
 
+import itertools
+
 import pytest
 import torch
 
 from tests.pretend_gpu.cases.steps import FULL, METHODS, RAGGED, build, given, take
 from tests.pretend_gpu.device import waits_by_place
-
-FORWARD_PASSES = {"finetune": 1, "kd": 2, "adamw": 3, "interpolate": 3, "metadistil": 5}
-"""In a step; 2 where the student goes first."""
 
 SHAPES = {
     "ragged": {"lengths": RAGGED},
@@ -29,20 +28,34 @@ def waits_of(gpu, name, *, lengths, **options):
     return noted
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_step_waits_exactly_as_often_as_it_must(gpu, name, shape):
-    """Once in each forward pass to see whether there is padding; packed, twice for where the rows are."""
+def mostly_slow(cases, *by_default):
+    """All the cases, those that are not named in the slow tier."""
+    return [case if case in by_default else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    mostly_slow(
+        itertools.product(SHAPES, METHODS),
+        *(("ragged", name) for name in METHODS),
+        ("full", "kd"),
+        ("ragged bf16", "adamw"),
+        ("packed", "finetune"),
+        ("packed", "kd"),
+        ("packed", "student_first adamw"),
+        ("packed bf16", "adamw"),
+    ),
+)
+def test_a_step_waits_for_nothing(gpu, name, shape):
     noted = waits_of(gpu, name, **SHAPES[shape])
-    expected = 0
-    assert len(noted) == expected, "\n".join(waits_by_place(noted))
+    assert not noted, "\n".join(waits_by_place(noted))
 
 
-@pytest.mark.parametrize("name", ["kd", "adamw", "student_first adamw"])
+@pytest.mark.parametrize("name", ["kd", pytest.param("adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{"hidden": True}, {"micro_batch_size": 4}], ids=["hidden", "micro-batches"])
-def test_hidden_states_and_micro_batches_add_no_wait_of_their_own(gpu, name, options):
+def test_hidden_states_and_micro_batches_add_no_wait(gpu, name, options):
     noted = waits_of(gpu, name, lengths=RAGGED, **options)
-    assert not [wait for wait in noted if "masking_utils" not in wait.caller], "\n".join(waits_by_place(noted))
+    assert not noted, "\n".join(waits_by_place(noted))
 
 
 def test_a_wait_is_noted_where_it_happens(gpu):
