@@ -7,7 +7,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which else asks the hub about its caller
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is; tiny models only wait for a second thread
 
+import contextlib
 import runpy
+import warnings
 from pathlib import Path
 
 import hypothesis
@@ -88,6 +90,27 @@ def script(network_attempts, tmp_path_factory):
     """Runs a script in a process of its own, but in a second: `script("distil", "seed=1")` is how it ended."""
     with forked_scripts(tmp_path_factory.mktemp("scripts")) as run:
         yield run
+
+
+@pytest.fixture
+def no_waits():
+    """`with no_waits():` whatever waits for the GPU inside is an error; behind it nothing is any more."""
+    return _waits_refused
+
+
+@contextlib.contextmanager
+def _waits_refused():
+    try:
+        _set_sync_debug_mode("error")
+        yield
+    finally:
+        _set_sync_debug_mode("default")
+
+
+def _set_sync_debug_mode(mode):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of the mode itself, once in a process
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reptile_distil.data.features import TEACHER_COLUMNS, Features, Indices, Padding, pad_rows
+from reptile_distil.data.features import TEACHER_COLUMNS, Features, Indices, Padding, attention_bias, pad_rows
 from reptile_distil.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ Batch = Mapping[str, Tensor]
 
 Where the teacher has a tokenizer of its own, its columns are there too, as `teacher_input_ids` and so on.
 Where the teacher's logits were kept, also `teacher_logits` (B, C).
+
+On a GPU also what no forward pass needs to ask the GPU for then, or to make again: `lengths` (B,), the tokens of each
+row, which stay on the CPU, where padding is on the right; and `attention_bias` (B, 1, 1, L), where rows have padding.
 """
 
 
@@ -123,6 +126,7 @@ class Batches:
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
         length_step: batches are padded to a multiple of this many tokens, but never beyond the data set's longest row.
+        bias_dtype: the type in which forward passes compute attention.
     """
 
     def __init__(
@@ -135,12 +139,14 @@ class Batches:
         device: str = "cpu",
         length_step: int = 1,
         teacher_tokenizer: Any = None,
+        bias_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.features = features if isinstance(features, Features) else Features.from_dataset(features)
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
         self.length_step = length_step
+        self.bias_dtype = bias_dtype
         self.extra_batches: ExtraBatchSource | None = None
         """Where the second argument of the method's step comes from; None: the method takes the batch alone."""
         self.teacher_logits: NDArray[np.float32] | None = None
@@ -211,14 +217,28 @@ class Batches:
                 if name != "labels":
                     batch[TEACHER_COLUMNS + name] = tensor
         if torch.device(self.device).type == "cuda":
-            # From pinned memory the copy runs beside the computation, and nothing waits for it here.
-            return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            return self._on_gpu(batch, torch.from_numpy(self.lengths[rows]))
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _pad(self, features: Features, rows: Indices, padding: Padding) -> dict[str, Tensor]:
         lengths = features.lengths
         width = -(-int(lengths[rows].max()) // self.length_step) * self.length_step
         return pad_rows(features, rows, padding, width=min(width, int(lengths.max(initial=0))))
+
+    def _on_gpu(self, batch: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        """The batch on the GPU, with what the CPU knows of its padding; the CPU waits for no copy."""
+        width = batch["input_ids"].shape[1]
+        # A graph is recorded once for a shape: there every batch has a bias, also one without padding.
+        has_bias = "attention_mask" in batch and (self.length_step > 1 or int(lengths.min()) < width)
+        given = {
+            **batch,
+            **({"attention_bias": attention_bias(batch["attention_mask"], self.bias_dtype)} if has_bias else {}),
+        }
+        # The GPU takes a copy in its turn with all other work; from pinned memory, nothing waits for it here.
+        there = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in given.items()}
+        if has_bias:
+            there["attention_bias"] = there["attention_bias"][..., :width]
+        return there if self.padding.on_the_left else {**there, "lengths": lengths}
 
 
 @contextlib.contextmanager

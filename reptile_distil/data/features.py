@@ -187,6 +187,18 @@ def pad_rows(features: Features, rows: Indices, padding: Padding, *, width: int 
     return batch
 
 
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds to its scores: 0 for the tokens of a mask (B, L), for padding the lowest number.
+
+    It is (B, 1, 1, W), and W the next multiple of 8: what is cut from it to L columns keeps rows that lie as PyTorch's
+    memory-efficient attention takes them without a copy.
+    """
+    num_rows, width = mask.shape
+    bias = torch.zeros(num_rows, 1, 1, -(-width // 8) * 8, dtype=dtype)
+    bias[..., :width].masked_fill_(mask[:, None, None] == 0, torch.finfo(dtype).min)
+    return bias
+
+
 def _positions(starts: Indices, lengths: Indices) -> Indices:
     """Where the tokens of rows (N,) lie in the flat columns, row after row."""
     ends = np.cumsum(lengths)

@@ -276,6 +276,7 @@ class Experiment:
     def recovery(self, folder: RunFolder, role: Role, *, afresh: bool) -> Recovery:
         """Where a run stands in its folder: reads, and writes nothing yet. Raises `RunError` as `Recovery` does."""
         options = self.config.checkpoint.model_dump() | {"device": self.device, "processes": self.processes}
+        options["with_graphs"] = self.config.compute.cuda_graphs
         return Recovery(folder, self.config.defining_settings(role), afresh=afresh, **options)
 
     @contextlib.contextmanager

@@ -1,22 +1,35 @@
-"""A finished run, opened: its results, once they are known to be whole and made from what is there now."""
+"""A finished run, opened: its results, once they are known to be whole and made from what is there now.
+
+The files that it was made from are compared as they are, without loading anything. A run that is under way compares
+what came out of them: that is in its checkpoints.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import MethodName, Role
+from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.errors import ConfigError, DataError, ModelError, RunError
 from reptile_distil.experiments.build_task import build_task
-from reptile_distil.experiments.input_digests import KnownDigests, digest_inputs
-from reptile_distil.models.loading import real_places
+from reptile_distil.experiments.setup import student_source
+from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
+from reptile_distil.runtime.files import digest_files
 from reptile_distil.training.metrics import Scores
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
+_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
+
+KnownDigests = MutableMapping[tuple[str, ...], str | None]
+"""Digests of what was looked at before, so that one look at many runs reads each file once."""
 
 
 class FinishedRun(NamedTuple):
@@ -127,3 +140,56 @@ def _check_scores(folder: RunFolder, key: str, scores: Mapping[str, Scores], tas
         for metric in task.metrics:
             if metric not in scores.get(split, {}):
                 raise RunError(f"{folder.results}: {key}.{split}.{metric}: is missing; {folder.remedy}")
+
+
+def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | None = None) -> dict[str, str]:
+    """SHA-256 of each local file or folder that a run reads, by what it is: `train split`, `teacher` and so on.
+
+    What comes from the hub, or is missing, is left out. Nothing in `known` is read again; what is read is added to it.
+    """
+    known = {} if known is None else known
+    models: dict[str, str | Path] = {}
+    if role == "teacher":
+        models["pretrained teacher"] = config.teacher.pretrained
+    else:
+        if config.needs_teacher(role):
+            models["teacher"] = config.teacher.finetuned or config.teacher_run
+        if config.student.init != "finetuned_layers":
+            models["model that the student starts as"] = student_source(config)
+    digests = {}
+    for name, model in models.items():
+        key: tuple[str, ...] = ("model", str(model))
+        if key not in known:
+            known[key] = _digest_model(model)
+        digests[name] = known[key]
+    reads_files = config.data.path is not None and not (task.is_generated or task.hub)
+    if task.files is not None or reads_files:
+        for split in ("train", *task.dev_splits):
+            key = ("split", task.name, split, str(config.data.path))
+            if key not in known:
+                known[key] = _digest_split(task, split, config.data.path)
+            digests[f"{split} split"] = known[key]
+    return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def _digest_split(task: Task, split: str, path: str | None) -> str | None:
+    with contextlib.suppress(DataError, OSError):
+        source = open_split(task, split, None if path is None else Path(path))
+        if task.files is None or Path(source.place).exists():  # an own task's file is looked for when it is read
+            return source.digest()
+    return None
+
+
+def _digest_model(name: str | Path) -> str | None:
+    with contextlib.suppress(ModelError, OSError):
+        folder = find_folder(str(name)) or Path(name)
+        files = sorted(file for pattern in (*_WEIGHTS, *_TOKENIZER) for file in folder.glob(pattern))
+        stats = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        return _digest_unchanged(stats) if files else None
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_unchanged(stats: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files as they were at these sizes and times: a table's many runs share a teacher."""
+    return digest_files(*(file for file, _, _ in stats))

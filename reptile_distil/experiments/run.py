@@ -17,7 +17,7 @@ from reptile_distil.config.sections import TEACHER_MOVES, Role
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.build_task import VALIDATION
-from reptile_distil.experiments.input_digests import digest_inputs
+from reptile_distil.experiments.finished_run import digest_inputs
 from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits, measure_latency
 from reptile_distil.experiments.setup import Components, Setup
 from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
@@ -250,7 +250,8 @@ class Run:
     def _results_of(self, outcome: Outcome) -> dict[str, Any]:
         """The values of the run's `Results` but for those that `Recovery.finish` adds."""
         device = self.setup.device
-        peak = peak_memory(device)  # the training's, before the best student and the latency are measured
+        # The training's, before the best student and the latency are measured.
+        peak = peak_memory(device, with_graphs=self.config.compute.cuda_graphs)
         results: dict[str, Any] = {
             "task": self.task.name,
             "method": self.role,

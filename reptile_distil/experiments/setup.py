@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from reptile_distil.config.config import Config
@@ -19,6 +20,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
 from reptile_distil.experiments.build_method import (
     BuiltMethod,
+    autocast_dtype,
     build_loss,
     build_method,
     class_weights,
@@ -347,6 +349,7 @@ def _batches_of(
         seed=config.seed,
         device=choose_device(config.device),
         length_step=LENGTH_STEP if config.compute.cuda_graphs and for_training else 1,
+        bias_dtype=autocast_dtype(config) or torch.float32,
     )
 
 

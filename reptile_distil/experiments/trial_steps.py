@@ -20,6 +20,8 @@ from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS, num_warm_ups
 from reptile_distil.runs.state import module_tensors, optimizer_tensors
 from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
+from reptile_distil.runtime.randomness import random_numbers_repeated
+from reptile_distil.training.cuda_graphs import WARM_UP_STEPS, GraphedSteps
 from reptile_distil.training.loop import Method
 
 
@@ -61,11 +63,12 @@ def run_trial_steps(
 ) -> TrialSteps:
     """Takes three steps (the first does not count) and evaluates two batches; this changes the models.
 
-    `length` is the number of tokens at which a run measures the models' latency; `logits_of` are the batches in which
-    it computes the logits that it keeps. The state of PyTorch's random numbers is restored.
+    With CUDA graphs the steps that count are replays, after those that record them. `length` is the number of tokens at
+    which a run measures the models' latency; `logits_of` are the batches in which it computes the logits that it keeps.
+    The state of PyTorch's random numbers is restored, on the CPU and on the run's device.
     """
     device = train.device
-    with torch.random.fork_rng():
+    with random_numbers_repeated(torch.device(device)):
         reset_peak_memory(device)
         step_seconds = _time_steps(method, train)
         students_pass = teachers_pass = once = 0.0
@@ -77,7 +80,7 @@ def run_trial_steps(
             per_token = (students_pass + teachers_pass) / sum(sum(_pass_sizes(batches)) for batches in dev)
             once = teachers_pass + tokens * per_token
             once += 0.0 if logits_of is None else _time_pass(teacher, logits_of)
-        peak = peak_memory(device)
+        peak = peak_memory(device, with_graphs=isinstance(method, GraphedSteps))
     modules: list[nn.Module] = [student, *([teacher] if teacher is not None and teacher_moves else [])]
     tensors = [tensor for module in modules for tensor in module_tensors(module).values()]
     tensors += [tensor for optimizer in optimizers.values() for tensor in optimizer_tensors(optimizer).values()]
@@ -114,7 +117,12 @@ def _time_steps(method: Method, batches: Batches) -> float:
         batch, extra = next(batches.steps(1, skip=number))
         method.step(batch, *extra)
 
-    take(_median_and_largest(sizes)[0])  # the first one does not count
+    if isinstance(method, GraphedSteps):
+        for number in _median_and_largest(sizes):
+            for _ in range(WARM_UP_STEPS + 1):
+                take(number)
+    else:
+        take(_median_and_largest(sizes)[0])  # the first one does not count
     return mean_seconds(sizes, _measure(take, sizes, batches.device))
 
 

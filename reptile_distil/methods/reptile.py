@@ -28,15 +28,24 @@ import torch._functorch.config as compiled_autograd_config
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.inner_step import can_share_forward, has_closed_form
+from reptile_distil.inner_step import has_closed_form
 from reptile_distil.methods.losses import DistillationLoss, LossTerms
-from reptile_distil.methods.reptile_variants import Ablation, InnerLearner, TeacherRegularization
+from reptile_distil.methods.reptile_variants import (
+    Ablation,
+    InnerLearner,
+    TeacherRegularization,
+    check_forward_can_be_shared,
+    check_no_inner_step,
+)
 from reptile_distil.methods.step import (
     ADAMW,
     AdamwName,
     GradientStep,
     Logs,
+    add_decay,
+    check_choice,
     check_trainable,
+    difference_of,
     difference_on_common_rows,
     divide_by_magnitude,
     fresh_eps,
@@ -214,19 +223,8 @@ class ReptileDistiller:
             if self.inner_optimizer == "adamw":
                 divide_by_magnitude(chunk, fresh_eps(self.inner_eps, self.inner_adamw))
             torch._foreach_mul_(chunk, self.inner_lr)
-        self._decay_inner_step()
+        add_decay(self.student, self.inner_lr * self.inner_weight_decay, self.inner_adamw)
         return terms.total
-
-    @torch.no_grad()
-    def _decay_inner_step(self) -> None:
-        """Adds the decay of equation 1 to theta_s - theta_s' in the student's `.grad`."""
-        decay = self.inner_lr * self.inner_weight_decay
-        for theta in self.student.parameters() if decay else ():
-            if theta.grad is not None and theta.ndim > 1:
-                if self.inner_adamw == "torch":  # theta_s' = (1 - decay) theta_s - step
-                    theta.grad.add_(theta, alpha=decay)
-                else:  # theta_s' = (1 - decay) (theta_s - step)
-                    theta.grad.lerp_(theta, decay)
 
     def update_teacher(self) -> Tensor:
         """Equation 2: moves the teacher's matched parameters; returns the norm of theta_t - theta_s' before.
@@ -323,8 +321,7 @@ class ReptileDistiller:
         pairs = [pair for pair in self.pairs if pair.has_same_shape]
         uneven = [difference_on_common_rows(pair) for pair in self.pairs[len(pairs) :]]
         if all(pair.student.grad is None for pair in pairs):
-            with torch.no_grad():
-                return [pair.teacher - pair.student for pair in pairs] + uneven
+            return difference_of([pair.teacher for pair in pairs], [pair.student for pair in pairs]) + uneven
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s
         difference = self._take_inner_steps(pairs)
         with torch.no_grad():
@@ -351,16 +348,16 @@ class ReptileDistiller:
         return steps
 
     def _check_options(self) -> None:
-        _check_choice("update", self.update, ("adamw", "interpolate"))
-        _check_choice("order", self.order, ("teacher_first", "student_first"))
-        _check_choice("inner_optimizer", self.inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
-        _check_choice("inner_adamw", self.inner_adamw, tuple(ADAMW))
+        check_choice("update", self.update, ("adamw", "interpolate"))
+        check_choice("order", self.order, ("teacher_first", "student_first"))
+        check_choice("inner_optimizer", self.inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
+        check_choice("inner_adamw", self.inner_adamw, tuple(ADAMW))
         if self.inner_weight_decay and self.inner_optimizer == "sgd":
             raise ValueError("inner_weight_decay belongs to inner_optimizer adamw or persistent_adamw, but it is sgd")
         if self.order == "student_first":
-            _check_no_inner_step(self.ablation, self.inner_optimizer, share_forward=self.share_forward)
+            check_no_inner_step(self.ablation, self.inner_optimizer, share_forward=self.share_forward)
         elif self.share_forward:
-            _check_forward_can_be_shared(self.ablation, self.inner_optimizer)
+            check_forward_can_be_shared(self.ablation, self.inner_optimizer)
 
     def _check_optimizers(self) -> None:
         check_trainable(self.teacher_optimizer, [pair.teacher for pair in self.pairs], "teacher")
@@ -371,26 +368,3 @@ class ReptileDistiller:
                     "update='interpolate' takes plain steps of mu times the difference: pass "
                     "teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
                 )
-
-
-def _check_no_inner_step(ablation: Ablation, inner_optimizer: str, *, share_forward: bool) -> None:
-    if ablation.uses_other_batches or inner_optimizer != "adamw" or not share_forward:
-        raise ValueError(
-            "order = 'student_first' has no inner step: leave inner_optimizer, inner_steps, inner_batch and "
-            "share_forward at their defaults"
-        )
-
-
-def _check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> None:
-    if not can_share_forward(
-        inner_steps=ablation.inner_steps, inner_batch=ablation.inner_batch, inner_optimizer=inner_optimizer
-    ):
-        raise ValueError(
-            "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the same "
-            "batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
-        )
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")

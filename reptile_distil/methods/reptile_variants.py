@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
+from reptile_distil.inner_step import can_share_forward
 from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
-from reptile_distil.methods.step import ADAMW, AdamwName, GradientStep, Logs, decay_groups
+from reptile_distil.methods.step import ADAMW, AdamwName, GradientStep, Logs, can_be_fused, decay_groups, forget_moments
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model
 from reptile_distil.runtime.processes import local_part
@@ -78,6 +79,26 @@ class Ablation:
         return given
 
 
+def check_no_inner_step(ablation: Ablation, inner_optimizer: str, *, share_forward: bool) -> None:
+    """Raises `ValueError` for options of an inner step that `order="student_first"` does not have."""
+    if ablation.uses_other_batches or inner_optimizer != "adamw" or not share_forward:
+        raise ValueError(
+            "order = 'student_first' has no inner step: leave inner_optimizer, inner_steps, inner_batch and "
+            "share_forward at their defaults"
+        )
+
+
+def check_forward_can_be_shared(ablation: Ablation, inner_optimizer: str) -> None:
+    """Raises `ValueError` where equations 1 and 3 cannot take one forward pass of the student."""
+    if not can_share_forward(
+        inner_steps=ablation.inner_steps, inner_batch=ablation.inner_batch, inner_optimizer=inner_optimizer
+    ):
+        raise ValueError(
+            "share_forward = True: equation 1 can share equation 3's forward pass only as one fresh step on the same "
+            "batch; set share_forward = False with inner_steps > 1, held_out or persistent_adamw"
+        )
+
+
 class InnerLearner:
     """A copy of the student that starts each training step from theta_s and takes inner steps to theta_s'.
 
@@ -114,8 +135,8 @@ class InnerLearner:
         self.adamw = adamw
         self.weight_decay = weight_decay
         self.gradient_step = gradient_step
-        self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
         self.is_renewed = optimizer == "adamw"
+        self.optimizer = self._new_sgd() if optimizer == "sgd" else self._new_adamw()
 
     def learn(self, batches: Sequence[Batch]) -> Tensor:
         """Leaves theta_s - theta_s' in the student's `.grad`, after one inner step on each batch.
@@ -127,7 +148,7 @@ class InnerLearner:
         with torch.no_grad():
             torch._foreach_copy_(theta, theta_s)
         if self.is_renewed:
-            self.optimizer = self._new_adamw()
+            forget_moments(self.optimizer)
         self.fast_student.train()
         step = replace(self.gradient_step, optimizer=self.optimizer)
         losses = [step.take(self._compute_loss, batch, self.fast_student.parameters())["loss"] for batch in batches]
@@ -141,8 +162,11 @@ class InnerLearner:
         return self.compute_loss(self.fast_student, batch)
 
     def _new_adamw(self) -> torch.optim.Optimizer:
-        groups = decay_groups(self.fast_student, self.weight_decay) if self.weight_decay else self._trainable()
-        return ADAMW[self.adamw](groups, lr=self.lr, weight_decay=0.0, eps=self.eps)
+        weights = self._trainable()
+        # A persistent one is in checkpoints, whose optimizers are compared with those of the run that goes on.
+        fused = (self.is_renewed and can_be_fused(weights)) or None
+        groups: Any = decay_groups(self.fast_student, self.weight_decay) if self.weight_decay else weights
+        return ADAMW[self.adamw](groups, lr=self.lr, weight_decay=0.0, eps=self.eps, fused=fused)
 
     def _new_sgd(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self._trainable(), lr=self.lr)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.methods.losses import LossTerms, labels_of
@@ -253,8 +254,34 @@ def adamw(
     the loop over parameters, and no scratch memory. Elsewhere PyTorch chooses. Move the model to its device before.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    can_fuse = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    return ADAMW[kind](decay_groups(model, weight_decay), lr=lr, eps=eps, fused=can_fuse or None)
+    fused = can_be_fused(parameters) or None
+    return ADAMW[kind](decay_groups(model, weight_decay), lr=lr, eps=eps, fused=fused)
+
+
+def can_be_fused(parameters: Iterable[Tensor]) -> bool:
+    """Whether there is a kernel that reads and writes each of these weights once in an optimizer's step."""
+    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises `ValueError` for an option that is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
+
+
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """The AdamW is as new: its moments and counts of steps are 0, in the same memory."""
+    counted_by_group = isinstance(optimizer, Transformers4AdamW)
+    state = [
+        tensor
+        for of_weight in optimizer.state.values()
+        for name, tensor in of_weight.items()
+        if not (counted_by_group and name == "step")
+    ]
+    if state:
+        torch._foreach_zero_(state)
+    for group in optimizer.param_groups if counted_by_group else ():
+        group["num_steps"] = 0
 
 
 def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str) -> None:
@@ -278,6 +305,14 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
             )
 
 
+@torch.no_grad()
+def difference_of(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Each of `ones` minus its partner, sharded alike if at all; on a GPU by a few kernels for all of them."""
+    if any(isinstance(one, DTensor) for one in ones):
+        return [one - other for one, other in zip(ones, others, strict=True)]
+    return list(torch._foreach_sub(list(ones), list(others)))
+
+
 def divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
     """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
     magnitude = torch._foreach_abs(gradients)
@@ -299,6 +334,17 @@ def difference_on_common_rows(pair: ParameterPair) -> Tensor:
     if pair.student.grad is not None:
         difference[:rows] += whole(pair.student.grad)[:rows]
     return cut_like(pair.teacher, difference)
+
+
+@torch.no_grad()
+def add_decay(model: nn.Module, decay: float, kind: AdamwName) -> None:
+    """Adds to a step in the weights' `.grad` what this fraction of decay adds to it, in matrices alone."""
+    for theta in model.parameters() if decay else ():
+        if theta.grad is not None and theta.ndim > 1:
+            if kind == "torch":  # theta' = (1 - decay) theta - step
+                theta.grad.add_(theta, alpha=decay)
+            else:  # theta' = (1 - decay) (theta - step)
+                theta.grad.lerp_(theta, decay)
 
 
 def in_chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -11,7 +13,11 @@ from torch import Tensor, nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.data.features import TEACHER_COLUMNS
 from reptile_distil.errors import ModelError
+from reptile_distil.models.half_precision import HalfPrecisionWeights
 from reptile_distil.runtime.processes import local_part
+
+TAKE_A_BIAS = {"albert", "bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"}
+"""Model types whose attention adds a mask (B, 1, 1, L) to its scores as it is, and sees all where there is none."""
 
 
 class Outputs(NamedTuple):
@@ -48,6 +54,8 @@ class Classifier(nn.Module):
         self.autocast_dtype = autocast_dtype
         self.packed = packed
         self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
+        self._takes_a_bias = takes_a_bias(model)
+        self._half = HalfPrecisionWeights(model, autocast_dtype) if autocast_dtype is not None else None
 
     @classmethod
     def wrap(cls, model: nn.Module) -> Self:
@@ -71,24 +79,54 @@ class Classifier(nn.Module):
         """Logits, and where asked for hidden states. Raises `ModelError` where the model gives none."""
         named = {name: self.columns + name for name in self._inputs}
         inputs: dict[str, Any] = {name: batch[column] for name, column in named.items() if column in batch}
+        lengths = None if self.columns else _known(batch.get("lengths"))
+        packed = self.packed and "attention_mask" in inputs and not hidden_states
         if hidden_states:
             inputs["output_hidden_states"] = True
+        if self._takes_a_bias and not packed and not self.columns:
+            inputs["attention_mask"] = self._mask_of(batch, lengths)
         # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
-        with torch.autocast(
-            inputs["input_ids"].device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
+        with (
+            torch.autocast(
+                inputs["input_ids"].device.type,
+                dtype=self.autocast_dtype,
+                enabled=self.autocast_dtype is not None,
+            ),
+            contextlib.nullcontext() if self._half is None else self._half.inside(),
         ):
-            if self.packed and "attention_mask" in inputs and not hidden_states:
+            if packed:
                 from reptile_distil.models.packing import packed_logits
 
-                return Outputs(packed_logits(self.model, inputs))
+                return Outputs(packed_logits(self.model, inputs, lengths))
             output = self.model(**inputs)
         # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
         states = getattr(output, "hidden_states", None) if hidden_states else ()
         if hidden_states and not states:
             raise ModelError(f"{type(self.model).__name__} gives no hidden states: a loss on them cannot be computed")
         return Outputs(output.logits, states or ())
+
+    def _mask_of(self, batch: Batch, lengths: Tensor | None) -> Tensor | None:
+        """The bias, or no mask where the CPU knows that there is no padding; else the mask that is given."""
+        if "attention_bias" in batch:
+            return batch["attention_bias"].to(self.autocast_dtype or next(self.model.parameters()).dtype)
+        if lengths is not None and int(lengths.min()) == batch["input_ids"].shape[1]:
+            return None
+        return batch.get("attention_mask")
+
+
+def takes_a_bias(model: nn.Module) -> bool:
+    """Whether the model's attention takes `attention_bias`, and no mask where there is no padding.
+
+    transformers passes a mask of four dimensions on where it makes masks with one function for all architectures, which
+    its earlier versions did for fewer.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return kind in TAKE_A_BIAS and hasattr(sys.modules[type(model).__module__], "create_bidirectional_mask")
+
+
+def _known(lengths: Tensor | None) -> Tensor | None:
+    """The rows' lengths where they can be read without waiting for a device."""
+    return lengths if lengths is not None and lengths.device.type == "cpu" else None
 
 
 class Student(Classifier):

@@ -9,12 +9,13 @@ For encoders whose model passes keyword arguments down to its attention: BERT, R
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -42,6 +43,7 @@ class Layout:
     """(T,) position of each token in the flattened batch."""
     bounds: Tensor
     """(B + 1,) int32, position of each row's first token in the packed row, and behind the last row."""
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, attention_mask: Tensor) -> Self:
@@ -49,8 +51,27 @@ class Layout:
         mask = attention_mask.bool()
         if not mask[:, 0].all():
             raise ModelError("a batch with padding on the left cannot be packed: set data.packing=false")
-        bounds = functional.pad(mask.sum(dim=1).cumsum(0), (1, 0)).int()
-        return cls(mask, mask.flatten().nonzero()[:, 0], bounds)
+        return cls(mask, *_places(mask))
+
+    @classmethod
+    def of_lengths(cls, lengths: Tensor, width: int, device: torch.device) -> Self:
+        """The layout, on a device, of rows of these lengths (B,) on the CPU, padded to `width`: nothing waits.
+
+        As long as the lengths are there, it is the same one for all forward passes of their batch.
+        """
+        if lengths not in _layouts:
+            mask = torch.arange(width) < lengths[:, None]
+            tokens, bounds = _places(mask)
+            _layouts[lengths] = cls(_moved(mask, device), _moved(tokens, device), _moved(bounds, device))
+        layout: Self = _layouts[lengths]
+        return layout
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(B, 1, 1, L) 0 for tokens and minus infinity for padding, made once."""
+        if dtype not in self._biases:
+            nothing = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device)
+            self._biases[dtype] = nothing.masked_fill(~self.mask, float("-inf"))[:, None, None]
+        return self._biases[dtype]
 
     @property
     def starts(self) -> Tensor:
@@ -67,6 +88,21 @@ class Layout:
         return flat.view(*self.mask.shape, *packed.shape[1:])
 
 
+_layouts = WeakIdKeyDictionary()
+"""By the lengths that they were made of."""
+
+
+def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`tokens` and `bounds` of a layout."""
+    return mask.flatten().nonzero()[:, 0], functional.pad(mask.sum(dim=1).cumsum(0), (1, 0)).int()
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def use_packing(model: Any) -> None:
     """Makes the model fit for `packed_logits`; a padded forward pass stays as it was. Raises as `check_packable`."""
     check_packable(model)
@@ -81,9 +117,15 @@ def check_packable(model: Any) -> None:
         raise ModelError(f"a {kind} cannot be packed, only {known} classifiers can: set data.packing=false")
 
 
-def packed_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits (B, C) of a batch whose padding, if any, is on the right; raises `ModelError` where it is not."""
-    layout = Layout.of(inputs["attention_mask"])
+def packed_logits(model: Any, inputs: Mapping[str, Tensor], lengths: Tensor | None = None) -> Tensor:
+    """Logits (B, C) of a batch whose padding, if any, is on the right; raises `ModelError` where it is not.
+
+    Where the CPU knows the rows' `lengths` (B,), nothing waits for the device.
+    """
+    ids = inputs["input_ids"]
+    layout = (
+        Layout.of(inputs["attention_mask"]) if lengths is None else Layout.of_lengths(lengths, ids.shape[1], ids.device)
+    )
     positions = torch.arange(layout.mask.shape[1], device=layout.mask.device)
     if hasattr(model, "roberta"):
         positions = positions + model.config.pad_token_id + 1
@@ -121,8 +163,8 @@ def _attend(
         return varlen_attn(*rows, layout.bounds, layout.bounds, longest, longest)[None], None
     # (1, H, T, D) -> (B, H, L, D)
     query, key, value = (layout.pad(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
-    seen = layout.mask[:, None, None]
-    states = functional.scaled_dot_product_attention(query, key, value, seen, dropout, scale=scaling)
+    bias = layout.bias(query.dtype)
+    states = functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=scaling)
     return layout.pack(states.transpose(1, 2))[None], None
 
 

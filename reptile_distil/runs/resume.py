@@ -86,6 +86,7 @@ class Recovery:
         folder: of the run; claimed by this process.
         decisive: the values that decide the run's result, by dotted key.
         device: where the run computes.
+        with_graphs: whether its steps are replayed from CUDA graphs.
         every_steps: steps between two checkpoints; None: only the clock decides.
         every_minutes: minutes between two checkpoints; None: only the steps decide. One is written at each epoch's
             end in any case.
@@ -103,6 +104,7 @@ class Recovery:
         decisive: Mapping[str, Any],
         *,
         device: str,
+        with_graphs: bool = False,
         every_steps: int | None = None,
         every_minutes: float | None = 10.0,
         keep: int = 2,
@@ -113,6 +115,7 @@ class Recovery:
         self.folder = folder
         self.decisive = dict(decisive)
         self._device = device
+        self._with_graphs = with_graphs
         self._every_steps = every_steps
         self._every_minutes = every_minutes
         self._keep_when_finished = keep_when_finished
@@ -326,6 +329,6 @@ class Recovery:
             schedules={name: schedule.state_dict() for name, schedule in self._schedules.items()},
             num_processes=self._processes.count,
             wall_seconds=time.perf_counter() - self._started,
-            peak_memory=peak_memory(self._device),
+            peak_memory=peak_memory(self._device, with_graphs=self._with_graphs),
         )
         return state.model_dump(exclude_unset=True)

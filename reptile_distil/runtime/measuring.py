@@ -36,10 +36,14 @@ def reset_peak_memory(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the process's high-water mark
 
 
-def peak_memory(device: str) -> int:
-    """Bytes: the device's peak on CUDA, else the process's highest resident memory."""
+def peak_memory(device: str, *, with_graphs: bool = False) -> int:
+    """Bytes: the device's peak on CUDA, else the process's highest resident memory.
+
+    What CUDA graphs compute in is reserved for them, and counts as allocated while they are recorded alone: with them
+    the peak is that of what was reserved.
+    """
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved() if with_graphs else torch.cuda.max_memory_allocated()
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

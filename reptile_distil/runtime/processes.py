@@ -130,14 +130,32 @@ def start_processes(device: str) -> Processes:
             )
     if device == "mps":
         raise ConfigError("device = 'mps' takes one process: start it with python, or use device=cpu")
-    if device == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"more processes than GPUs: PyTorch finds {torch.cuda.device_count()} here; start one process for each"
-        )
+    # A launcher may show each process a GPU of its own alone, as Slurm's --gpus-per-task=1 does.
+    sees_its_own = torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if device == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count() and not sees_its_own:
+        raise ConfigError(_too_few_gpus())
     from accelerate import PartialState  # takes a while, which one process need not wait for
 
     state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+    if device == "cuda" and sees_its_own:
+        _check_no_gpu_is_shared()
     return Processes(rank=state.process_index, count=state.num_processes)
+
+
+def _check_no_gpu_is_shared() -> None:
+    """Raises `ConfigError`, in every process, where two of them see the same GPU as their only one."""
+    # Over the CPU: two processes on one GPU could not talk over it.
+    group = dist.new_group(backend="gloo")
+    gpus: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gpus, str(torch.cuda.get_device_properties(0).uuid), group=group)
+    dist.destroy_process_group(group)
+    if len(set(gpus)) < len(gpus):
+        stop_processes()
+        raise ConfigError(_too_few_gpus())
+
+
+def _too_few_gpus() -> str:
+    return f"more processes than GPUs: PyTorch finds {torch.cuda.device_count()} here; start one process for each"
 
 
 def stop_processes() -> None:

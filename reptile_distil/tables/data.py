@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
-from reptile_distil.experiments.finished_run import open_finished_run
-from reptile_distil.experiments.input_digests import KnownDigests
+from reptile_distil.experiments.finished_run import KnownDigests, open_finished_run
 from reptile_distil.runs.records import Results, TeacherResults, read_metrics
 from reptile_distil.tables.config import TEACHER, Cell, TableConfig
 from reptile_distil.tables.statistics import summarise

@@ -28,8 +28,7 @@ from reptile_distil.experiments.dry_run import (
 )
 from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, format_bytes, format_seconds, item
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.finished_run import open_finished_run
-from reptile_distil.experiments.input_digests import KnownDigests
+from reptile_distil.experiments.finished_run import KnownDigests, open_finished_run
 from reptile_distil.experiments.setup import check_pair, student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer

@@ -19,8 +19,7 @@ import torch
 
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunInUseError, first_sentence
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
-from reptile_distil.experiments.input_digests import KnownDigests
+from reptile_distil.experiments.finished_run import KnownDigests, open_finished_run, tidy_finished_run
 from reptile_distil.runs.records import Results
 from reptile_distil.runtime.files import append_text, make_folder
 from reptile_distil.runtime.launcher import launched_several

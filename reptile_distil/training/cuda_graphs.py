@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
 from reptile_distil.methods.step import Logs, Transformers4AdamW
+from reptile_distil.models.half_precision import mark_changed
 from reptile_distil.runtime.measuring import is_out_of_memory
 from reptile_distil.training.loop import Method
 
@@ -26,6 +27,10 @@ LENGTH_STEP = 8
 
 WARM_UP_STEPS = 2
 """Steps on each shape before one is recorded: in them libraries set up, and optimizers make their state."""
+
+
+MAX_GRAPHS = 64
+"""Lengths up to 512 tokens have as many. Each graph keeps some memory of its own, beside what all share."""
 
 
 class Recorder(Protocol):
@@ -51,6 +56,7 @@ class GraphedSteps:
             a shape.
         optimizers: all that the method steps; fused ones, which read learning rate and state on the device.
         batch_size: rows of a batch; one with fewer (an epoch's last) is not worth a graph and is taken as usual.
+        max_graphs: batches of further shapes are taken as usual.
         new_recorder: makes the recorder; None: a `CudaRecorder`.
 
     Raises `ValueError` for an optimizer that is not fused.
@@ -62,6 +68,7 @@ class GraphedSteps:
         optimizers: Sequence[Optimizer],
         *,
         batch_size: int,
+        max_graphs: int = MAX_GRAPHS,
         new_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         for optimizer in optimizers:
@@ -72,6 +79,7 @@ class GraphedSteps:
         self.method = method
         self.optimizers = tuple(optimizers)
         self.batch_size = batch_size
+        self.max_graphs = max_graphs
         self._new_recorder = new_recorder or CudaRecorder
         # By group, float32 as the fused kernels read it.
         self._rates = [torch.zeros((), device=group["params"][0].device) for group in self._groups()]
@@ -98,7 +106,8 @@ class GraphedSteps:
         batches = (batch, *inner_batches)
         shape = tuple(tuple((name, tensor.shape, tensor.dtype) for name, tensor in b.items()) for b in batches)
         seen = self._seen.get(shape, 0)
-        if len(batch["labels"]) != self.batch_size or seen < WARM_UP_STEPS:
+        is_full = len(self._graphs) >= self.max_graphs and shape not in self._graphs
+        if len(batch["labels"]) != self.batch_size or seen < WARM_UP_STEPS or is_full:
             self._seen[shape] = seen + 1
             logs = self._recorder.run(lambda: self._take(batches))
             self._drop_gradients()
@@ -110,12 +119,15 @@ class GraphedSteps:
                 for name, tensor in given.items():
                     static[name].copy_(tensor)
             logs = replay()
+            self._mark_changed()
         # All graphs share their memory: the next one overwrites these.
         return {name: value.clone() for name, value in logs.items()}
 
     def _record(self, batches: Sequence[Batch]) -> tuple[Sequence[Batch], Callable[[], Logs]]:
         """A graph of the step, and the batches that it reads: new ones are copied there before a replay."""
         inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
+        # Also weights that have not changed since an evaluation: refreshing their copies is part of the graph.
+        self._mark_changed()
         try:
             replay = self._recorder.record(lambda: self._take(inputs))
         except ReptileDistilError:
@@ -153,6 +165,10 @@ class GraphedSteps:
         finally:
             for group, values in zip(self._groups(), before, strict=True):
                 group.update({name: values[name] for name in ("lr", "capturable") if name in values})
+
+    def _mark_changed(self) -> None:
+        """Lets half-precision copies of all weights that the method moves be refreshed before they are used."""
+        mark_changed(parameter for group in self._groups() for parameter in group["params"])
 
     def _drop_gradients(self) -> None:
         """Gives back the gradients' memory: each graph has its own, in what all graphs share."""

@@ -122,7 +122,7 @@ def test_a_tokenizer_that_cannot_pad_is_refused():
         Batches(datasets.Dataset.from_dict({"input_ids": [[1]]}), tokenizer, batch_size=1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_on_cuda_a_batch_is_the_same_as_on_the_cpu():
     tokenizer = bert_tokenizer()
     rows = tokenize(texts(labels=list(range(12))), tokenizer, 16)

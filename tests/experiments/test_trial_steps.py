@@ -12,7 +12,9 @@ from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
+from reptile_distil.training.cuda_graphs import GraphedSteps
 from tests.helpers.models import bert
+from tests.training.test_cuda_graphs import FakeRecorder
 
 LENGTHS = (3, 3, 3, 3, 5, 5, 5, 5, 9, 9, 9, 9)
 
@@ -119,3 +121,25 @@ def test_a_teacher_that_moves_is_examined_each_time_and_a_frozen_one_once(monkey
 
 def test_memory_is_measured():
     assert trial(Recorder(), {}).peak_memory > 10**7
+
+
+def test_with_graphs_the_steps_that_count_are_replays():
+    """Of both sizes; a shape's first two steps are taken as usual, and its third is recorded and then replayed."""
+    recorder, method = FakeRecorder(), Recorder()
+    trial(GraphedSteps(method, [], batch_size=2, new_recorder=lambda: recorder), {})
+    assert recorder.taken[:4] == ["run", "run", "record", "replay"]
+    assert recorder.taken[-2:] == ["replay"] * 2
+    assert recorder.taken.count("record") == len(set(method.shapes))
+
+
+def test_only_the_devices_random_numbers_are_kept(monkeypatch):
+    """`fork_rng` keeps those of every GPU unless it is told which."""
+    forked, fork = [], torch.random.fork_rng
+
+    def note(devices=None, **options):
+        forked.append(devices)
+        return fork(devices=devices, **options)
+
+    monkeypatch.setattr(torch.random, "fork_rng", note)
+    trial(Recorder(), {})
+    assert forked == [[]]

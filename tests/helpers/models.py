@@ -55,6 +55,11 @@ def changed(before, model):
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
 
 
+def masked_kinds():
+    """Architectures whose attention takes a mask that is added to its scores."""
+    return ("albert", "bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+
+
 def classifier(kind, num_layers=2, *, num_labels=3, width=16, seed=0):
     """A tiny sequence classifier of another architecture, with 16 rows in its position table; ALBERT's layers share."""
     common = {"vocab_size": 30, "max_position_embeddings": 16, "num_labels": num_labels, "initializer_range": 0.2}
@@ -69,6 +74,8 @@ def classifier(kind, num_layers=2, *, num_labels=3, width=16, seed=0):
     configs = {
         "bert": lambda: transformers.BertConfig(**common, **shape),
         "roberta": lambda: transformers.RobertaConfig(**common, **shape),
+        "camembert": lambda: transformers.CamembertConfig(**common, **shape),
+        "xlm-roberta": lambda: transformers.XLMRobertaConfig(**common, **shape),
         "electra": lambda: transformers.ElectraConfig(**common, **shape, embedding_size=8),
         "mpnet": lambda: transformers.MPNetConfig(**common, **shape),
         "albert": lambda: transformers.AlbertConfig(**common, **shape, embedding_size=8),

@@ -8,9 +8,11 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.losses import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.reptile_variants import Ablation
+from reptile_distil.methods.reptile_variants import Ablation, InnerLearner
+from reptile_distil.methods.step import GradientStep
+from reptile_distil.models.classifier import Student
 from reptile_distil.models.layer_map import part_of_model
 from reptile_distil.models.pretrained import start_from_teacher_layers, start_random
 from tests.helpers.models import batch, bert, changed, classifier, weights
@@ -350,3 +352,23 @@ def test_missing_inner_batches_are_refused(pair, changes, options):
 def test_an_option_out_of_range_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Ablation(**changes)
+
+
+def test_a_renewed_inner_optimizer_is_one_fused_one_whose_moments_start_at_0():
+    """Its second step from new moments is that of another new AdamW."""
+    learner = InnerLearner(
+        Student(bert(2, dtype=torch.float64)),
+        lambda student, given: LossTerms(*[student(given).square().mean()] * 3),
+        optimizer="adamw",
+        lr=0.1,
+        eps=1e-4,
+        gradient_step=GradientStep(torch.optim.SGD([torch.zeros(1)])),
+    )
+    first = learner.optimizer
+    learner.learn([batch(), batch(seed=1)])
+    once = [theta.grad.clone() for theta in learner.student.parameters()]
+    learner.learn([batch(), batch(seed=1)])
+    assert learner.optimizer is first
+    assert all(group["fused"] for group in first.param_groups)
+    for expected, theta in zip(once, learner.student.parameters(), strict=True):
+        assert torch.equal(theta.grad, expected)

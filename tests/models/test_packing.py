@@ -273,5 +273,8 @@ def test_on_a_gpu_packed_equals_padded_in_half_precision(kind):
     batch = {name: tensor.to("cuda") for name, tensor in ragged(kind).items()}
     torch.testing.assert_close(packed(batch).float(), padded(batch).float(), rtol=0, atol=0.05)
     expected, found = gradients(padded, batch), gradients(packed, batch)
+    largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-3, name
+        # A key's bias adds the same to all scores of a row, which a softmax does not see: its gradient is rounding.
+        size = largest if name.endswith("key.bias") else gradient.norm()
+        assert (found[name] - gradient).norm() <= 0.05 * size + 1e-3, name

@@ -7,10 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import accelerate
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from reptile_distil import cli
@@ -457,3 +460,48 @@ def test_when_one_process_is_killed_the_run_ends_within_seconds(tmp_path, rank):
     assert job.returncode != 0
     assert "exitcode  : -9" in err
     assert not (metrics.parent / "results.json").exists()
+
+
+LAUNCHER = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.fixture
+def with_one_gpu(monkeypatch):
+    """Process 3 of 4, which sees one GPU; a function that says which GPUs the four see."""
+    for name, value in LAUNCHER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="own"))
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: SimpleNamespace(process_index=3, num_processes=4))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "new_group", lambda backend: backend)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group=None: None)
+
+    def see(*gpus):
+        def gather(gathered, own, group):
+            assert (own, group) == ("own", "gloo")
+            gathered[:] = gpus
+
+        monkeypatch.setattr(dist, "all_gather_object", gather)
+
+    return see
+
+
+def test_each_process_may_see_a_gpu_of_its_own_alone(monkeypatch, with_one_gpu):
+    """As Slurm's --gpus-per-task=1 shows it: GPU 0 of one, whatever the process's number is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with_one_gpu("a", "b", "c", "own")
+    assert start_processes("cuda") == Processes(rank=3, count=4)
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch, with_one_gpu):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with_one_gpu("own", "own", "own", "own")
+    with pytest.raises(ConfigError, match="more processes than GPUs: PyTorch finds 1 here; start one process for each"):
+        start_processes("cuda")
+
+
+def test_without_a_launcher_that_chooses_one_gpu_is_too_few(monkeypatch, with_one_gpu):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ConfigError, match="more processes than GPUs: PyTorch finds 1 here"):
+        start_processes("cuda")

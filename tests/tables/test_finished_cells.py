@@ -7,7 +7,7 @@ import time
 import pytest
 
 from reptile_distil.errors import RunError
-from reptile_distil.experiments import experiment, input_digests
+from reptile_distil.experiments import experiment, finished_run
 from reptile_distil.runtime import files
 from reptile_distil.tables import dry_run, grid
 from reptile_distil.tables.config import load_table_config
@@ -29,7 +29,7 @@ def table(tmp_path):
     overrides = [f"runs_dir={tmp_path}/runs", f"tasks=[{OWN}]", f"data.path={tmp_path}", f"seeds={[*range(SEEDS)]}"]
     table = load_table_config(TINY_TABLE, overrides)
     for cell in table.cells:
-        inputs = input_digests.digest_inputs(cell.config, cell.task, cell.role)
+        inputs = finished_run.digest_inputs(cell.config, cell.task, cell.role)
         values = results_dict(task="mine", method=cell.role, seed=cell.seed, decisive=cell.decisive, inputs=inputs)
         write_run(cell.folder, values, [epoch_dict(1)])
         predictions = {"predictions": [0, 1], "labels": [0, 1]}
