@@ -1,7 +1,7 @@
 """One split of one task -> a `datasets.Dataset` with `text`, `text_pair` and `label`, wherever the data lie.
 
 With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet layout. Without one: the local cache of
-`datasets`, then the hub. An own task: its files, a folder saved by `datasets`, or a data set of the hub. A toy one: made.
+`datasets`, then the hub. An own task: its files, a saved folder, or a data set of the hub. A toy one: made.
 """
 
 from __future__ import annotations
