@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiments.experiment import Experiment
+    from reptile_distil.losses.distillation import DistillationLoss
     from reptile_distil.methods.finetune import FineTuner
     from reptile_distil.methods.kd import KnowledgeDistiller
-    from reptile_distil.methods.losses import DistillationLoss
     from reptile_distil.methods.metadistil import MetaDistiller
     from reptile_distil.methods.reptile import ReptileDistiller
     from reptile_distil.models.classifier import Student, Teacher
@@ -50,7 +50,7 @@ if "ipykernel.zmqshell" in sys.modules:
 _MODULES = {
     "Callback": "training.callbacks",
     "Config": "config.config",
-    "DistillationLoss": "methods.losses",
+    "DistillationLoss": "losses.distillation",
     "Experiment": "experiments.experiment",
     "FineTuner": "methods.finetune",
     "GlueMetric": "training.metrics",

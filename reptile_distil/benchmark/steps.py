@@ -29,9 +29,9 @@ from reptile_distil.benchmark.token_lengths import QUANTILES, Lengths, Quantiles
 from reptile_distil.data.batches import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw

@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
+from reptile_distil.losses.distillation import DistillationLoss, HiddenStateTerm
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.finetune import FineTuner
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization

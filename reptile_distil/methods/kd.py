@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import DistillationLoss, LossTerms
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms
 from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import wrap_pair
 from reptile_distil.runtime.processes import ALONE, Processes

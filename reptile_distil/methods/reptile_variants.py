@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import LossTerms, labels_of, task_loss
 from reptile_distil.methods.step import GradientStep, Logs
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model

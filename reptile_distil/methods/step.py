@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import LossTerms, labels_of
+from reptile_distil.losses.distillation import LossTerms, labels_of
 from reptile_distil.runtime.processes import ALONE, Processes, whole
 
 MAX_SCRATCH_ELEMENTS = 2**22

@@ -18,11 +18,11 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.experiments import build_method
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
 from reptile_distil.methods import reptile
 from reptile_distil.methods.finetune import FineTuner
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.models.classifier import Classifier

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.models.layer_map import part_of_model

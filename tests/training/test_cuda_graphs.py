@@ -14,9 +14,9 @@ from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiments import experiment, setup
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.methods.step import adamw

@@ -9,7 +9,7 @@ from math import inf, log, nan
 import pytest
 import torch
 
-from reptile_distil.methods.losses import DistillationLoss, task_loss, tempered_kl
+from reptile_distil.losses.distillation import DistillationLoss, task_loss, tempered_kl
 
 pytestmark = pytest.mark.smoke
 

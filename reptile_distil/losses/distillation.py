@@ -42,7 +42,7 @@ class LossTerms(NamedTuple):
 
 
 class HiddenStateTerm(Protocol):
-    """A further term of the loss, on the models' hidden states (see `hidden_losses`)."""
+    """A further term of the loss, on the models' hidden states (see `hidden_states`)."""
 
     @property
     def name(self) -> str:
