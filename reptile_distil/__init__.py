@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiments.experiment import Experiment
     from reptile_distil.losses.distillation import DistillationLoss
+    from reptile_distil.methods.cotrain import CoTrainer
     from reptile_distil.methods.finetune import FineTuner
     from reptile_distil.methods.kd import KnowledgeDistiller
     from reptile_distil.methods.metadistil import MetaDistiller
+    from reptile_distil.methods.prokt import ProKTDistiller
     from reptile_distil.methods.reptile import ReptileDistiller
     from reptile_distil.models.classifier import Student, Teacher
     from reptile_distil.training.callbacks import Callback, RunInfo, StopTraining
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Callback",
+    "CoTrainer",
     "Config",
     "DistillationLoss",
     "Experiment",
@@ -32,6 +35,7 @@ __all__ = [
     "GlueMetric",
     "KnowledgeDistiller",
     "MetaDistiller",
+    "ProKTDistiller",
     "ReptileDistilError",
     "ReptileDistiller",
     "RunInfo",
@@ -50,12 +54,14 @@ if "ipykernel.zmqshell" in sys.modules:
 _MODULES = {
     "Callback": "training.callbacks",
     "Config": "config.config",
+    "CoTrainer": "methods.cotrain",
     "DistillationLoss": "losses.distillation",
     "Experiment": "experiments.experiment",
     "FineTuner": "methods.finetune",
     "GlueMetric": "training.metrics",
     "KnowledgeDistiller": "methods.kd",
     "MetaDistiller": "methods.metadistil",
+    "ProKTDistiller": "methods.prokt",
     "ReptileDistilError": "errors",
     "ReptileDistiller": "methods.reptile",
     "RunInfo": "training.callbacks",

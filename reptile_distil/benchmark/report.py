@@ -22,6 +22,8 @@ NAMES = {
     "reptile": "Reptile",
     "student-first": "Reptile, student first",
     "metadistil": "MetaDistil",
+    "prokt": "ProKT",
+    "cotrain": "co-training",
     "released": "as released",
 }
 """The legend's name of each method that can be measured."""

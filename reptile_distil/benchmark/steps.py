@@ -30,9 +30,11 @@ from reptile_distil.data.batches import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher, count_parameters
@@ -241,8 +243,12 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
     if method == "metadistil":
         return MetaDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=1e-5)).step, shape
     teacher_optimizer = adamw(teacher, lr=5e-5)
+    shared["teacher_optimizer"] = teacher_optimizer
+    if method in ("prokt", "cotrain"):
+        joint = (ProKTDistiller if method == "prokt" else CoTrainer)(tutor, learner, **shared)
+        return _step_of(joint, [optimizer, teacher_optimizer], case, settings), shape
     order: Literal["teacher_first", "student_first"] = "student_first" if method == "student-first" else "teacher_first"
-    reptile = ReptileDistiller(tutor, learner, **shared, teacher_optimizer=teacher_optimizer, order=order)
+    reptile = ReptileDistiller(tutor, learner, **shared, order=order)
     return _step_of(reptile, [optimizer, teacher_optimizer], case, settings), shape
 
 

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.method_sections import CotrainConfig, ProktConfig
 from reptile_distil.config.sections import (
+    OWN_SECTIONS,
     CheckpointConfig,
     ComputeConfig,
     DataConfig,
@@ -51,7 +53,8 @@ class Config(Section):
     """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
     method: MethodName = "reptile"
     """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
-    metadistil: from one that learns to teach by second-order gradients (a baseline)."""
+    metadistil: from one that learns to teach by second-order gradients (a baseline); prokt, cotrain: from one that goes
+    on learning the task, near its student or whatever it does."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
@@ -76,6 +79,8 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     reptile: ReptileConfig = ReptileConfig()
     metadistil: MetadistilConfig = MetadistilConfig()
+    prokt: ProktConfig = ProktConfig()
+    cotrain: CotrainConfig = CotrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[TrackerName, ...] = ()
     """Where the records of metrics.jsonl go too: tensorboard, wandb, trackio; each needs its package installed."""
@@ -185,8 +190,7 @@ class Config(Section):
             "teacher": ("data", "teacher"),
             "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
             "kd": ("data", "teacher", "student", "train", "loss"),
-            "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
-            "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),
+            **{name: ("data", "teacher", "student", "train", "loss", name) for name in OWN_SECTIONS},
         }[role]
         values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
         if role == "finetune" and self.student.init != "pretrained":
@@ -299,7 +303,7 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
     for override in _listed(overrides):
         key = override.partition("=")[0]
         section = key.partition(".")[0]
-        if section in ("reptile", "metadistil") and section not in methods:
+        if section in OWN_SECTIONS and section not in methods:
             raise ConfigError(
                 f"command line: {key} has no effect on method {config.method}; leave it out, or give "
                 f"method={section} or compare_with=[{section}]"

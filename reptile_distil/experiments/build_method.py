@@ -15,9 +15,11 @@ from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.losses.distillation import DistillationLoss, HiddenStateTerm
 from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import GradientStep, adamw
@@ -91,6 +93,8 @@ def _build_method(
         return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
     if role == "metadistil":
         return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
+    if role in ("prokt", "cotrain"):
+        return _build_teacher_that_learns_on(config, student, teacher, settings, role=role, loss=loss, shared=shared)
     return _build_reptile(config, student, teacher, settings, loss=loss, shared=shared)
 
 
@@ -152,6 +156,28 @@ def _regularization(
     task_step = None if task_optimizer is None else GradientStep(task_optimizer, **options)
     has_none = task_step is None and not reptile.pull
     return None if has_none else TeacherRegularization(teacher, task_step=task_step, pull=reptile.pull)
+
+
+def _build_teacher_that_learns_on(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    role: Role,
+    loss: DistillationLoss,
+    shared: dict[str, Any],
+) -> BuiltMethod:
+    """ProKT, or co-training, which is ProKT without its student's part."""
+    own = config.prokt if role == "prokt" else config.cotrain
+    teacher_optimizer = adamw(teacher, lr=own.teacher_lr, eps=settings.adam_eps)
+    shared = {**shared, "loss": loss, "teacher_optimizer": teacher_optimizer, "order": own.order}
+    method = (
+        ProKTDistiller(teacher, student, beta=config.prokt.beta, **shared)
+        if role == "prokt"
+        else CoTrainer(teacher, student, **shared)
+    )
+    return BuiltMethod(method, {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer})
 
 
 def _build_metadistil(

@@ -30,6 +30,8 @@ CITATION = f"""@inproceedings{{ma-etal-2022-knowledge,
 _METHODS = {
     "reptile": "distilled from a teacher that learns to teach by first-order Reptile updates",
     "metadistil": "distilled from a teacher that learns to teach by second-order gradients (MetaDistil)",
+    "prokt": "distilled from a teacher that goes on learning the task and stays near its student (ProKT)",
+    "cotrain": "distilled from a teacher that goes on learning the task",
     "kd": "distilled from a frozen teacher",
     "finetune": "fine-tuned without a teacher",
     "teacher": "fine-tuned as a teacher",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -112,6 +113,18 @@ class DistillationLoss(nn.Module):
         super().__init_subclass__(**options)
         if cls.forward is not DistillationLoss.forward and cls.compare is DistillationLoss.compare:
             raise TypeError(f"{cls.__name__} overrides forward(), but methods call compare(): override that one")
+
+    def of_teacher(self, *, beta: float) -> DistillationLoss:
+        """The loss of a teacher that learns: (1 - beta) * task loss + beta * distillation term, the roles swapped.
+
+        Its `compare` takes the teacher's outputs first, and the student's as the target; it has no terms on hidden
+        states. Raises `ValueError` for a beta outside [0, 1].
+        """
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta = {beta}: expected a weight from 0 to 1")
+        swapped = copy.copy(self)
+        swapped.alpha, swapped.hidden_terms = beta, ()
+        return swapped
 
     @property
     def needs_hidden_states(self) -> bool:

@@ -38,7 +38,7 @@ class TableKeys(BaseModel):
     tasks: list[str | dict[str, Any]] = Field(min_length=1)
     """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`."""
     methods: list[str] = Field(min_length=1)
-    """The rows: finetune, kd, reptile, metadistil, names of `variants`; the teacher comes with those that need one."""
+    """The rows: names of methods and of `variants`; the teacher comes with those that need one."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """Each cell is run with each of them."""
     variants: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
-from reptile_distil.config.sections import OwnTaskConfig
+from reptile_distil.config.sections import OWN_SECTIONS, OwnTaskConfig
 from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
@@ -143,7 +143,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("train=3", "train = 3: expected a section of `key: value` lines"),
         ("loss.alpha=1.1", "loss.alpha = 1.1: expected less than or equal to 1"),
         ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
-        ("method=distill", "method = 'distill': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
+        (
+            "method=distill",
+            "method = 'distill': expected 'finetune', 'kd', 'reptile', 'metadistil', 'prokt' or 'cotrain'",
+        ),
         (
             "reptile.layer_map=middle",
             "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
@@ -156,7 +159,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
             "student.num_layers=3",
             "num_layers and teacher_layers belong to init: teacher_layers, finetuned_layers or random",
         ),
-        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
+        (
+            "compare_with=[kd, x]",
+            "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile', 'metadistil', 'prokt' or 'cotrain'",
+        ),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),
         ("task={name: a, text: [x], metrics: [acc], files: {train: a.csv}}", "task.metrics.0 = 'acc'"),
@@ -398,6 +404,8 @@ def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, ov
         (["method=finetune", "reptile.every=2"], "reptile"),
         (["method=reptile", "metadistil.teacher_lr=0.1"], "metadistil"),
         (["method=metadistil", "reptile={move_head: false}"], "reptile"),
+        (["method=kd", "prokt.beta=0.1"], "prokt"),
+        (["method=prokt", "cotrain.order=teacher_first"], "cotrain"),
     ],
 )
 def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(overrides, section):
@@ -497,6 +505,11 @@ def test_metadistils_defaults_are_the_published_ones():
         ("metadistil", "reptile.mu=0.1", False),
         ("metadistil", "loss.soft=mse", True),
         ("metadistil", "teacher.finetuned=other", True),
+        ("prokt", "prokt.beta=0.1", True),
+        ("prokt", "cotrain.teacher_lr=0.1", False),
+        ("cotrain", "cotrain.order=teacher_first", True),
+        ("cotrain", "loss.temperature=2", True),
+        ("reptile", "prokt.order=teacher_first", False),
         ("kd", "loss.patient=0.1", True),
         ("finetune", "loss.patient=0.1", False),
         ("reptile", "reptile.every=2", True),
@@ -519,7 +532,8 @@ def test_metadistils_defaults_are_the_published_ones():
     ],
 )
 def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
-    beside = ["compare_with=[metadistil]"] if override.startswith("metadistil.") else []
+    section = override.partition(".")[0]
+    beside = [f"compare_with=[{section}]"] if section in OWN_SECTIONS else []
     before = load_config(CONFIGS / "rte.yaml").defining_settings(role)
     after = load_config(CONFIGS / "rte.yaml", [override, *beside]).defining_settings(role)
     assert (before != after) == matters

@@ -68,6 +68,19 @@ def test_metadistil_runs_on_every_kind_of_task(tiny, task):
     assert math.isfinite(results["score"])
 
 
+@pytest.mark.parametrize("task", ["toy-sentence", "toy-regression"])
+@pytest.mark.parametrize("method", ["prokt", "cotrain"])
+def test_a_teacher_that_goes_on_learning_has_a_rate_a_loss_and_a_score_of_its_own(tiny, method, task):
+    experiment = tiny(f"task={task}", f"method={method}", f"{method}.teacher_lr=1e-2", "train.epochs=2")
+    assert math.isfinite(experiment.fit()["score"])
+    records = [json.loads(line) for line in (experiment.folder.path / "metrics.jsonl").read_text().splitlines()]
+    for record in epochs_of(experiment.folder):
+        assert {"teacher_loss", "teacher_grad_norm"} < record["train"].keys()
+        assert record["teacher_drift"] > 0
+        assert record["teacher_scores"]["dev"]
+    assert all(record["teacher_lr"] > 0 for record in records if record["event"] == "step")
+
+
 @pytest.mark.parametrize(
     ("options", "num_train_rows"),
     [
@@ -116,7 +129,7 @@ def test_the_teachers_own_task_step_has_its_own_learning_rate_and_loss_in_the_lo
     assert all(step["teacher_task_loss"] > 0 for step in steps)
 
 
-@pytest.mark.parametrize("method", ["kd", "reptile", "metadistil"])
+@pytest.mark.parametrize("method", ["kd", "reptile", "metadistil", "prokt"])
 def test_terms_on_hidden_states_are_logged_by_name(tiny, method):
     layers = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
     experiment = tiny(f"method={method}", *layers, "loss.patient=1", "loss.hidden=0.1", "loss.layer_map=last")

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from tests.helpers.models import batch, bert
@@ -54,6 +56,20 @@ METHODS = {
     "finetune": lambda teacher, student, **options: FineTuner(student, **options),
     "kd": lambda *pair, **options: KnowledgeDistiller(*pair, loss=DistillationLoss(), **options),
     "reptile": lambda teacher, student, **options: ReptileDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "prokt": lambda teacher, student, **options: ProKTDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "cotrain": lambda teacher, student, **options: CoTrainer(
         teacher,
         student,
         loss=DistillationLoss(),

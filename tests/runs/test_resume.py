@@ -239,6 +239,8 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         ["method=reptile", "reptile.task_lr=1e-3", "reptile.pull=0.1"],
         ["method=reptile", "reptile.order=student_first", "reptile.every=2"],
         ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
+        ["method=prokt", "prokt.order=teacher_first", "prokt.teacher_lr=1e-3"],
+        ["method=cotrain", "cotrain.teacher_lr=1e-3"],
     ],
     ids=[
         "persistent inner AdamW, every second step",
@@ -246,6 +248,8 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         "regularized teacher",
         "student first, every second step",
         "metadistil",
+        "prokt",
+        "cotrain",
     ],
 )
 def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, tmp_path, overrides):

@@ -373,6 +373,8 @@ def losses_of(folder):
         ["method=reptile"],
         ["reptile.update=interpolate"],
         ["reptile.order=student_first"],
+        ["method=prokt"],
+        ["method=cotrain", "cotrain.order=teacher_first"],
     ],
     ids=lambda overrides: overrides[0],
 )
