@@ -73,6 +73,7 @@ PASSES = {
     "metadistil": Passes(2, forwards=2, backwards=2, second_backwards=1, quizzes=1, teacher_backwards=1),
     "prokt": Passes(teacher_forwards=1, teacher_backwards=1),
     "cotrain": Passes(teacher_forwards=1, teacher_backwards=1),
+    "checkpoints": Passes(teacher_forwards=1),
     "released": Passes(teacher_forwards=2, forwards=2, backwards=2),
 }
 """Every method that can be measured."""

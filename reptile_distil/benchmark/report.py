@@ -24,6 +24,7 @@ NAMES = {
     "metadistil": "MetaDistil",
     "prokt": "ProKT",
     "cotrain": "co-training",
+    "checkpoints": "KD from checkpoints",
     "released": "as released",
 }
 """The legend's name of each method that can be measured."""

@@ -30,6 +30,7 @@ from reptile_distil.data.batches import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.checkpoints import CheckpointDistiller
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -189,7 +190,7 @@ def make_batch(lengths: Lengths, padded_to: int, device: str, seed: int = 0) -> 
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-NEVER_GRAPHED = ("metadistil", "released")
+NEVER_GRAPHED = ("metadistil", "checkpoints", "released")
 """Methods whose steps are taken as usual, `--graphs` or not."""
 
 
@@ -240,6 +241,8 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
         kd = KnowledgeDistiller(tutor, learner, loss=loss, student_optimizer=optimizer)
         return _step_of(kd, [optimizer], case, settings), shape
     shared: dict[str, Any] = {"loss": loss, "student_optimizer": optimizer}
+    if method == "checkpoints":  # what it takes on is read once an epoch
+        return CheckpointDistiller(tutor, learner, **shared, epochs=(), num_steps=1).step, shape
     if method == "metadistil":
         return MetaDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=1e-5)).step, shape
     teacher_optimizer = adamw(teacher, lr=5e-5)

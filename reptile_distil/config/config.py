@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.method_sections import CotrainConfig, ProktConfig
+from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, ProktConfig
 from reptile_distil.config.sections import (
     OWN_SECTIONS,
     CheckpointConfig,
@@ -54,7 +54,7 @@ class Config(Section):
     method: MethodName = "reptile"
     """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
     metadistil: from one that learns to teach by second-order gradients (a baseline); prokt, cotrain: from one that goes
-    on learning the task, near its student or whatever it does."""
+    on learning the task, near its student or whatever it does; checkpoints: from a frozen one's epochs, in order."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
@@ -81,6 +81,7 @@ class Config(Section):
     metadistil: MetadistilConfig = MetadistilConfig()
     prokt: ProktConfig = ProktConfig()
     cotrain: CotrainConfig = CotrainConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[TrackerName, ...] = ()
     """Where the records of metrics.jsonl go too: tensorboard, wandb, trackio; each needs its package installed."""
@@ -91,6 +92,16 @@ class Config(Section):
         if len(set(trackers)) < len(trackers):
             raise ValueError(f"{', '.join(trackers)}: one is given twice")
         return trackers
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_epochs_that_teach(cls, values: Any) -> Any:
+        """Whatever run of these methods comes to fine-tune the teacher, it keeps what method checkpoints needs."""
+        if isinstance(values, dict) and isinstance(values.get("teacher", {}), Mapping):
+            beside = values.get("compare_with")
+            if "checkpoints" in (values.get("method"), *(beside if isinstance(beside, list | tuple) else ())):
+                return {**values, "teacher": {**values.get("teacher", {}), "keep_epochs": True}}
+        return values
 
     @model_validator(mode="after")
     def _metadistil_can_learn(self) -> Config:
@@ -126,8 +137,9 @@ class Config(Section):
         if not self.compute.cuda_graphs:
             return self
         methods = (self.method, *self.compare_with)
-        if "metadistil" in methods:
-            raise ValueError("metadistil cannot be computed with compute.cuda_graphs: set it to false")
+        for name in ("metadistil", "checkpoints"):
+            if name in methods:
+                raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
         for name, is_on in {
             "data.packing": self.data.packing,
             "compute.compile": self.compute.compile,
@@ -159,6 +171,13 @@ class Config(Section):
             }.items():
                 if is_on:
                     raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
+        if "checkpoints" in methods and self.distributed.shard:
+            raise ValueError("checkpoints cannot be computed with distributed.shard: set it to false")
+        if "checkpoints" in methods and self.teacher.finetuned is not None:
+            raise ValueError(
+                "method checkpoints learns from the epochs of a teacher that is fine-tuned here: leave "
+                "teacher.finetuned out"
+            )
         if self.distributed.shard and self.reptile.copies_student and "reptile" in methods:
             raise ValueError(
                 "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
@@ -209,7 +228,7 @@ class Config(Section):
 
 
 # Keys that change how a run is computed or shown, not what it computes.
-_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing")
+_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing", "keep_epochs")
 # Keys that came later, with the value that all runs before them were made with.
 _LATER_KEYS = {"reptile.order": "teacher_first"}
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")

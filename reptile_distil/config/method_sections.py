@@ -28,3 +28,10 @@ class CotrainConfig(Section):
     """Peak learning rate of the teacher's AdamW; falls linearly to 0."""
     order: Literal["together", "teacher_first"] = "together"
     """As `prokt.order`."""
+
+
+class CheckpointsConfig(Section):
+    """A curriculum of the teacher's own epochs, from its first to its best."""
+
+    until: float = Field(1.0, gt=0, le=1)
+    """Fraction of the steps over which the epochs teach, equally long each; after it the best one alone does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.losses.distillation import DistillationLoss, HiddenStateTerm
 from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
+from reptile_distil.methods.checkpoints import CheckpointDistiller, Weights
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -60,14 +62,55 @@ def build_method(
     settings: TrainConfig,
     *,
     role: Role,
+    num_steps: int,
+    epochs: Sequence[Weights] = (),
     processes: Processes = ALONE,
 ) -> BuiltMethod:
-    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
+    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves.
+
+    `num_steps` are those of the whole run; `epochs` are the teacher's, for the method that learns from them.
+    """
+    if role == "checkpoints" and teacher is not None:
+        return _build_checkpoints(
+            config, student, teacher, settings, num_steps=num_steps, epochs=epochs, processes=processes
+        )
     built = _build_method(config, student, teacher, settings, role=role, processes=processes)
     if not config.compute.cuda_graphs:
         return built
     optimizers = tuple(built.optimizers.values())
     return built._replace(method=GraphedSteps(built.method, optimizers, batch_size=settings.batch_size))
+
+
+def _build_checkpoints(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    num_steps: int,
+    epochs: Sequence[Weights],
+    processes: Processes,
+) -> BuiltMethod:
+    shared = _shared_arguments(student, settings, processes)
+    method = CheckpointDistiller(
+        teacher,
+        student,
+        epochs=epochs,
+        num_steps=max(1, round(config.checkpoints.until * num_steps)),
+        loss=build_loss(config, teacher.model, student.model),
+        **shared,
+    )
+    return BuiltMethod(method, {"lr": shared["student_optimizer"]})
+
+
+def _shared_arguments(student: Student, settings: TrainConfig, processes: Processes) -> dict[str, Any]:
+    """The arguments of every method, a new `student_optimizer` among them."""
+    return {
+        "student_optimizer": adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps),
+        "max_grad_norm": settings.max_grad_norm,
+        "micro_batch_size": settings.micro_batch_size,
+        "processes": processes,
+    }
 
 
 def _build_method(
@@ -79,13 +122,8 @@ def _build_method(
     role: Role,
     processes: Processes,
 ) -> BuiltMethod:
-    optimizer = adamw(student, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.adam_eps)
-    shared: dict[str, Any] = {
-        "student_optimizer": optimizer,
-        "max_grad_norm": settings.max_grad_norm,
-        "micro_batch_size": settings.micro_batch_size,
-        "processes": processes,
-    }
+    shared = _shared_arguments(student, settings, processes)
+    optimizer = shared["student_optimizer"]
     if teacher is None:
         return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
     loss = build_loss(config, teacher.model, student.model)

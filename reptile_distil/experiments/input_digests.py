@@ -39,6 +39,9 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
     else:
         if config.needs_teacher(role):
             models["teacher"] = config.teacher.finetuned or config.teacher_run
+        if role == "checkpoints":
+            folders = sorted(config.teacher_run.glob("epochs/epoch-*"))
+            models |= {f"teacher's epoch {number}": epoch for number, epoch in enumerate(folders, start=1)}
         if config.student.init != "finetuned_layers":
             models["model that the student starts as"] = student_source(config)
     digests = {}

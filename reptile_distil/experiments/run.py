@@ -100,6 +100,11 @@ class Run:
         self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
         self._predictions_are_kept = True
 
+    def keep_epoch(self, epoch: int) -> None:
+        """Saves the teacher just evaluated, in its own run, where its epochs are to teach a student."""
+        if self.role == "teacher" and self.config.teacher.keep_epochs:
+            self.setup.save_model(self.folder, self.components.model, self.components.tokenizer, epoch=epoch)
+
     def log(self, record: StepRecord | EpochRecord) -> None:
         """Writes a record to metrics.jsonl."""
         if self.processes.is_main:

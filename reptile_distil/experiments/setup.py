@@ -20,6 +20,7 @@ from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task, get_task
 from reptile_distil.errors import ConfigError, DataError, LayerMapError
 from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
+from reptile_distil.experiments.teachers import epoch_fingerprints, epoch_weights, teacher_epochs
 from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
@@ -38,6 +39,7 @@ from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
 from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
+from reptile_distil.training.loop import count_steps
 
 VALIDATION = "validation"
 """Name of the split that `data.validation_fraction` makes of training rows."""
@@ -53,6 +55,9 @@ class Components(NamedTuple):
     data: dict[str, Batches]
     """The training split and each dev split."""
     teacher: Teacher | None
+    """As it is at the first step."""
+    epochs: tuple[Path, ...] = ()
+    """Folders of the teacher's epochs, for the method that learns from them."""
 
     def fingerprints(self) -> Fingerprints:
         """What identifies each input: when one has changed, an unfinished run cannot go on."""
@@ -62,7 +67,7 @@ class Components(NamedTuple):
         fingerprints["model that it starts with"] = weights_fingerprint(self.model)
         if self.teacher is not None:
             fingerprints["teacher"] = weights_fingerprint(self.teacher)
-        return fingerprints
+        return fingerprints | epoch_fingerprints(self.epochs)
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,16 @@ class Setup:
         """
         config = self.config
         model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
-        teacher, batch_tokenizer = None, tokenizer
+        teacher, batch_tokenizer, epochs = None, tokenizer, teacher_epochs(config, stand_in=stand_in)
         if teacher_name is not None and config.method != "finetune":
             teacher_tokenizer = load_tokenizer(teacher_name)
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
-            teacher = self._load_teacher(teacher_name, batch_tokenizer, stand_in=stand_in)
+            first = str(epochs[0]) if epochs else teacher_name
+            teacher = self._load_teacher(first, batch_tokenizer, stand_in=stand_in)
         self._check_reading(student_source(config), model, batch_tokenizer)
         data = self.load_data(batch_tokenizer, config.train, for_student=True)
-        return Components(config.train, model, tokenizer, data, teacher)
+        return Components(config.train, model, tokenizer, data, teacher, epochs)
 
     def prepare_teacher(self) -> Components:
         """What the teacher is fine-tuned with, checked."""
@@ -103,9 +109,19 @@ class Setup:
 
     def assemble(self, role: Role, components: Components) -> tuple[Student, BuiltMethod]:
         """The model that learns, on the device, and the method that teaches it."""
-        settings, model, _, _, teacher = components
-        student = Student(self._placed(model), **forward_options(self.config))
-        return student, build_method(self.config, student, teacher, settings, role=role, processes=self.processes)
+        settings, teacher = components.settings, components.teacher
+        student = Student(self._placed(components.model), **forward_options(self.config))
+        built = build_method(
+            self.config,
+            student,
+            teacher,
+            settings,
+            role=role,
+            num_steps=count_steps(components.data["train"], settings.epochs, settings.max_steps),
+            epochs=epoch_weights(components.epochs, self.task),
+            processes=self.processes,
+        )
+        return student, built
 
     def load_data(self, tokenizer: Any, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
@@ -127,11 +143,11 @@ class Setup:
         prepare_model(model, self.config, self.device)
         return model
 
-    def save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
-        """Replaces the folder's model by this one, by the main process."""
+    def save_model(self, folder: RunFolder, model: Any, tokenizer: Any, *, epoch: int | None = None) -> None:
+        """Replaces the folder's model, or that of an epoch, by this one, by the main process."""
         whole = whole_copy(model) if self.config.distributed.shard else model
         forget_last_call(tokenizer)
-        self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
+        self.processes.on_main(lambda: folder.save_model(whole, tokenizer, epoch=epoch))
 
     def _check_reading(self, name: str, model: Any, tokenizer: Any) -> None:
         check_reading(self.config, self.task, name, model, tokenizer)

@@ -31,6 +31,7 @@ _METHODS = {
     "reptile": "distilled from a teacher that learns to teach by first-order Reptile updates",
     "metadistil": "distilled from a teacher that learns to teach by second-order gradients (MetaDistil)",
     "prokt": "distilled from a teacher that goes on learning the task and stays near its student (ProKT)",
+    "checkpoints": "distilled from a frozen teacher's epochs in their order",
     "cotrain": "distilled from a teacher that goes on learning the task",
     "kd": "distilled from a frozen teacher",
     "finetune": "fine-tuned without a teacher",

@@ -57,6 +57,7 @@ UNITS = {
     "metadistil": 114,
     "prokt": 54,
     "cotrain": 54,
+    "checkpoints": 30,
     "released": 60,
 }
 

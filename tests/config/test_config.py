@@ -15,6 +15,8 @@ from tests.helpers.paths import CONFIGS
 
 pytestmark = pytest.mark.smoke
 
+METHODS = "'finetune', 'kd', 'reptile', 'metadistil', 'prokt', 'cotrain' or 'checkpoints'"
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -145,7 +147,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
         (
             "method=distill",
-            "method = 'distill': expected 'finetune', 'kd', 'reptile', 'metadistil', 'prokt' or 'cotrain'",
+            f"method = 'distill': expected {METHODS}",
         ),
         (
             "reptile.layer_map=middle",
@@ -161,7 +163,7 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ),
         (
             "compare_with=[kd, x]",
-            "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile', 'metadistil', 'prokt' or 'cotrain'",
+            f"compare_with.1 = 'x': expected {METHODS}",
         ),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),
@@ -405,6 +407,7 @@ def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, ov
         (["method=reptile", "metadistil.teacher_lr=0.1"], "metadistil"),
         (["method=metadistil", "reptile={move_head: false}"], "reptile"),
         (["method=kd", "prokt.beta=0.1"], "prokt"),
+        (["method=prokt", "checkpoints.until=0.5"], "checkpoints"),
         (["method=prokt", "cotrain.order=teacher_first"], "cotrain"),
     ],
 )
@@ -509,6 +512,9 @@ def test_metadistils_defaults_are_the_published_ones():
         ("prokt", "cotrain.teacher_lr=0.1", False),
         ("cotrain", "cotrain.order=teacher_first", True),
         ("cotrain", "loss.temperature=2", True),
+        ("checkpoints", "checkpoints.until=0.5", True),
+        ("checkpoints", "teacher.keep_epochs=false", False),
+        ("teacher", "teacher.keep_epochs=true", False),
         ("reptile", "prokt.order=teacher_first", False),
         ("kd", "loss.patient=0.1", True),
         ("finetune", "loss.patient=0.1", False),

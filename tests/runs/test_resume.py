@@ -241,6 +241,7 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
         ["method=prokt", "prokt.order=teacher_first", "prokt.teacher_lr=1e-3"],
         ["method=cotrain", "cotrain.teacher_lr=1e-3"],
+        ["method=checkpoints", "teacher.train.lr=2e-2", "teacher.train.batch_size=8", "teacher.train.epochs=3"],
     ],
     ids=[
         "persistent inner AdamW, every second step",
@@ -250,6 +251,7 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         "metadistil",
         "prokt",
         "cotrain",
+        "checkpoints",
     ],
 )
 def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, tmp_path, overrides):
