@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiments.experiment import Experiment
     from reptile_distil.losses.distillation import DistillationLoss
+    from reptile_distil.methods.checkpoints import CheckpointDistiller
     from reptile_distil.methods.cotrain import CoTrainer
     from reptile_distil.methods.finetune import FineTuner
     from reptile_distil.methods.kd import KnowledgeDistiller
+    from reptile_distil.methods.lgtm import InfluenceDistiller
     from reptile_distil.methods.metadistil import MetaDistiller
     from reptile_distil.methods.prokt import ProKTDistiller
     from reptile_distil.methods.reptile import ReptileDistiller
@@ -27,12 +29,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Callback",
+    "CheckpointDistiller",
     "CoTrainer",
     "Config",
     "DistillationLoss",
     "Experiment",
     "FineTuner",
     "GlueMetric",
+    "InfluenceDistiller",
     "KnowledgeDistiller",
     "MetaDistiller",
     "ProKTDistiller",
@@ -53,12 +57,14 @@ if "ipykernel.zmqshell" in sys.modules:
 
 _MODULES = {
     "Callback": "training.callbacks",
+    "CheckpointDistiller": "methods.checkpoints",
     "Config": "config.config",
     "CoTrainer": "methods.cotrain",
     "DistillationLoss": "losses.distillation",
     "Experiment": "experiments.experiment",
     "FineTuner": "methods.finetune",
     "GlueMetric": "training.metrics",
+    "InfluenceDistiller": "methods.lgtm",
     "KnowledgeDistiller": "methods.kd",
     "MetaDistiller": "methods.metadistil",
     "ProKTDistiller": "methods.prokt",

@@ -65,6 +65,7 @@ class Passes(NamedTuple):
 
 
 # MetaDistil: assumed step (both forwards, one backward), quiz, second backward, teacher's backward, then a KD step.
+# LGTM: two forwards of the student in the place of the second backward.
 PASSES = {
     "finetune": Passes(),
     "kd": Passes(teacher_forwards=1),
@@ -74,6 +75,7 @@ PASSES = {
     "prokt": Passes(teacher_forwards=1, teacher_backwards=1),
     "cotrain": Passes(teacher_forwards=1, teacher_backwards=1),
     "checkpoints": Passes(teacher_forwards=1),
+    "lgtm": Passes(2, forwards=4, backwards=2, quizzes=1, teacher_backwards=1),
     "released": Passes(teacher_forwards=2, forwards=2, backwards=2),
 }
 """Every method that can be measured."""

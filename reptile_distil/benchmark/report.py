@@ -25,6 +25,7 @@ NAMES = {
     "prokt": "ProKT",
     "cotrain": "co-training",
     "checkpoints": "KD from checkpoints",
+    "lgtm": "LGTM",
     "released": "as released",
 }
 """The legend's name of each method that can be measured."""

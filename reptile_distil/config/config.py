@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, ProktConfig
+from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
 from reptile_distil.config.sections import (
     OWN_SECTIONS,
     CheckpointConfig,
@@ -54,7 +54,8 @@ class Config(Section):
     method: MethodName = "reptile"
     """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
     metadistil: from one that learns to teach by second-order gradients (a baseline); prokt, cotrain: from one that goes
-    on learning the task, near its student or whatever it does; checkpoints: from a frozen one's epochs, in order."""
+    on learning the task, near its student or whatever it does; checkpoints: from a frozen one's epochs, in order;
+    lgtm: from one that learns which of its soft labels help on a quiz."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
@@ -82,6 +83,7 @@ class Config(Section):
     prokt: ProktConfig = ProktConfig()
     cotrain: CotrainConfig = CotrainConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    lgtm: LgtmConfig = LgtmConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[TrackerName, ...] = ()
     """Where the records of metrics.jsonl go too: tensorboard, wandb, trackio; each needs its package installed."""
@@ -104,16 +106,16 @@ class Config(Section):
         return values
 
     @model_validator(mode="after")
-    def _metadistil_can_learn(self) -> Config:
-        if "metadistil" not in (self.method, *self.compare_with):
-            return self
-        if self.train.micro_batch_size is not None:
+    def _quizzed_teachers_can_learn(self) -> Config:
+        methods = {self.method, *self.compare_with}
+        for name in sorted(methods & {"metadistil", "lgtm"}):
+            if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+                raise ValueError(f"loss.alpha = 0 leaves the teacher out of the loss, so {name} could teach it nothing")
+        if "metadistil" in methods and self.train.micro_batch_size is not None:
             raise ValueError(
                 "train.micro_batch_size: metadistil differentiates through the whole batch at once; "
                 "set it to null, and a smaller train.batch_size where memory runs out"
             )
-        if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
-            raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so metadistil could teach it nothing")
         return self
 
     @model_validator(mode="after")
@@ -137,7 +139,7 @@ class Config(Section):
         if not self.compute.cuda_graphs:
             return self
         methods = (self.method, *self.compare_with)
-        for name in ("metadistil", "checkpoints"):
+        for name in ("metadistil", "checkpoints", "lgtm"):
             if name in methods:
                 raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
         for name, is_on in {
@@ -171,8 +173,9 @@ class Config(Section):
             }.items():
                 if is_on:
                     raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
-        if "checkpoints" in methods and self.distributed.shard:
-            raise ValueError("checkpoints cannot be computed with distributed.shard: set it to false")
+        for name in ("checkpoints", "lgtm"):
+            if name in methods and self.distributed.shard:
+                raise ValueError(f"{name} cannot be computed with distributed.shard: set it to false")
         if "checkpoints" in methods and self.teacher.finetuned is not None:
             raise ValueError(
                 "method checkpoints learns from the epochs of a teacher that is fine-tuned here: leave "

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 
 LayerMapName = Literal["first", "last", "skip", "both"]
-MethodName = Literal["finetune", "kd", "reptile", "metadistil", "prokt", "cotrain", "checkpoints"]
+MethodName = Literal["finetune", "kd", "reptile", "metadistil", "prokt", "cotrain", "checkpoints", "lgtm"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 MetricName = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
 
@@ -20,7 +20,7 @@ Role = MethodName | Literal["teacher"]
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sizes that a number of the configuration may have, unless it is 0."""
-TEACHER_MOVES = ("reptile", "metadistil", "prokt", "cotrain", "checkpoints")
+TEACHER_MOVES = ("reptile", "metadistil", "prokt", "cotrain", "checkpoints", "lgtm")
 """The methods whose teacher is not the same at every step."""
 OWN_SECTIONS = TEACHER_MOVES
 """The methods that have a section of keys of their own, under their name."""

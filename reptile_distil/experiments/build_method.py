@@ -20,6 +20,7 @@ from reptile_distil.methods.checkpoints import CheckpointDistiller, Weights
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
@@ -131,6 +132,8 @@ def _build_method(
         return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
     if role == "metadistil":
         return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
+    if role == "lgtm":
+        return _build_lgtm(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
     if role in ("prokt", "cotrain"):
         return _build_teacher_that_learns_on(config, student, teacher, settings, role=role, loss=loss, shared=shared)
     return _build_reptile(config, student, teacher, settings, loss=loss, shared=shared)
@@ -239,6 +242,36 @@ def _build_metadistil(
         assumed_lr=settings.lr if metadistil.assumed_lr is None else metadistil.assumed_lr,
         assumed_eps=settings.adam_eps,
         max_grad_norm=settings.max_grad_norm,
+    )
+    return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
+
+
+def _build_lgtm(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    loss: DistillationLoss,
+    student_optimizer: Optimizer,
+) -> BuiltMethod:
+    lgtm = config.lgtm
+    teacher_optimizer = adamw(teacher, lr=lgtm.teacher_lr, eps=settings.adam_eps)
+    distiller = InfluenceDistiller(
+        teacher,
+        student,
+        loss=loss,
+        student_optimizer=student_optimizer,
+        teacher_optimizer=teacher_optimizer,
+        beta=lgtm.beta,
+        influence=lgtm.influence,
+        radius=lgtm.radius,
+        every=lgtm.every,
+        assumed_optimizer=lgtm.assumed_optimizer,
+        assumed_lr=settings.lr if lgtm.assumed_lr is None else lgtm.assumed_lr,
+        assumed_eps=settings.adam_eps,
+        max_grad_norm=settings.max_grad_norm,
+        micro_batch_size=settings.micro_batch_size,
     )
     return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
 

@@ -243,10 +243,11 @@ def check_pair(config: Config, task: Task) -> None:
 
 def check_processes(config: Config, processes: Processes) -> None:
     """Raises `ConfigError` for a method that several processes cannot share."""
-    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
-        raise ConfigError(
-            f"method metadistil takes one process, but {processes.count} were started: start it with python"
-        )
+    for name in ("metadistil", "lgtm"):
+        if processes.count > 1 and name in (config.method, *config.compare_with):
+            raise ConfigError(
+                f"method {name} takes one process, but {processes.count} were started: start it with python"
+            )
 
 
 def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
@@ -310,10 +311,11 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
         return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size, for_training=True)
 
     reptile = config.reptile
-    if config.method == "metadistil":
-        features, held_out = hold_out(features, config.metadistil.quiz_fraction)
+    if config.method in ("metadistil", "lgtm"):
+        quiz = config.metadistil if config.method == "metadistil" else config.lgtm
+        features, held_out = hold_out(features, quiz.quiz_fraction)
         batches = batches_of(features)
-        batches.extra_batches = BatchStream(batches_of(held_out, config.metadistil.quiz_batch_size))
+        batches.extra_batches = BatchStream(batches_of(held_out, quiz.quiz_batch_size))
     elif config.method == "reptile" and reptile.inner_batch == "held_out":
         features, held_out = hold_out(features, reptile.held_out_fraction)
         batches, stream = batches_of(features), BatchStream(batches_of(held_out))

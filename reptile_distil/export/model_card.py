@@ -32,6 +32,7 @@ _METHODS = {
     "metadistil": "distilled from a teacher that learns to teach by second-order gradients (MetaDistil)",
     "prokt": "distilled from a teacher that goes on learning the task and stays near its student (ProKT)",
     "checkpoints": "distilled from a frozen teacher's epochs in their order",
+    "lgtm": "distilled from a teacher that learns from the influence of its soft labels (LGTM)",
     "cotrain": "distilled from a teacher that goes on learning the task",
     "kd": "distilled from a frozen teacher",
     "finetune": "fine-tuned without a teacher",

@@ -114,12 +114,12 @@ class JointStep:
         with_states = self.loss.needs_hidden_states
         student = self.student.outputs(batch, hidden_states=with_states)
         teacher = self.teacher.outputs(batch, hidden_states=with_states)
-        terms = self.loss.compare(student, _without_graph(teacher), batch)
+        terms = self.loss.compare(student, teacher.without_graph(), batch)
         of_teacher = self._teacher_terms(teacher, student, batch).total
         return terms._replace(total=terms.total + of_teacher, extra={**terms.extra, "teacher": of_teacher})
 
     def _teacher_terms(self, teacher: Outputs, student: Outputs, batch: Batch) -> LossTerms:
-        return self.teacher_loss.compare(teacher, _without_graph(student), batch)
+        return self.teacher_loss.compare(teacher, student.without_graph(), batch)
 
     def _step_teacher(self) -> Tensor:
         """Clips the gradient, takes the step, and leaves no gradient; returns its norm before clipping."""
@@ -197,7 +197,3 @@ class CoTrainer:
     def step(self, batch: Batch) -> Logs:
         """Takes a step of each model; returns detached scalars (see `JointStep.take`)."""
         return self.joint_step.take(batch)
-
-
-def _without_graph(outputs: Outputs) -> Outputs:
-    return Outputs(outputs.logits.detach(), tuple(states.detach() for states in outputs.hidden_states))

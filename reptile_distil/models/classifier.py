@@ -22,6 +22,10 @@ class Outputs(NamedTuple):
     hidden_states: tuple[Tensor, ...] = ()
     """The embeddings' output and that of each layer, (B, L, H) each; empty unless asked for."""
 
+    def without_graph(self) -> Outputs:
+        """The same values, through which no gradient flows."""
+        return Outputs(self.logits.detach(), tuple(states.detach() for states in self.hidden_states))
+
 
 class Classifier(nn.Module):
     """A sequence classifier that takes a batch and returns its logits.

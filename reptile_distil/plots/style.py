@@ -130,6 +130,7 @@ STYLES = {
     "prokt": SeriesStyle("#117733", "<", "++", (0, (3, 1, 1, 1))),
     "cotrain": SeriesStyle("#AA4499", ">", "oo", (0, (1, 1))),
     "checkpoints": SeriesStyle("#44AA99", "X", "||", (0, (5, 1))),
+    "lgtm": SeriesStyle("#661100", "h", "//", (0, (3, 1, 1, 1, 1, 1))),
     "released": SeriesStyle(BLACK, "p", "O", "--"),  # the authors' own step, in the benchmark
 }
 """Of every row that has a name of its own; the same in every picture."""

@@ -58,6 +58,7 @@ UNITS = {
     "prokt": 54,
     "cotrain": 54,
     "checkpoints": 30,
+    "lgtm": 114,
     "released": 60,
 }
 

@@ -15,7 +15,7 @@ from tests.helpers.paths import CONFIGS
 
 pytestmark = pytest.mark.smoke
 
-METHODS = "'finetune', 'kd', 'reptile', 'metadistil', 'prokt', 'cotrain' or 'checkpoints'"
+METHODS = "'finetune', 'kd', 'reptile', 'metadistil', 'prokt', 'cotrain', 'checkpoints' or 'lgtm'"
 
 
 @pytest.fixture
@@ -408,6 +408,7 @@ def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, ov
         (["method=metadistil", "reptile={move_head: false}"], "reptile"),
         (["method=kd", "prokt.beta=0.1"], "prokt"),
         (["method=prokt", "checkpoints.until=0.5"], "checkpoints"),
+        (["method=reptile", "lgtm.every=2"], "lgtm"),
         (["method=prokt", "cotrain.order=teacher_first"], "cotrain"),
     ],
 )
@@ -513,6 +514,8 @@ def test_metadistils_defaults_are_the_published_ones():
         ("cotrain", "cotrain.order=teacher_first", True),
         ("cotrain", "loss.temperature=2", True),
         ("checkpoints", "checkpoints.until=0.5", True),
+        ("lgtm", "lgtm.influence=10", True),
+        ("lgtm", "metadistil.quiz_fraction=0.2", False),
         ("checkpoints", "teacher.keep_epochs=false", False),
         ("teacher", "teacher.keep_epochs=true", False),
         ("reptile", "prokt.order=teacher_first", False),
@@ -570,6 +573,8 @@ def test_ways_to_compute_that_do_not_go_together_are_refused(overrides, message)
     [
         (["data.packing=true", "loss.patient=0.1"], "data.packing gives no hidden states: set it to false, or"),
         (["data.packing=true", "loss.hidden=0.1", "method=kd"], "data.packing gives no hidden states"),
+        (["distributed.shard=true", "method=lgtm"], "lgtm cannot be computed with distributed.shard: set it to false"),
+        (["compare_with=[lgtm]", "loss.alpha=0"], "so lgtm could teach it nothing"),
         (["data.packing=true", "method=metadistil"], "metadistil cannot be computed with data.packing: set it to"),
         (["compute.compile=true", "method=metadistil"], "metadistil cannot be computed with compute.compile"),
         (

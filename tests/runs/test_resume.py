@@ -241,6 +241,7 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
         ["method=prokt", "prokt.order=teacher_first", "prokt.teacher_lr=1e-3"],
         ["method=cotrain", "cotrain.teacher_lr=1e-3"],
+        ["method=lgtm", "lgtm.teacher_lr=1e-3", "lgtm.every=2"],
         ["method=checkpoints", "teacher.train.lr=2e-2", "teacher.train.batch_size=8", "teacher.train.epochs=3"],
     ],
     ids=[
@@ -251,6 +252,7 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         "metadistil",
         "prokt",
         "cotrain",
+        "lgtm, every second step",
         "checkpoints",
     ],
 )

@@ -210,8 +210,8 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["seeds=[a]"], "command line: seeds.0 = 'a': expected"),
         (
             ["methods=[kdd]"],
-            "unknown method 'kdd', known: finetune, kd, reptile, metadistil, prokt, cotrain, checkpoints, teacher; "
-            "did you mean 'kd'?",
+            "unknown method 'kdd', known: finetune, kd, reptile, metadistil, prokt, cotrain, checkpoints, lgtm, "
+            "teacher; did you mean 'kd'?",
         ),
         (["seed=0"], "command line: seed = 0: a table has no seed, give seeds="),
         (["method=kd"], "a table has no method, give methods="),

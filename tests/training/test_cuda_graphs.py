@@ -415,6 +415,7 @@ def test_graphs_are_refused_to_several_processes():
     ("overrides", "message"),
     [
         (["method=metadistil"], "metadistil cannot be computed with compute.cuda_graphs: set it to false"),
+        (["method=lgtm"], "lgtm cannot be computed with compute.cuda_graphs: set it to false"),
         (["compare_with=[metadistil]"], "metadistil cannot be computed with compute.cuda_graphs: set it to false"),
         (["data.packing=true"], "data.packing cannot be used with compute.cuda_graphs: choose one of the two"),
         (["compute.compile=true"], "compute.compile cannot be used with compute.cuda_graphs: choose one"),
