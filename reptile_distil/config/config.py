@@ -75,6 +75,9 @@ class Config(Section):
     distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
+    teachers: tuple[str, ...] = ()
+    """Hub names or folders of several models fine-tuned on this task, used as they are: kd from the mean of their
+    probabilities; empty: from the one that `teacher` describes."""
     student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
@@ -119,6 +122,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _options_of_kd_alone_have_a_use(self) -> Config:
+        methods = {self.method, *self.compare_with}
+        for name, is_on in {"teachers": bool(self.teachers), "loss.extra_rows": self.loss.extra_rows > 0}.items():
+            if is_on and methods - {"kd", "finetune"}:
+                other = min(methods - {"kd", "finetune"})
+                raise ValueError(f"{name} belongs to method kd alone, but {other} is to be run, too")
+        if self.teachers and (self.teacher.finetuned is not None or self.loss.patient or self.loss.hidden):
+            raise ValueError(
+                "teachers takes the place of teacher.finetuned, and has no hidden states for loss.patient or "
+                "loss.hidden: leave these out, or teachers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_folder_per_method(self) -> Config:
         if self.compare_with and self.output_dir is not None:
             raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
@@ -146,6 +163,7 @@ class Config(Section):
             "data.packing": self.data.packing,
             "compute.compile": self.compute.compile,
             "distributed.shard": self.distributed.shard,
+            "loss.extra_rows": self.loss.extra_rows > 0,
             "train.micro_batch_size": self.train.micro_batch_size,
             "teacher.train.micro_batch_size": self.teacher.train.micro_batch_size,
         }.items():
@@ -200,7 +218,8 @@ class Config(Section):
 
     def needs_teacher(self, method: MethodName) -> bool:
         """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""
-        return method != "finetune" or self.student.init == "finetuned_layers"
+        learns_from_it = method != "finetune" and not (method == "kd" and self.teachers)
+        return learns_from_it or self.student.init == "finetuned_layers"
 
     def with_values(self, **changes: Any) -> Config:
         """A copy with some top-level values replaced, checked again."""
@@ -211,7 +230,7 @@ class Config(Section):
         sections = {
             "teacher": ("data", "teacher"),
             "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
-            "kd": ("data", "teacher", "student", "train", "loss"),
+            "kd": ("data", "teacher", "teachers", "student", "train", "loss"),
             **{name: ("data", "teacher", "student", "train", "loss", name) for name in OWN_SECTIONS},
         }[role]
         values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
@@ -233,7 +252,12 @@ class Config(Section):
 # Keys that change how a run is computed or shown, not what it computes.
 _WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing", "keep_epochs")
 # Keys that came later, with the value that all runs before them were made with.
-_LATER_KEYS = {"reptile.order": "teacher_first"}
+_LATER_KEYS = {
+    "reptile.order": "teacher_first",
+    "teachers": [],
+    "loss.extra_rows": 0.0,
+    "loss.extra_fraction": 0.1,
+}
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 
 

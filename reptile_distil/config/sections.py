@@ -193,11 +193,18 @@ class LossConfig(Section):
     """
     hidden: float = Field(0.0, ge=0)
     """Weight of the mean squared difference of the hidden states of all real tokens; 0: none."""
+    extra_rows: float = Field(0.0, ge=0)
+    """Weight, in kd, of the task loss on a second batch of training rows that teach by their labels alone: what a quiz
+    knows, as plain labels; 0: none."""
+    extra_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows held out for it, the rows of a quiz (`quiz_fraction`) of the same size."""
     layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
     """Which teacher layer(s) each student layer is compared with in `patient` and `hidden`; as `reptile.layer_map`."""
 
     @model_validator(mode="after")
     def _map_has_a_use(self) -> LossConfig:
+        if self.extra_fraction != 0.1 and not self.extra_rows:
+            raise ValueError("extra_fraction belongs to extra_rows, which is 0")
         if self.layer_map != "skip" and not (self.patient or self.hidden):
             raise ValueError(
                 "layer_map is only for patient and hidden, which are both 0; for Reptile: reptile.layer_map"

@@ -129,7 +129,8 @@ def _build_method(
         return BuiltMethod(FineTuner(student, **shared), {"lr": optimizer})
     loss = build_loss(config, teacher.model, student.model)
     if role == "kd":
-        return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
+        kd = KnowledgeDistiller(teacher, student, loss=loss, extra_rows=config.loss.extra_rows, **shared)
+        return BuiltMethod(kd, {"lr": optimizer})
     if role == "metadistil":
         return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
     if role == "lgtm":

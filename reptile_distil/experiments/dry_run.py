@@ -266,7 +266,7 @@ def _size_of(folder: Path) -> int:
 
 def _names(config: Config, role: Role) -> tuple[str, str]:
     """What to call the model that learns, and its teacher."""
-    teacher = config.teacher.finetuned or config.teacher.pretrained
+    teacher = ", ".join(config.teachers) or config.teacher.finetuned or config.teacher.pretrained
     student = {
         "pretrained": str(config.student.pretrained),
         "teacher_layers": f"layers of {config.teacher.pretrained}",

@@ -39,6 +39,8 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
     else:
         if config.needs_teacher(role):
             models["teacher"] = config.teacher.finetuned or config.teacher_run
+        if role == "kd":
+            models |= {f"teacher {number}": name for number, name in enumerate(config.teachers, start=1)}
         if role == "checkpoints":
             folders = sorted(config.teacher_run.glob("epochs/epoch-*"))
             models |= {f"teacher's epoch {number}": epoch for number, epoch in enumerate(folders, start=1)}

@@ -20,9 +20,17 @@ from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task, get_task
 from reptile_distil.errors import ConfigError, DataError, LayerMapError
 from reptile_distil.experiments.build_method import BuiltMethod, build_loss, build_method
-from reptile_distil.experiments.teachers import epoch_fingerprints, epoch_weights, teacher_epochs
-from reptile_distil.models.checks import check_rows, check_vocabulary, set_length
+from reptile_distil.experiments.teachers import (
+    check_reading,
+    epoch_fingerprints,
+    epoch_weights,
+    load_several,
+    teacher_epochs,
+    teacher_label_names,
+)
+from reptile_distil.models.checks import check_vocabulary, set_length
 from reptile_distil.models.classifier import Classifier, Student, Teacher
+from reptile_distil.models.ensemble import Ensemble
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.packing import check_packable
@@ -89,7 +97,11 @@ class Setup:
         config = self.config
         model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
         teacher, batch_tokenizer, epochs = None, tokenizer, teacher_epochs(config, stand_in=stand_in)
-        if teacher_name is not None and config.method != "finetune":
+        if config.method == "kd" and config.teachers:
+            models, batch_tokenizer = load_several(config, self.task, student_source(config), tokenizer)
+            members = [Classifier(self._placed(one), **forward_options(config)) for one in models]
+            teacher = Teacher(Ensemble(members, temperature=config.loss.temperature))
+        elif teacher_name is not None and config.method != "finetune":
             teacher_tokenizer = load_tokenizer(teacher_name)
             check_same_tokenizer(teacher_name, teacher_tokenizer, student_source(config), tokenizer)
             batch_tokenizer = wider_tokenizer(teacher_tokenizer, tokenizer)
@@ -214,17 +226,6 @@ def student_source(config: Config) -> str:
     return config.teacher.pretrained
 
 
-def teacher_label_names(config: Config) -> tuple[str, ...]:
-    """What the outputs of a teacher from elsewhere mean; one that a run has fine-tuned says so itself."""
-    return config.teacher.label_names if config.teacher.finetuned is not None else ()
-
-
-def check_reading(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
-    """Raises `ModelError` where the model cannot read what the tokenizer makes of the task's texts."""
-    check_vocabulary(name, model, tokenizer)
-    check_rows(name, model, tokenizer, is_pair=task.is_pair, max_length=config.data.max_length)
-
-
 def check_pair(config: Config, task: Task) -> None:
     """Raises now what the student's run would raise only after the teacher has been fine-tuned."""
     name = config.teacher.pretrained
@@ -311,11 +312,12 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
         return _batches_of(rows, config, tokenizer, batch_size or config.train.batch_size, for_training=True)
 
     reptile = config.reptile
-    if config.method in ("metadistil", "lgtm"):
-        quiz = config.metadistil if config.method == "metadistil" else config.lgtm
-        features, held_out = hold_out(features, quiz.quiz_fraction)
+    quiz = config.lgtm if config.method == "lgtm" else config.metadistil if config.method == "metadistil" else None
+    if quiz is not None or (config.method == "kd" and config.loss.extra_rows):
+        fraction = config.loss.extra_fraction if quiz is None else quiz.quiz_fraction
+        features, held_out = hold_out(features, fraction)
         batches = batches_of(features)
-        batches.extra_batches = BatchStream(batches_of(held_out, quiz.quiz_batch_size))
+        batches.extra_batches = BatchStream(batches_of(held_out, None if quiz is None else quiz.quiz_batch_size))
     elif config.method == "reptile" and reptile.inner_batch == "held_out":
         features, held_out = hold_out(features, reptile.held_out_fraction)
         batches, stream = batches_of(features), BatchStream(batches_of(held_out))

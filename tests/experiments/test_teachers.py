@@ -103,3 +103,59 @@ def test_whoever_comes_to_fine_tune_the_teacher_keeps_its_epochs(tiny):
         assert ("teacher.keep_epochs=true" in first) == keeps
     kept = tiny("method=kd", "teacher.keep_epochs=true").config
     assert kept.defining_settings("teacher") == tiny("method=kd").config.defining_settings("teacher")
+
+
+def test_kd_learns_from_the_mean_of_several_teachers(tiny, tmp_path):
+    for seed in (1, 2):
+        tiny(f"seed={seed}", "method=kd", *TEACHER).fit_teacher()
+    folders = [f"{tmp_path}/runs/toy-sentence/teacher-seed{seed}" for seed in (1, 2)]
+    several = f"teachers=[{', '.join(folders)}]"
+    plan = plan_distillation(tiny("method=kd", several).config)
+    assert [run.role for run in plan.runs] == ["kd"]
+    experiment = tiny("method=kd", several, "train.epochs=2")
+    results = experiment.fit()
+    assert not experiment.teacher_folder.path.exists()
+    assert results["teacher"]["num_parameters"] == 2 * 8690
+    assert results["teacher"]["scores_at_start"] == results["teacher"]["scores_at_end"]
+    assert {"teacher 1", "teacher 2"} <= results["inputs"].keys()
+    with pytest.raises(RunError, match="holds a finished run with teachers = "):
+        tiny("method=kd", f"teachers=[{folders[0]}]", "train.epochs=2").fit()
+
+
+def test_kd_with_extra_rows_holds_out_the_rows_of_a_quiz_and_says_their_loss(tiny):
+    experiment = tiny("method=kd", "loss.extra_rows=0.5", "loss.extra_fraction=0.2", "train.epochs=2")
+    assert experiment.fit()["num_train_rows"] == 56
+    for record in epochs_of(experiment.folder):
+        train = record["train"]
+        assert train["extra_rows_loss"] > 0
+        parts = 0.5 * train["task_loss"] + 0.5 * train["distillation_loss"] + 0.5 * train["extra_rows_loss"]
+        assert train["loss"] == pytest.approx(parts, rel=1e-5)
+    lgtm = tiny("method=lgtm", "lgtm.quiz_fraction=0.2")
+    quizzes = [one.prepare(one.config.method)[0].data["train"].extra_batches.features for one in (experiment, lgtm)]
+    assert quizzes[0].fingerprint() == quizzes[1].fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=reptile", "teachers=[a, b]"], "teachers belongs to method kd alone, but reptile is to be run, too"),
+        (
+            ["method=kd", "compare_with=[lgtm]", "loss.extra_rows=1"],
+            "loss.extra_rows belongs to method kd alone, but",
+        ),
+        (["method=kd", "teachers=[a]", "teacher.finetuned=b"], "teachers takes the place of teacher.finetuned"),
+        (["method=kd", "teachers=[a]", "loss.hidden=1"], "has no hidden states for loss.patient or loss.hidden"),
+        (["method=kd", "loss.extra_fraction=0.2"], "extra_fraction belongs to extra_rows, which is 0"),
+        (["method=kd", "loss.extra_rows=1", "compute.cuda_graphs=true"], "loss.extra_rows cannot be used with compute"),
+    ],
+)
+def test_options_of_kd_are_refused_where_they_have_no_use(tiny, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(*overrides)
+
+
+def test_runs_from_before_several_teachers_and_extra_rows_are_still_the_same_runs(tiny):
+    settings = tiny("method=kd").config.defining_settings("kd")
+    assert not {"teachers", "loss.extra_rows", "loss.extra_fraction"} & settings.keys()
+    for override in ("teachers=[a]", "loss.extra_rows=1"):
+        assert tiny("method=kd", override).config.defining_settings("kd") != settings
