@@ -18,6 +18,7 @@ STUDIES = [
     ("minilm/ablation.yaml", "minilm/ablation-epochs.csv"),
     ("minilm/ablation-keep.yaml", "minilm/keep-epochs.csv"),
     ("toy/ablation.yaml", "toy/epochs.csv"),
+    ("toy/methods.yaml", "toy/methods-epochs.csv"),
 ]
 
 
