@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from reptile_distil.config.config import Config, load_config
     from reptile_distil.errors import ReptileDistilError
     from reptile_distil.experiments.experiment import Experiment
+    from reptile_distil.losses.distillation import DistillationLoss
+    from reptile_distil.methods.checkpoints import CheckpointDistiller
+    from reptile_distil.methods.cotrain import CoTrainer
     from reptile_distil.methods.finetune import FineTuner
     from reptile_distil.methods.kd import KnowledgeDistiller
-    from reptile_distil.methods.losses import DistillationLoss
+    from reptile_distil.methods.lgtm import InfluenceDistiller
     from reptile_distil.methods.metadistil import MetaDistiller
+    from reptile_distil.methods.prokt import ProKTDistiller
     from reptile_distil.methods.reptile import ReptileDistiller
     from reptile_distil.models.classifier import Student, Teacher
     from reptile_distil.training.callbacks import Callback, RunInfo, StopTraining
@@ -25,13 +29,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Callback",
+    "CheckpointDistiller",
+    "CoTrainer",
     "Config",
     "DistillationLoss",
     "Experiment",
     "FineTuner",
     "GlueMetric",
+    "InfluenceDistiller",
     "KnowledgeDistiller",
     "MetaDistiller",
+    "ProKTDistiller",
     "ReptileDistilError",
     "ReptileDistiller",
     "RunInfo",
@@ -49,13 +57,17 @@ if "ipykernel.zmqshell" in sys.modules:
 
 _MODULES = {
     "Callback": "training.callbacks",
+    "CheckpointDistiller": "methods.checkpoints",
     "Config": "config.config",
-    "DistillationLoss": "methods.losses",
+    "CoTrainer": "methods.cotrain",
+    "DistillationLoss": "losses.distillation",
     "Experiment": "experiments.experiment",
     "FineTuner": "methods.finetune",
     "GlueMetric": "training.glue_metric",
+    "InfluenceDistiller": "methods.lgtm",
     "KnowledgeDistiller": "methods.kd",
     "MetaDistiller": "methods.metadistil",
+    "ProKTDistiller": "methods.prokt",
     "ReptileDistilError": "errors",
     "ReptileDistiller": "methods.reptile",
     "RunInfo": "training.callbacks",

@@ -11,7 +11,7 @@ from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, say_what_is
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the method, and those it is compared with, and prints their scores beside the teacher's."""
-    parser = make_parser("Distil a student from a teacher (method: finetune, kd, reptile or metadistil).")
+    parser = make_parser("Distil a student from a teacher (`method` says how).")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)

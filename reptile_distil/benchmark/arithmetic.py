@@ -65,6 +65,7 @@ class Passes(NamedTuple):
 
 
 # MetaDistil: assumed step (both forwards, one backward), quiz, second backward, teacher's backward, then a KD step.
+# LGTM: two forwards of the student in the place of the second backward.
 PASSES = {
     "finetune": Passes(),
     "kd": Passes(teacher_forwards=1),
@@ -72,6 +73,10 @@ PASSES = {
     "reptile": Passes(teacher_forwards=2, backwards=2),
     "student-first": Passes(teacher_forwards=1),
     "metadistil": Passes(2, forwards=2, backwards=2, second_backwards=1, quizzes=1, teacher_backwards=1),
+    "prokt": Passes(teacher_forwards=1, teacher_backwards=1),
+    "cotrain": Passes(teacher_forwards=1, teacher_backwards=1),
+    "checkpoints": Passes(teacher_forwards=1),
+    "lgtm": Passes(2, forwards=4, backwards=2, quizzes=1, teacher_backwards=1),
     "released": Passes(teacher_forwards=2, forwards=2, backwards=2),
 }
 """Every method that can be measured."""
@@ -107,8 +112,8 @@ def step_bytes(method: str, shape: Shape) -> float:
     A forward pass reads each weight. A backward pass reads each and writes its gradient. The student's AdamW follows;
     Reptile's teacher update reads theta_t, theta_s and the gradient, writes the difference, and steps an AdamW over the
     teacher's matched weights, which are about as many as the student's. MetaDistil's second backward pass reads each
-    weight and the gradient of its assumed value, which is written from the weight and its gradient; its AdamW steps
-    over all of the teacher's weights.
+    weight and the gradient of its assumed value, which is written from the weight and its gradient. Where there is a
+    teacher's backward pass, an AdamW steps over all of the teacher's weights.
     """
     passes = PASSES[method]
     transfers = (passes.teacher_forwards + 2 * passes.teacher_backwards) * shape.teacher_parameters
@@ -116,8 +121,10 @@ def step_bytes(method: str, shape: Shape) -> float:
     transfers += (student + 3 * passes.quizzes) * shape.student_parameters
     if method in ("reptile", "student-first", "released"):
         transfers += (4 + ADAMW_TRANSFERS) * shape.student_parameters
+    if passes.second_backwards:
+        transfers += 3 * shape.student_parameters
     if passes.teacher_backwards:
-        transfers += 3 * shape.student_parameters + ADAMW_TRANSFERS * shape.teacher_parameters
+        transfers += ADAMW_TRANSFERS * shape.teacher_parameters
     return float(BYTES_PER_WEIGHT * transfers)
 
 

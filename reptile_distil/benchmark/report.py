@@ -23,6 +23,10 @@ NAMES = {
     "reptile": "Reptile",
     "student-first": "Reptile, student first",
     "metadistil": "MetaDistil",
+    "prokt": "ProKT",
+    "cotrain": "co-training",
+    "checkpoints": "KD from checkpoints",
+    "lgtm": "LGTM",
     "released": "as released",
 }
 """The legend's name of each method that can be measured."""

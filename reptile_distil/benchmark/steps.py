@@ -29,10 +29,14 @@ from reptile_distil.benchmark.token_lengths import QUANTILES, Lengths, Quantiles
 from reptile_distil.data.batches import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.checkpoints import CheckpointDistiller
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher, count_parameters
@@ -86,7 +90,7 @@ class Settings(NamedTuple):
     quantiles: Quantiles = QUANTILES
     """The tasks' distributions of lengths."""
     quiz_batch_size: int | None = None
-    """Rows of MetaDistil's quiz; None: as many as the batch has."""
+    """Rows of a quiz; None: as many as the batch has."""
 
 
 class StepCost(NamedTuple):
@@ -187,7 +191,7 @@ def make_batch(lengths: Lengths, padded_to: int, device: str, seed: int = 0) -> 
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-NEVER_GRAPHED = ("metadistil", "released")
+NEVER_GRAPHED = ("metadistil", "checkpoints", "lgtm", "released")
 """Methods whose steps are taken as usual, `--graphs` or not."""
 
 
@@ -205,7 +209,7 @@ def quiz_lengths(lengths: Lengths, settings: Settings) -> Lengths:
 
 
 def make_step_batches(method: str, lengths: Lengths, case: Case, settings: Settings) -> list[dict[str, Tensor]]:
-    """The arguments of the method's step: a training batch, for MetaDistil also a quiz batch of other tokens."""
+    """The arguments of the method's step: a training batch, and for some a quiz batch of other tokens."""
     batch = make_batch(lengths, padded_length(method, lengths, case, settings), settings.device)
     if method == "kd-kept":
         generator = torch.Generator().manual_seed(0)
@@ -241,11 +245,19 @@ def build_step(method: str, case: Case, settings: Settings, *, attention: str | 
         kd = KnowledgeDistiller(tutor, learner, loss=loss, student_optimizer=optimizer)
         return _step_of(kd, [optimizer], case, settings), shape
     shared: dict[str, Any] = {"loss": loss, "student_optimizer": optimizer}
+    if method == "checkpoints":  # what it takes on is read once an epoch
+        return CheckpointDistiller(tutor, learner, **shared, epochs=(), num_steps=1).step, shape
     if method == "metadistil":
         return MetaDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=1e-5)).step, shape
+    if method == "lgtm":
+        return InfluenceDistiller(tutor, learner, **shared, teacher_optimizer=adamw(teacher, lr=3e-5)).step, shape
     teacher_optimizer = adamw(teacher, lr=5e-5)
+    shared["teacher_optimizer"] = teacher_optimizer
+    if method in ("prokt", "cotrain"):
+        joint = (ProKTDistiller if method == "prokt" else CoTrainer)(tutor, learner, **shared)
+        return _step_of(joint, [optimizer, teacher_optimizer], case, settings), shape
     order: Literal["teacher_first", "student_first"] = "student_first" if method == "student-first" else "teacher_first"
-    reptile = ReptileDistiller(tutor, learner, **shared, teacher_optimizer=teacher_optimizer, order=order)
+    reptile = ReptileDistiller(tutor, learner, **shared, order=order)
     return _step_of(reptile, [optimizer, teacher_optimizer], case, settings), shape
 
 

@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from reptile_distil.config.defining_settings import flatten, keep_defining
 from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import (
+    OWN_SECTIONS,
     CheckpointConfig,
     ComputeConfig,
     DataConfig,
@@ -53,7 +56,9 @@ class Config(Section):
     """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
     method: MethodName = "reptile"
     """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
-    metadistil: from one that learns to teach by second-order gradients (a baseline)."""
+    metadistil: from one that learns to teach by second-order gradients (a baseline); prokt, cotrain: from one that goes
+    on learning the task, near its student or whatever it does; checkpoints: from a frozen one's epochs, in order;
+    lgtm: from one that learns which of its soft labels help on a quiz."""
     compare_with: tuple[MethodName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
@@ -73,12 +78,19 @@ class Config(Section):
     distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
+    teachers: tuple[PathText, ...] = ()
+    """Hub names or folders of several models fine-tuned on this task, used as they are: kd from the mean of their
+    probabilities; empty: from the one that `teacher` describes."""
     student: StudentConfig = StudentConfig(pretrained="huawei-noah/TinyBERT_General_6L_768D")
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     kd: KdConfig = KdConfig()
     reptile: ReptileConfig = ReptileConfig()
     metadistil: MetadistilConfig = MetadistilConfig()
+    prokt: ProktConfig = ProktConfig()
+    cotrain: CotrainConfig = CotrainConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    lgtm: LgtmConfig = LgtmConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: tuple[TrackerName, ...] = ()
     """Where the records of metrics.jsonl go too: tensorboard, wandb, trackio; each needs its package installed."""
@@ -90,17 +102,41 @@ class Config(Section):
             raise ValueError(f"{', '.join(trackers)}: one is given twice")
         return trackers
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_epochs_that_teach(cls, values: Any) -> Any:
+        """Whatever run of these methods comes to fine-tune the teacher, it keeps what method checkpoints needs."""
+        if isinstance(values, dict) and isinstance(values.get("teacher", {}), Mapping):
+            beside = values.get("compare_with")
+            if "checkpoints" in (values.get("method"), *(beside if isinstance(beside, list | tuple) else ())):
+                return {**values, "teacher": {**values.get("teacher", {}), "keep_epochs": True}}
+        return values
+
     @model_validator(mode="after")
-    def _metadistil_can_learn(self) -> Config:
-        if "metadistil" not in (self.method, *self.compare_with):
-            return self
-        if self.train.micro_batch_size is not None:
+    def _quizzed_teachers_can_learn(self) -> Config:
+        methods = {self.method, *self.compare_with}
+        for name in sorted(methods & {"metadistil", "lgtm"}):
+            if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+                raise ValueError(f"loss.alpha = 0 leaves the teacher out of the loss, so {name} could teach it nothing")
+        if "metadistil" in methods and self.train.micro_batch_size is not None:
             raise ValueError(
                 "train.micro_batch_size: metadistil differentiates through the whole batch at once; "
                 "set it to null, and a smaller train.batch_size where memory runs out"
             )
-        if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
-            raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so metadistil could teach it nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_kd_alone_have_a_use(self) -> Config:
+        methods = {self.method, *self.compare_with}
+        for name, is_on in {"teachers": bool(self.teachers), "loss.extra_rows": self.loss.extra_rows > 0}.items():
+            if is_on and methods - {"kd", "finetune"}:
+                other = min(methods - {"kd", "finetune"})
+                raise ValueError(f"{name} belongs to method kd alone, but {other} is to be run, too")
+        if self.teachers and (self.teacher.finetuned is not None or self.loss.patient or self.loss.hidden):
+            raise ValueError(
+                "teachers takes the place of teacher.finetuned, and has no hidden states for loss.patient or "
+                "loss.hidden: leave these out, or teachers"
+            )
         return self
 
     @model_validator(mode="after")
@@ -130,12 +166,14 @@ class Config(Section):
         if not self.compute.cuda_graphs:
             return self
         methods = (self.method, *self.compare_with)
-        if "metadistil" in methods:
-            raise ValueError("metadistil cannot be computed with compute.cuda_graphs: set it to false")
+        for name in ("metadistil", "checkpoints", "lgtm"):
+            if name in methods:
+                raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
         for name, is_on in {
             "data.packing": self.data.packing,
             "compute.compile": self.compute.compile,
             "distributed.shard": self.distributed.shard,
+            "loss.extra_rows": self.loss.extra_rows > 0,
             "train.micro_batch_size": self.train.micro_batch_size,
             "teacher.train.micro_batch_size": self.teacher.train.micro_batch_size,
         }.items():
@@ -173,6 +211,14 @@ class Config(Section):
             }.items():
                 if is_on:
                     raise ValueError(f"metadistil cannot be computed with {name}: set it to false")
+        for name in ("checkpoints", "lgtm"):
+            if name in methods and self.distributed.shard:
+                raise ValueError(f"{name} cannot be computed with distributed.shard: set it to false")
+        if "checkpoints" in methods and self.teacher.finetuned is not None:
+            raise ValueError(
+                "method checkpoints learns from the epochs of a teacher that is fine-tuned here: leave "
+                "teacher.finetuned out"
+            )
         if self.distributed.shard and self.reptile.copies_student and "reptile" in methods:
             raise ValueError(
                 "distributed.shard cannot be used with reptile.inner_steps > 1 or persistent_adamw, which copy the "
@@ -192,7 +238,8 @@ class Config(Section):
 
     def needs_teacher(self, method: MethodName) -> bool:
         """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""
-        return method != "finetune" or self.student.init == "finetuned_layers"
+        learns_from_it = method != "finetune" and not (method == "kd" and self.teachers)
+        return learns_from_it or self.student.init == "finetuned_layers"
 
     def with_values(self, **changes: Any) -> Config:
         """A copy with some top-level values replaced, checked again."""
@@ -203,56 +250,19 @@ class Config(Section):
         sections = {
             "teacher": ("data", "teacher"),
             "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
-            "kd": ("data", "teacher", "student", "train", "loss", "kd"),
-            "reptile": ("data", "teacher", "student", "train", "loss", "reptile"),
-            "metadistil": ("data", "teacher", "student", "train", "loss", "metadistil"),
+            "kd": ("data", "teacher", "teachers", "student", "train", "loss", "kd"),
+            **{name: ("data", "teacher", "student", "train", "loss", name) for name in OWN_SECTIONS},
         }[role]
-        values = _flat(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
+        values = flatten(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
         if role == "finetune" and self.student.init != "pretrained":
             values["teacher.pretrained"] = self.teacher.pretrained
         if self.loss.class_weights is not None:  # the task loss of every method
             values["loss.class_weights"] = self.model_dump(mode="json")["loss"]["class_weights"]
-        if role == "teacher":
-            values = {key: value for key, value in values.items() if key not in _NOT_FOR_THE_TEACHER}
-        return {
-            key: value
-            for key, value in values.items()
-            if key.rpartition(".")[2] not in _WITHOUT_EFFECT and (key, value) not in _LATER_KEYS.items()
-        }
+        return keep_defining(values, of_the_teacher=role == "teacher")
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
         return dump_yaml(self.model_dump(mode="json"))
-
-
-# Keys that change how a run is computed or shown, not what it computes.
-_WITHOUT_EFFECT = ("micro_batch_size", "eval_batch_size", "log_every", "cache_dir", "packing", "keep_logits")
-# Keys that came later, with the value that all runs before them were made with.
-_LATER_KEYS = {
-    "reptile.order": "teacher_first",
-    "reptile.released": False,
-    "train.adamw": "torch",
-    "teacher.train.adamw": "torch",
-    "loss.class_weights": None,
-    "task.multi_label": False,
-    "task.label_separator": ",",
-    "task.quoting": None,
-    "task.hub": None,
-    "task.config": None,
-    "task.revision": None,
-}
-_NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves.update(_flat(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
-    return leaves
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -332,7 +342,7 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
     for override in _listed(overrides):
         key = override.partition("=")[0]
         section = key.partition(".")[0]
-        if section in ("kd", "reptile", "metadistil") and section not in methods:
+        if section in (*OWN_SECTIONS, "kd") and section not in methods:
             raise ConfigError(
                 f"command line: {key} has no effect on method {config.method}; leave it out, or give "
                 f"method={section} or compare_with=[{section}]"

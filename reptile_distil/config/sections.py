@@ -10,7 +10,7 @@ from reptile_distil.home_folder import expand_home
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 
 LayerMapName = Literal["first", "last", "skip", "both"]
-MethodName = Literal["finetune", "kd", "reptile", "metadistil"]
+MethodName = Literal["finetune", "kd", "reptile", "metadistil", "prokt", "cotrain", "checkpoints", "lgtm"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -23,8 +23,10 @@ PathText = Annotated[str, AfterValidator(expand_home)]
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sizes that a number of the configuration may have, unless it is 0."""
-TEACHER_MOVES = ("reptile", "metadistil")
-"""The methods that change their teacher."""
+TEACHER_MOVES = ("reptile", "metadistil", "prokt", "cotrain", "checkpoints", "lgtm")
+"""The methods whose teacher is not the same at every step."""
+OWN_SECTIONS = TEACHER_MOVES
+"""The methods that have a section of keys of their own, under their name."""
 
 
 def _frozen(value: Any) -> Any:
@@ -116,6 +118,8 @@ class TeacherConfig(Section):
     """What the outputs of `finetuned` mean, in order, where its own config only says LABEL_0, LABEL_1, ..."""
     train: TrainConfig = TrainConfig()
     """How `pretrained` is fine-tuned."""
+    keep_epochs: bool = False
+    """Keep the model of each epoch of that, in epochs/ of its run folder; method checkpoints turns this on."""
 
 
 class StudentConfig(Section):
@@ -173,11 +177,18 @@ class LossConfig(Section):
     """
     hidden: float = Field(0.0, ge=0)
     """Weight of the mean squared difference of the hidden states of all real tokens; 0: none."""
+    extra_rows: float = Field(0.0, ge=0)
+    """Weight, in kd, of the task loss on a second batch of training rows that teach by their labels alone: what a quiz
+    knows, as plain labels; 0: none."""
+    extra_fraction: float = Field(0.1, gt=0, lt=1)
+    """Fraction of the training rows held out for it, the rows of a quiz (`quiz_fraction`) of the same size."""
     layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
     """Which teacher layer(s) each student layer is compared with in `patient` and `hidden`; as `reptile.layer_map`."""
 
     @model_validator(mode="after")
     def _map_has_a_use(self) -> LossConfig:
+        if self.extra_fraction != 0.1 and not self.extra_rows:
+            raise ValueError("extra_fraction belongs to extra_rows, which is 0")
         if self.layer_map != "skip" and not (self.patient or self.hidden):
             raise ValueError(
                 "layer_map is only for patient and hidden, which are both 0; for Reptile: reptile.layer_map"

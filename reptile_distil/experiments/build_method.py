@@ -16,19 +16,21 @@ from reptile_distil.config.config import Config
 from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
-from reptile_distil.errors import ConfigError, LayerMapError
+from reptile_distil.errors import ConfigError
+from reptile_distil.losses.distillation import DistillationLoss, HiddenStateTerm, balanced_weights
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
+from reptile_distil.methods.checkpoints import CheckpointDistiller, Weights
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss, HiddenStateTerm
+from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import GradientStep, adamw, fresh_eps
 from reptile_distil.models.classifier import Classifier, Student, Teacher
-from reptile_distil.models.layer_map import encoder_layers
-from reptile_distil.runtime.compute import compile_forward, set_attention
-from reptile_distil.runtime.processes import ALONE, Processes, shard_model
+from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training.cuda_graphs import GraphedSteps
 from reptile_distil.training.loop import Method, count_steps
 
@@ -59,19 +61,7 @@ def class_weights(config: Config, features: Features, label_names: Sequence[str]
                 f"{', '.join(label_names)}"
             )
         return torch.tensor(wanted, device=device)
-    labels = np.asarray(features["label"])
-    if features.has_label_sets:
-        counts = labels.sum(axis=0)
-        weights = (len(labels) - counts) / np.maximum(counts, 1)
-    else:
-        counts = np.bincount(labels, minlength=num_labels)
-        weights = len(labels) / (num_labels * np.maximum(counts, 1))
-    if not counts.all():
-        rare = label_names[int(counts.argmin())]
-        raise ConfigError(
-            f"loss.class_weights = balanced: no training row has the label {rare}; give a list of weights"
-        )
-    return torch.tensor(weights, dtype=torch.float32, device=device)
+    return balanced_weights(np.asarray(features["label"]), label_names).to(device)
 
 
 def build_loss(
@@ -101,15 +91,57 @@ def build_method(
     settings: TrainConfig,
     *,
     role: Role,
+    num_steps: int,
+    epochs: Sequence[Weights] = (),
     processes: Processes = ALONE,
     weights: Tensor | None = None,
 ) -> BuiltMethod:
-    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves."""
+    """Fine-tuning where there is no teacher, or distillation from one that stays as it is or moves.
+
+    `num_steps` are those of the whole run; `epochs` are the teacher's, for the method that learns from them.
+    """
+    if role == "checkpoints" and teacher is not None:
+        return _build_checkpoints(
+            config, student, teacher, settings, num_steps=num_steps, epochs=epochs, processes=processes, weights=weights
+        )
     built = _build_method(config, student, teacher, settings, role=role, processes=processes, weights=weights)
     if not config.compute.cuda_graphs:
         return built
     optimizers = tuple(built.optimizers.values())
     return built._replace(method=GraphedSteps(built.method, optimizers, batch_size=settings.batch_size))
+
+
+def _build_checkpoints(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    num_steps: int,
+    epochs: Sequence[Weights],
+    processes: Processes,
+    weights: Tensor | None,
+) -> BuiltMethod:
+    shared = _shared_arguments(student, settings, processes)
+    method = CheckpointDistiller(
+        teacher,
+        student,
+        epochs=epochs,
+        num_steps=max(1, round(config.checkpoints.until * num_steps)),
+        loss=build_loss(config, teacher.model, student.model, weights),
+        **shared,
+    )
+    return BuiltMethod(method, {"lr": shared["student_optimizer"]})
+
+
+def _shared_arguments(student: Student, settings: TrainConfig, processes: Processes) -> dict[str, Any]:
+    """The arguments of every method, a new `student_optimizer` among them."""
+    return {
+        "student_optimizer": _adamw(student, settings, lr=settings.lr, weight_decay=settings.weight_decay),
+        "max_grad_norm": settings.max_grad_norm,
+        "micro_batch_size": settings.micro_batch_size,
+        "processes": processes,
+    }
 
 
 def _build_method(
@@ -122,20 +154,20 @@ def _build_method(
     processes: Processes,
     weights: Tensor | None,
 ) -> BuiltMethod:
-    optimizer = _adamw(student, settings, lr=settings.lr, weight_decay=settings.weight_decay)
-    shared: dict[str, Any] = {
-        "student_optimizer": optimizer,
-        "max_grad_norm": settings.max_grad_norm,
-        "micro_batch_size": settings.micro_batch_size,
-        "processes": processes,
-    }
+    shared = _shared_arguments(student, settings, processes)
+    optimizer = shared["student_optimizer"]
     if teacher is None:
         return BuiltMethod(FineTuner(student, class_weights=weights, **shared), {"lr": optimizer})
     loss = build_loss(config, teacher.model, student.model, weights)
     if role == "kd":
-        return BuiltMethod(KnowledgeDistiller(teacher, student, loss=loss, **shared), {"lr": optimizer})
+        kd = KnowledgeDistiller(teacher, student, loss=loss, extra_rows=config.loss.extra_rows, **shared)
+        return BuiltMethod(kd, {"lr": optimizer})
     if role == "metadistil":
         return _build_metadistil(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
+    if role == "lgtm":
+        return _build_lgtm(config, student, teacher, settings, loss=loss, student_optimizer=optimizer)
+    if role in ("prokt", "cotrain"):
+        return _build_teacher_that_learns_on(config, student, teacher, settings, role=role, loss=loss, shared=shared)
     return _build_reptile(config, student, teacher, settings, loss=loss, shared=shared)
 
 
@@ -218,6 +250,28 @@ def _regularization(
     return TeacherRegularization(teacher, task_step=task_step, pull=reptile.pull, class_weights=weights)
 
 
+def _build_teacher_that_learns_on(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    role: Role,
+    loss: DistillationLoss,
+    shared: dict[str, Any],
+) -> BuiltMethod:
+    """ProKT, or co-training, which is ProKT without its student's part."""
+    own = config.prokt if role == "prokt" else config.cotrain
+    teacher_optimizer = _adamw(teacher, settings, lr=own.teacher_lr)
+    shared = {**shared, "loss": loss, "teacher_optimizer": teacher_optimizer, "order": own.order}
+    method = (
+        ProKTDistiller(teacher, student, beta=config.prokt.beta, **shared)
+        if role == "prokt"
+        else CoTrainer(teacher, student, **shared)
+    )
+    return BuiltMethod(method, {"lr": shared["student_optimizer"], "teacher_lr": teacher_optimizer})
+
+
 def _build_metadistil(
     config: Config,
     student: Student,
@@ -243,6 +297,36 @@ def _build_metadistil(
     return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
 
 
+def _build_lgtm(
+    config: Config,
+    student: Student,
+    teacher: Teacher,
+    settings: TrainConfig,
+    *,
+    loss: DistillationLoss,
+    student_optimizer: Optimizer,
+) -> BuiltMethod:
+    lgtm = config.lgtm
+    teacher_optimizer = _adamw(teacher, settings, lr=lgtm.teacher_lr)
+    distiller = InfluenceDistiller(
+        teacher,
+        student,
+        loss=loss,
+        student_optimizer=student_optimizer,
+        teacher_optimizer=teacher_optimizer,
+        beta=lgtm.beta,
+        influence=lgtm.influence,
+        radius=lgtm.radius,
+        every=lgtm.every,
+        assumed_optimizer=lgtm.assumed_optimizer,
+        assumed_lr=settings.lr if lgtm.assumed_lr is None else lgtm.assumed_lr,
+        assumed_eps=fresh_eps(settings.adam_eps, settings.adamw),
+        max_grad_norm=settings.max_grad_norm,
+        micro_batch_size=settings.micro_batch_size,
+    )
+    return BuiltMethod(distiller, {"lr": student_optimizer, "teacher_lr": teacher_optimizer})
+
+
 def build_schedules(
     optimizers: dict[str, Optimizer], batches: Batches, settings: TrainConfig, *, mu_until: float = 1.0
 ) -> dict[str, LRScheduler]:
@@ -259,25 +343,6 @@ def build_schedules(
         else transformers.get_linear_schedule_with_warmup(optimizer, num_warmup_steps, last_steps.get(name, num_steps))
         for name, optimizer in optimizers.items()
     }
-
-
-def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
-    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
-    set_attention(model, config.compute.attention)
-    if config.distributed.shard:
-        shard_model(model, device, layers_to_shard(model))
-    else:
-        model.to(device)
-    if config.compute.compile and may_compile:
-        compile_forward(model, device)
-
-
-def layers_to_shard(model: nn.Module) -> list[nn.Module]:
-    """The encoder layers, whose weights are gathered one after another; none where layers share them, as in ALBERT."""
-    try:
-        return list(encoder_layers(model)[1])
-    except LayerMapError:
-        return []
 
 
 def autocast_dtype(config: Config) -> torch.dtype | None:

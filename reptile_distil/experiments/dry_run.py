@@ -22,8 +22,8 @@ from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.finished_run import open_finished_run
-from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits
 from reptile_distil.experiments.setup import Components
+from reptile_distil.experiments.teachers import TeacherLogits, keeps_training_logits
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
@@ -180,7 +180,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     if status.recovery is not None and not is_stand_in:
         status.recovery.check_inputs(components.fingerprints())
     logits_of = _pretend_logits(experiment, role, components)
-    settings, model, tokenizer, data, teacher = components
+    settings, model, tokenizer, data, teacher = components[:5]
     names = _names(config, role)
     key = "teacher.train" if role == "teacher" else "train"
     with explain_out_of_memory(f"{key}.micro_batch_size, {key}.eval_batch_size or data.max_length"):
@@ -229,7 +229,8 @@ def disk_needed(runs: Sequence[RunPlan], config: Config) -> int:
     """Bytes still to be written at the moment when most of them lie there, the runs being made one after the other.
 
     While a run goes on, it holds up to `checkpoint.keep` checkpoints, each perhaps with a best model of its own, one
-    more that is being written, and its own model. When it is finished, the model is left.
+    more that is being written, and its own model. When it is finished, the model is left, and those of all epochs where
+    the teacher's are kept.
     """
     keep, finished, most = config.checkpoint.keep, 0, 0
     for run in runs:
@@ -237,8 +238,9 @@ def disk_needed(runs: Sequence[RunPlan], config: Config) -> int:
             continue
         model, checkpoint = run.measured.trial.model_bytes, run.measured.trial.checkpoint_bytes
         there = _size_of(run.status.folder) if run.status.state == "unfinished" else 0
-        most = max(most, finished + (keep + 1) * (checkpoint + model) - there)
-        finished += model + (keep * (checkpoint + model) if config.checkpoint.keep_when_finished else 0)
+        epochs = run.measured.epochs * model if run.role == "teacher" and config.teacher.keep_epochs else 0
+        most = max(most, finished + epochs + (keep + 1) * (checkpoint + model) - there)
+        finished += model + epochs + (keep * (checkpoint + model) if config.checkpoint.keep_when_finished else 0)
     return max(most, finished)
 
 
@@ -279,7 +281,7 @@ def _size_of(folder: Path) -> int:
 
 def _names(config: Config, role: Role) -> tuple[str, str]:
     """What to call the model that learns, and its teacher."""
-    teacher = config.teacher.finetuned or config.teacher.pretrained
+    teacher = ", ".join(config.teachers) or config.teacher.finetuned or config.teacher.pretrained
     student = {
         "pretrained": str(config.student.pretrained),
         "teacher_layers": f"layers of {config.teacher.pretrained}",

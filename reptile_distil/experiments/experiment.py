@@ -23,6 +23,7 @@ from reptile_distil.experiments.build_task import build_task, scored_splits
 from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair
+from reptile_distil.experiments.teachers import teacher_epochs
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
@@ -131,12 +132,14 @@ class Experiment:
     def check_pair(self) -> None:
         """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
-        Does nothing where the teacher is finished, or none is needed. Raises `ModelError`, `LayerMapError` and whatever
-        else `fit` would raise for such a pair once the teacher is trained.
+        Does nothing where none is needed; of one that is finished, asks for its epochs if they are to teach. Raises
+        `ModelError`, `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is trained.
         """
         is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
             check_pair(self.config, self.task)
+        elif is_needed:
+            self.processes.on_main(lambda: teacher_epochs(self.config, stand_in=False))
 
     @property
     def scored_splits(self) -> tuple[str, ...]:

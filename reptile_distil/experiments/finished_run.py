@@ -18,7 +18,7 @@ from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, ModelError, RunError
 from reptile_distil.experiments.build_task import build_task
-from reptile_distil.experiments.setup import student_source
+from reptile_distil.experiments.teachers import student_source
 from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
@@ -154,6 +154,11 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
     else:
         if config.needs_teacher(role):
             models["teacher"] = config.teacher.finetuned or config.teacher_run
+        if role == "kd":
+            models |= {f"teacher {number}": name for number, name in enumerate(config.teachers, start=1)}
+        if role == "checkpoints":
+            folders = sorted(config.teacher_run.glob("epochs/epoch-*"))
+            models |= {f"teacher's epoch {number}": epoch for number, epoch in enumerate(folders, start=1)}
         if config.student.init != "finetuned_layers":
             models["model that the student starts as"] = student_source(config)
     digests = {}

@@ -18,8 +18,8 @@ from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.finished_run import digest_inputs
-from reptile_distil.experiments.kept import TeacherLogits, keeps_training_logits, measure_latency
 from reptile_distil.experiments.setup import Components, Setup
+from reptile_distil.experiments.teachers import TeacherLogits, keeps_training_logits, measure_latency
 from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
 from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.records import Results
@@ -106,6 +106,11 @@ class Run:
         self.setup.save_model(self.folder, self.components.model, self.components.tokenizer)
         self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
         self._predictions_are_kept = True
+
+    def keep_epoch(self, epoch: int) -> None:
+        """Saves the teacher just evaluated, in its own run, where its epochs are to teach a student."""
+        if self.role == "teacher" and self.config.teacher.keep_epochs:
+            self.setup.save_model(self.folder, self.components.model, self.components.tokenizer, epoch=epoch)
 
     def log(self, record: StepRecord | EpochRecord) -> None:
         """Writes a record to metrics.jsonl."""

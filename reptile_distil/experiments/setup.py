@@ -12,12 +12,12 @@ from torch import nn
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data.batches import Batches
-from reptile_distil.data.cache import default_folder, load_features
+from reptile_distil.data.cache import load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import DataError
+from reptile_distil.errors import DataError, LayerMapError
 from reptile_distil.experiments.build_method import (
     BuiltMethod,
     autocast_dtype,
@@ -25,11 +25,23 @@ from reptile_distil.experiments.build_method import (
     build_method,
     class_weights,
     forward_options,
-    prepare_model,
 )
 from reptile_distil.experiments.build_task import VALIDATION, data_path
-from reptile_distil.models.checks import check_rows, check_states, check_vocabulary, fit_padding, set_length
-from reptile_distil.models.classifier import Classifier, Student, Teacher
+from reptile_distil.experiments.teachers import (
+    cache_folder,
+    check_learning,
+    check_reading,
+    choose_tokenizers,
+    epoch_fingerprints,
+    epoch_weights,
+    load_several,
+    prepare_to_read,
+    student_source,
+    teacher_epochs,
+    teacher_label_names,
+)
+from reptile_distil.models.checks import check_vocabulary, fit_padding, set_length
+from reptile_distil.models.classifier import Classifier, Ensemble, Student, Teacher
 from reptile_distil.models.layer_map import encoder_layers, match_models, resolve_layer_map
 from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.pretrained import (
@@ -39,19 +51,17 @@ from reptile_distil.models.pretrained import (
     start_random,
 )
 from reptile_distil.models.tokenizer import (
-    SHARE_ONE,
     Tokenizers,
-    check_same_tokenizer,
     forget_last_call,
     load_tokenizer,
-    pair_tokenizers,
 )
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.resume import Fingerprints
 from reptile_distil.runs.state import weights_fingerprint
-from reptile_distil.runtime.compute import choose_device
-from reptile_distil.runtime.processes import Processes, whole_copy
+from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
+from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
+from reptile_distil.training.loop import count_steps
 
 
 class Components(NamedTuple):
@@ -65,6 +75,9 @@ class Components(NamedTuple):
     data: dict[str, Batches]
     """The training split and each dev split."""
     teacher: Teacher | None
+    """As it is at the first step."""
+    epochs: tuple[Path, ...] = ()
+    """Folders of the teacher's epochs, for the method that learns from them."""
 
     def fingerprints(self) -> Fingerprints:
         """What identifies each input: when one has changed, an unfinished run cannot go on."""
@@ -74,7 +87,7 @@ class Components(NamedTuple):
         fingerprints["model that it starts with"] = weights_fingerprint(self.model)
         if self.teacher is not None:
             fingerprints["teacher"] = weights_fingerprint(self.teacher)
-        return fingerprints
+        return fingerprints | epoch_fingerprints(self.epochs)
 
 
 @dataclass(frozen=True)
@@ -95,13 +108,19 @@ class Setup:
         """
         config = self.config
         model, tokenizer = build_student(config, self.task, None if stand_in else teacher_name)
-        teacher, tokenizers = None, Tokenizers(tokenizer)
-        if teacher_name is not None and config.method != "finetune":
+        teacher, tokenizers, epochs = None, Tokenizers(tokenizer), teacher_epochs(config, stand_in=stand_in)
+        if config.method == "kd" and config.teachers:
+            models, widest = load_several(config, self.task, tokenizer)
+            tokenizers = Tokenizers(widest)
+            members = [Classifier(self._placed(one), **forward_options(config)) for one in models]
+            teacher = Teacher(Ensemble(members, temperature=config.loss.temperature))
+        elif teacher_name is not None and config.method != "finetune":
             tokenizers = choose_tokenizers(config, teacher_name, load_tokenizer(teacher_name), tokenizer)
-            teacher = self._load_teacher(teacher_name, tokenizers, stand_in=stand_in)
+            first = str(epochs[0]) if epochs else teacher_name
+            teacher = self._load_teacher(first, tokenizers, stand_in=stand_in)
         check_learning(config, self.task, student_source(config), model, tokenizers.student)
         data = self.load_data(tokenizers, config.train, for_student=True)
-        return Components(config.train, model, tokenizer, data, teacher)
+        return Components(config.train, model, tokenizer, data, teacher, epochs)
 
     def prepare_teacher(self) -> Components:
         """What the teacher is fine-tuned with, checked."""
@@ -115,12 +134,21 @@ class Setup:
 
     def assemble(self, role: Role, components: Components) -> tuple[Student, BuiltMethod]:
         """The model that learns, on the device, and the method that teaches it."""
-        settings, model, _, _, teacher = components
-        student = Student(self._placed(model), **forward_options(self.config))
-        features = components.data["train"].features
-        weights = class_weights(self.config, features, self.task.label_names, self.device)
-        options: dict[str, Any] = {"role": role, "processes": self.processes, "weights": weights}
-        return student, build_method(self.config, student, teacher, settings, **options)
+        settings, teacher = components.settings, components.teacher
+        student = Student(self._placed(components.model), **forward_options(self.config))
+        train = components.data["train"]
+        built = build_method(
+            self.config,
+            student,
+            teacher,
+            settings,
+            role=role,
+            num_steps=count_steps(train, settings.epochs, settings.max_steps),
+            epochs=epoch_weights(components.epochs, self.task),
+            processes=self.processes,
+            weights=class_weights(self.config, train.features, self.task.label_names, self.device),
+        )
+        return student, built
 
     def load_data(self, tokenizers: Tokenizers, settings: TrainConfig, *, for_student: bool) -> dict[str, Batches]:
         """Batches of the training split and of each dev split."""
@@ -143,11 +171,11 @@ class Setup:
         prepare_model(model, self.config, self.device)
         return model
 
-    def save_model(self, folder: RunFolder, model: Any, tokenizer: Any) -> None:
-        """Replaces the folder's model by this one, by the main process."""
+    def save_model(self, folder: RunFolder, model: Any, tokenizer: Any, *, epoch: int | None = None) -> None:
+        """Replaces the folder's model, or that of an epoch, by this one, by the main process."""
         whole = whole_copy(model) if self.config.distributed.shard else model
         forget_last_call(tokenizer)
-        self.processes.on_main(lambda: folder.save_model(whole, tokenizer))
+        self.processes.on_main(lambda: folder.save_model(whole, tokenizer, epoch=epoch))
 
     def _check_reading(self, name: str, model: Any, tokenizer: Any) -> None:
         check_reading(self.config, self.task, name, model, tokenizer)
@@ -192,56 +220,6 @@ def build_student(config: Config, task: Task, finetuned_teacher: str | None = No
     fit_padding(source, model, tokenizer)
     set_length(tokenizer, model, config.data.max_length)
     return model, tokenizer
-
-
-def student_source(config: Config) -> str:
-    """Hub name or folder of the model that the student's start, and its tokenizer, come from."""
-    if config.student.init == "pretrained" and config.student.pretrained is not None:
-        return config.student.pretrained
-    return config.teacher.pretrained
-
-
-def teacher_label_names(config: Config) -> tuple[str, ...]:
-    """What the outputs of a teacher from elsewhere mean; one that a run has fine-tuned says so itself."""
-    return config.teacher.label_names if config.teacher.finetuned is not None else ()
-
-
-def check_reading(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
-    """Raises `ModelError` where the model cannot read what the tokenizer makes of the task's texts."""
-    check_vocabulary(name, model, tokenizer)
-    check_rows(name, model, tokenizer, is_pair=task.is_pair, max_length=config.data.max_length)
-
-
-def choose_tokenizers(config: Config, teacher_name: str, teacher: Any, student: Any) -> Tokenizers:
-    """The tokenizers that the batches of teacher and student are made with: one for both, or one for each.
-
-    Raises `ModelError` where they differ, and the method or the loss needs both models to read the same tokens.
-    """
-    remedies = []
-    if config.method == "reptile":
-        moves = "Reptile moves each of the teacher's embeddings towards the student's of the same token"
-        remedies.append(f"{moves}; {SHARE_ONE}, or method=kd")
-    for key in ("hidden", "patient"):
-        if getattr(config.loss, key):
-            remedies.append(
-                f"loss.{key} compares what both models make of the same tokens; {SHARE_ONE}, or loss.{key}=0"
-            )
-    for remedy in remedies:
-        check_same_tokenizer(teacher_name, teacher, student_source(config), student, remedy=remedy)
-    return pair_tokenizers(teacher, student)
-
-
-def prepare_to_read(config: Config, task: Task, name: str, teacher: nn.Module, tokenizers: Tokenizers) -> None:
-    """Makes the teacher fit for the batches that it gets. Raises `ModelError` as `check_reading` does."""
-    fit_padding(name, teacher, tokenizers.of_teacher)
-    check_learning(config, task, name, teacher, tokenizers.of_teacher)
-
-
-def check_learning(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
-    """Raises `ModelError` as `check_reading` does, and where the loss cannot compare the model's hidden states."""
-    check_reading(config, task, name, model, tokenizer)
-    if config.method != "finetune" and (config.loss.hidden or config.loss.patient):
-        check_states(name, model)
 
 
 def check_pair(config: Config, task: Task) -> None:
@@ -296,10 +274,12 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
         return _batches_of(rows, config, tokenizers, batch_size or config.train.batch_size, for_training=True)
 
     reptile = config.reptile
-    if config.method == "metadistil":
-        features, held_out = hold_out(features, config.metadistil.quiz_fraction)
+    quiz = config.lgtm if config.method == "lgtm" else config.metadistil if config.method == "metadistil" else None
+    if quiz is not None or (config.method == "kd" and config.loss.extra_rows):
+        fraction = config.loss.extra_fraction if quiz is None else quiz.quiz_fraction
+        features, held_out = hold_out(features, fraction)
         batches = batches_of(features)
-        batches.extra_batches = BatchStream(batches_of(held_out, config.metadistil.quiz_batch_size))
+        batches.extra_batches = BatchStream(batches_of(held_out, None if quiz is None else quiz.quiz_batch_size))
     elif config.method == "reptile" and reptile.inner_batch == "held_out":
         features, held_out = hold_out(features, reptile.held_out_fraction)
         batches, stream = batches_of(features), BatchStream(batches_of(held_out))
@@ -353,9 +333,20 @@ def _batches_of(
     )
 
 
-def cache_folder(config: Config) -> Path | None:
-    """Where what is kept from run to run lies; None for nowhere."""
-    cache_dir = config.data.cache_dir
-    if cache_dir is False:
-        return None
-    return default_folder() if cache_dir is None else Path(cache_dir)
+def prepare_model(model: Any, config: Config, device: str, *, may_compile: bool = True) -> None:
+    """Moves a model, or this process's part of it, to the device, in place, to compute as the configuration says."""
+    set_attention(model, config.compute.attention)
+    if config.distributed.shard:
+        shard_model(model, device, layers_to_shard(model))
+    else:
+        model.to(device)
+    if config.compute.compile and may_compile:
+        compile_forward(model, device)
+
+
+def layers_to_shard(model: nn.Module) -> list[nn.Module]:
+    """The encoder layers, whose weights are gathered one after another; none where layers share them, as in ALBERT."""
+    try:
+        return list(encoder_layers(model)[1])
+    except LayerMapError:
+        return []

@@ -1,1 +1,1 @@
-"""What a training step does: one file for each `method:` of the YAML, the losses, and the gradient step they share."""
+"""What a training step does: one file for each `method:` of the YAML, and the gradient step they share."""

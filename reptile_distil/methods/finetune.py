@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import LossTerms, labels_of, task_loss
 from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import Student
 from reptile_distil.runtime.processes import ALONE, Processes

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import DistillationLoss, LossTerms
-from reptile_distil.methods.step import GradientStep, Logs, check_trainable
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.methods.step import GradientStep, Logs, accumulate_gradient, check_trainable
 from reptile_distil.models.classifier import Outputs, wrap_pair
-from reptile_distil.runtime.processes import ALONE, Processes
+from reptile_distil.runtime.processes import ALONE, Processes, whole
 
 
 class KnowledgeDistiller:
@@ -17,6 +17,12 @@ class KnowledgeDistiller:
 
     A batch may bring the teacher's `teacher_logits` (B, C); without them, or where the loss needs hidden states, the
     teacher computes them.
+
+    `extra_rows` is the weight of the task loss on a second batch, of rows that the teacher says nothing of:
+
+        theta_s <- theta_s - lambda * grad [L(x; theta_s; theta_t) + extra_rows * task loss(q; theta_s)]
+
+    It is the control of every method whose teacher learns from a quiz q: what the same rows are worth as plain labels.
     """
 
     def __init__(
@@ -25,6 +31,7 @@ class KnowledgeDistiller:
         student: nn.Module,
         *,
         loss: DistillationLoss,
+        extra_rows: float = 0.0,
         student_optimizer: torch.optim.Optimizer,
         max_grad_norm: float = 1.0,
         micro_batch_size: int | None = None,
@@ -33,12 +40,35 @@ class KnowledgeDistiller:
         self.teacher, self.student = wrap_pair(teacher, student)
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
+        self.extra_rows = extra_rows
         self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
 
-    def step(self, batch: Batch) -> Logs:
-        """Takes one step on the distillation loss; returns detached scalars."""
+    def step(self, batch: Batch, extra_batch: Batch | None = None) -> Logs:
+        """Takes one step on the distillation loss; returns detached scalars.
+
+        With `extra_rows` it takes a second batch, and returns its `extra_rows_loss`, too. Raises `ValueError` where
+        that is missing, or not wanted.
+        """
+        if (extra_batch is not None) != (self.extra_rows > 0):
+            raise ValueError(f"extra_rows is {self.extra_rows}: a second batch comes with a weight above 0 alone")
         self.student.train()
-        return self.gradient_step.take(self._compute_loss, batch, self.student.parameters())
+        if extra_batch is None:
+            return self.gradient_step.take(self._compute_loss, batch, self.student.parameters())
+        return self._take_with_extra_rows(batch, extra_batch)
+
+    def _take_with_extra_rows(self, batch: Batch, extra_batch: Batch) -> Logs:
+        step = self.gradient_step
+        step.optimizer.zero_grad(set_to_none=True)
+        terms, extra = (
+            accumulate_gradient(compute_loss, rows, step.micro_batch_size, processes=step.processes)
+            for compute_loss, rows in ((self._compute_loss, batch), (self._compute_extra_loss, extra_batch))
+        )
+        theta_s = list(self.student.parameters())
+        step.processes.sum_gradients(theta_s)
+        grad_norm = nn.utils.clip_grad_norm_(theta_s, step.max_grad_norm)
+        step.optimizer.step()
+        logs = terms._replace(total=terms.total + extra.total).logs()
+        return {**logs, "grad_norm": whole(grad_norm), "extra_rows_loss": extra.task}
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
         with_states = self.loss.needs_hidden_states
@@ -47,3 +77,7 @@ class KnowledgeDistiller:
         else:
             targets = self.teacher.targets(batch, hidden_states=with_states)
         return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
+
+    def _compute_extra_loss(self, extra_batch: Batch) -> LossTerms:
+        loss = task_loss(self.student(extra_batch), labels_of(extra_batch), self.loss.class_weights)
+        return LossTerms(self.extra_rows * loss, loss, torch.zeros_like(loss))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss
 from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import wrap_pair
 

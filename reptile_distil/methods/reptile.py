@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import has_closed_form
-from reptile_distil.methods.losses import DistillationLoss, LossTerms
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile_variants import (
     Ablation,
     InnerLearner,

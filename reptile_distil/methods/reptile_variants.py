@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward
-from reptile_distil.methods.losses import LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import LossTerms, labels_of, task_loss
 from reptile_distil.methods.step import ADAMW, AdamwName, GradientStep, Logs, can_be_fused, decay_groups, forget_moments
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model

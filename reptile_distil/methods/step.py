@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.methods.losses import LossTerms, labels_of
+from reptile_distil.losses.distillation import LossTerms, labels_of
 from reptile_distil.models.layer_map import ParameterPair
 from reptile_distil.runtime.processes import ALONE, Processes, cut_like, local_part, whole
 

@@ -1,10 +1,12 @@
-"""Teacher and Student around any transformers sequence classifier."""
+"""Teacher and Student around any transformers sequence classifier; several teachers as one."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -27,6 +29,10 @@ class Outputs(NamedTuple):
     """(B, C)."""
     hidden_states: tuple[Tensor, ...] = ()
     """The embeddings' output and that of each layer, (B, L, H) each; empty unless asked for."""
+
+    def without_graph(self) -> Outputs:
+        """The same values, through which no gradient flows."""
+        return Outputs(self.logits.detach(), tuple(states.detach() for states in self.hidden_states))
 
 
 class Classifier(nn.Module):
@@ -187,3 +193,40 @@ def _place(theta: Tensor) -> int:
 def count_parameters(model: nn.Module) -> int:
     """Number of weights, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class Ensemble(nn.Module):
+    """Classifiers of the same classes, whose tempered probabilities it averages; of one logit, the values.
+
+    As a teacher at the same temperature T it gives the soft labels (p_1 + ... + p_K) / K, p_k = softmax(z_k / T): its
+    logits are T * log of that. Members may have different architectures, and share the tokenizer.
+
+    Args:
+        members: the classifiers.
+        temperature: T.
+
+    Raises `ValueError` where there is no member.
+    """
+
+    def __init__(self, members: Sequence[Classifier], *, temperature: float) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        self.members = nn.ModuleList(members)
+        self.temperature = temperature
+        self.config = members[0].model.config
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Any:
+        """Logits (B, C) for ids, mask and types (B, L), as a transformers model gives them."""
+        from transformers.modeling_outputs import SequenceClassifierOutput  # it takes two seconds
+
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        batch = {name: tensor for name, tensor in given.items() if tensor is not None}
+        logits = torch.stack([member(batch) for member in self.members])
+        if logits.shape[2] == 1:
+            return SequenceClassifierOutput(logits=logits.mean(dim=0))
+        log_probabilities = torch.log_softmax(logits / self.temperature, dim=2)
+        log_mean = torch.logsumexp(log_probabilities, dim=0) - math.log(len(self.members))
+        return SequenceClassifierOutput(logits=self.temperature * log_mean)

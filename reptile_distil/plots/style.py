@@ -128,6 +128,10 @@ STYLES = {
     "kd-kept": SeriesStyle("#44AA99", "X", "xx", "-."),  # KD from kept logits, in the benchmark
     "student-first": SeriesStyle("#88CCEE", "P", "..", "--"),  # Reptile in one pass, in the benchmark
     "metadistil": SeriesStyle(PURPLE, "D", "xx", "-."),
+    "prokt": SeriesStyle("#117733", "<", "++", (0, (3, 1, 1, 1))),
+    "cotrain": SeriesStyle("#AA4499", ">", "oo", (0, (1, 1))),
+    "checkpoints": SeriesStyle("#44AA99", "X", "||", (0, (5, 1))),
+    "lgtm": SeriesStyle("#661100", "h", "//", (0, (3, 1, 1, 1, 1, 1))),
     "released": SeriesStyle(BLACK, "p", "O", "--"),  # the authors' own step, in the benchmark
 }
 """Of every row that has a name of its own; the same in every picture."""

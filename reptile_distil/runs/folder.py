@@ -5,6 +5,7 @@ environment.json   versions, device, command line
 metrics.jsonl      one line every few steps and one an epoch, written as the run goes
 model/             the best student so far; loads with AutoModelForSequenceClassification.from_pretrained
 predictions_*.json what that student says of each row of a dev split, beside the labels
+epochs/            where the teacher's run is asked for them, the models of all its epochs
 checkpoints/       where an unfinished run goes on
 results.json       written last: the run is finished
 events.out.tfevents.* and trackers.json, where trackers are asked for
@@ -61,7 +62,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.
 
 _WRITTEN = re.compile(
     r"(config\.yaml|environment\.json|metrics\.jsonl|predictions_\w+\.json|results\.json|trackers\.json|curves\.png)"
-    r"|model|checkpoints"
+    r"|model|epochs|checkpoints"
 )
 """What a run writes: a temporary file or folder of such a name is a run's own."""
 
@@ -77,6 +78,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.results = self.path / "results.json"
         self.checkpoints = self.path / "checkpoints"
+        self.epochs = self.path / "epochs"
         self.config = self.path / "config.yaml"
         self._environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -184,7 +186,7 @@ class RunFolder:
             # results.json first: while it exists, the folder counts as a finished run.
             leftovers = (self.results, self.metrics, self.path / "curves.png", *self.path.glob("predictions_*.json"))
             of_trackers = (self.path / "trackers.json", *self.path.glob("events.out.tfevents.*"))
-            for path in (*leftovers, *of_trackers, self.model):
+            for path in (*leftovers, *of_trackers, self.model, self.epochs):
                 remove(path)
             write_text(self.config, config_yaml)
             write_text(self._environment, _to_json(describe_environment(device)))
@@ -212,19 +214,25 @@ class RunFolder:
         with _writing(self.metrics):
             append_text(self.metrics, json.dumps(nan_to_null(record.to_dict())) + "\n")
 
-    def save_model(self, model: Any, tokenizer: Any) -> None:
-        """Replaces model/ by this model and tokenizer; a reader never sees half of either.
+    def epoch_model(self, epoch: int) -> Path:
+        """Where the model of an epoch, counted from 1, lies if it was kept."""
+        return self.epochs / f"epoch-{epoch:04d}"
 
-        Raises `RunError` where it cannot be written; model/ is then as it was.
+    def save_model(self, model: Any, tokenizer: Any, *, epoch: int | None = None) -> None:
+        """Replaces model/, or the model of an epoch, by these; a reader never sees half of either.
+
+        Raises `RunError` where it cannot be written; what was there is then as it was.
         """
+        place = self.model if epoch is None else self.epoch_model(epoch)
 
         def save(new: Path) -> None:
             with quiet_transformers():
                 model.save_pretrained(new)
                 tokenizer.save_pretrained(new)
 
-        with _writing(self.model):
-            replace_folder(self.model, save)
+        with _writing(place):
+            make_folder(place.parent)
+            replace_folder(place, save)
 
     def save_predictions(self, split: str, predictions: ArrayLike, labels: ArrayLike) -> None:
         """Replaces what the best model says of each row (N,) of a dev split: class indices, or numbers.

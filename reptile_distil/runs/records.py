@@ -67,7 +67,7 @@ class Results(_Kept):
 
     task: str
     method: str
-    """finetune, kd, reptile or metadistil; `teacher` for the teacher's fine-tuning."""
+    """The method's name; `teacher` for the teacher's fine-tuning."""
     seed: NonNegativeInt
     scores: SplitScores
     """Of the best epoch's model."""

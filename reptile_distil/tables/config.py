@@ -38,7 +38,7 @@ class TableKeys(BaseModel):
     tasks: list[str | dict[str, Any]] = Field(min_length=1)
     """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`."""
     methods: list[str] = Field(min_length=1)
-    """The rows: finetune, kd, reptile, metadistil, names of `variants`; the teacher comes with those that need one."""
+    """The rows: names of methods and of `variants`; the teacher comes with those that need one."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """Each cell is run with each of them."""
     variants: dict[str, dict[str, Any]] = {}
@@ -177,6 +177,7 @@ def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[st
         task = tasks[cell.task.name]
         cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
         cell_of_one += [f"methods=[{cell.row}]", f"seeds=[{cell.seed}]"]
+        cell_of_one += ["teacher.keep_epochs=true"] if cell.config.teacher.keep_epochs else []
         yield ["python", script, "--config", str(path), *kept, *cell_of_one, "--only-runs"]
 
 
@@ -187,9 +188,16 @@ def _cells(keys: TableKeys, shared: Mapping[str, Any], origins: Mapping[str, str
         for seed in keys.seeds:
             of_seed = [_cell(keys, shared, origins, path, task=task, row=row, seed=seed) for row in keys.methods]
             if any(cell.needs_teacher or cell.row == TEACHER for cell in of_seed):
-                teachers.append(_cell(keys, shared, origins, path, task=task, row=TEACHER, seed=seed))
+                teacher = _cell(keys, shared, origins, path, task=task, row=TEACHER, seed=seed)
+                keeps = any(cell.config.teacher.keep_epochs for cell in of_seed)
+                teachers.append(_keeping_its_epochs(teacher) if keeps else teacher)
             students += [cell for cell in of_seed if cell.row != TEACHER]
     yield from (*teachers, *students)
+
+
+def _keeping_its_epochs(cell: Cell) -> Cell:
+    teacher = cell.config.teacher.model_copy(update={"keep_epochs": True})
+    return Cell(cell.task, cell.row, cell.seed, cell.config.with_values(teacher=teacher.model_dump()))
 
 
 def _check_teachers(cells: Sequence[Cell], path: str) -> None:

@@ -29,7 +29,8 @@ from reptile_distil.experiments.dry_run import (
 from reptile_distil.experiments.dry_run_text import ESTIMATE, WIDTH, format_bytes, format_seconds, item
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.finished_run import KnownDigests, open_finished_run
-from reptile_distil.experiments.setup import check_pair, student_source
+from reptile_distil.experiments.setup import check_pair
+from reptile_distil.experiments.teachers import student_source
 from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runtime.hub import reachability_cached

@@ -41,7 +41,7 @@ class RunInfo:
 
     task: str
     method: str
-    """finetune, kd, reptile or metadistil; `teacher` while the teacher is fine-tuned."""
+    """The method's name; `teacher` while the teacher is fine-tuned."""
     seed: int
     folder: Path
     """The run's folder. model/ in it is the best student so far, from the first `on_evaluate` on."""

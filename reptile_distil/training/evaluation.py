@@ -211,7 +211,7 @@ class Evaluator:
         if start > 0 and score < WEAK_TEACHER * start:
             logger.warning(
                 "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "
-                "try reptile.update: interpolate, or a smaller reptile.mu or metadistil.teacher_lr",
+                "try a smaller teacher_lr of the method or, of Reptile, a smaller mu or update: interpolate",
                 start,
                 score,
             )

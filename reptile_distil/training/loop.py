@@ -62,6 +62,10 @@ class RunActions(Protocol):
         """Saves the model just evaluated: its score is the highest so far, or it is the first."""
         ...
 
+    def keep_epoch(self, epoch: int) -> None:
+        """Saves the model just evaluated where that is done after every epoch, counted from 1."""
+        ...
+
     def log(self, record: StepRecord | EpochRecord) -> None:
         """Writes the record of a step or an epoch."""
         ...
@@ -305,6 +309,7 @@ class TrainingLoop:
         if progress.best is None or _rank(record) > _rank(progress.best):
             self.actions.keep_best()
             progress.best = record
+        self.actions.keep_epoch(record.epoch)
         progress.close_epoch(record)
         if self.callbacks is not None:
             progress.stopped_by = self.callbacks.on_epoch_end(record) or progress.stopped_by

@@ -50,7 +50,19 @@ def test_a_layers_operations_are_those_of_its_matrix_products():
     assert layer_flops(np.array([3, 3]), 4, 8) == 1536 + 288
 
 
-UNITS = {"finetune": 18, "kd": 30, "kd-kept": 18, "reptile": 54, "student-first": 30, "metadistil": 114, "released": 60}
+UNITS = {
+    "finetune": 18,
+    "kd": 30,
+    "kd-kept": 18,
+    "reptile": 54,
+    "student-first": 30,
+    "metadistil": 114,
+    "prokt": 54,
+    "cotrain": 54,
+    "checkpoints": 30,
+    "lgtm": 114,
+    "released": 60,
+}
 
 
 def kept_in(figures):

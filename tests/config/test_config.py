@@ -1,6 +1,7 @@
 """Strict configuration: what is read is what was meant, or one sentence says what is wrong."""
 
 import re
+from typing import get_args
 
 import pytest
 import yaml
@@ -9,11 +10,15 @@ from pydantic import BaseModel, ValidationError
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
 from reptile_distil.config.own_task import OwnTaskConfig
+from reptile_distil.config.sections import OWN_SECTIONS, MethodName
+from reptile_distil.config.yaml_files import read_layers
 from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
 
 pytestmark = pytest.mark.smoke
+
+METHODS = "'finetune', 'kd', 'reptile', 'metadistil', 'prokt', 'cotrain', 'checkpoints' or 'lgtm'"
 
 
 @pytest.fixture
@@ -37,9 +42,8 @@ def test_there_are_shipped_files_to_test():
     assert names >= tasks | {"base.yaml", "quickstart.yaml"}
 
 
-RUNS = [
-    path for path in sorted(CONFIGS.glob("**/*.yaml")) if not path.name.startswith(("table", "ablation"))
-]  # see test_table_config
+# Those with `tasks`, or on top of such a one, are tables: see test_config of tables.
+RUNS = [path for path in sorted(CONFIGS.glob("**/*.yaml")) if "tasks" not in read_layers(path)[0]]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
@@ -143,7 +147,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
         ("train=3", "train = 3: expected a section of `key: value` lines"),
         ("loss.alpha=1.1", "loss.alpha = 1.1: expected less than or equal to 1"),
         ("loss.temperature=0", "loss.temperature = 0: expected greater than 0"),
-        ("method=distill", "method = 'distill': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
+        (
+            "method=distill",
+            f"method = 'distill': expected {METHODS}",
+        ),
         (
             "reptile.layer_map=middle",
             "layer_map = 'middle': expected 'first', 'last', 'skip' or 'both', or expected a list",
@@ -156,7 +163,10 @@ def test_an_alias_is_a_copy_not_the_same_section(write):
             "student.num_layers=3",
             "num_layers and teacher_layers belong to init: teacher_layers, finetuned_layers or random",
         ),
-        ("compare_with=[kd, x]", "compare_with.1 = 'x': expected 'finetune', 'kd', 'reptile' or 'metadistil'"),
+        (
+            "compare_with=[kd, x]",
+            f"compare_with.1 = 'x': expected {METHODS}",
+        ),
         ("task={name: a/b, text: [x], metrics: [accuracy], files: {train: a.csv}}", "task.name = 'a/b'"),
         ("task={name: a, txt: [x]}", "task.text' is missing"),
         (
@@ -401,6 +411,10 @@ def test_what_metadistil_cannot_do_is_refused_wherever_it_is_asked_for(where, ov
         (["method=finetune", "reptile.every=2"], "reptile"),
         (["method=reptile", "metadistil.teacher_lr=0.1"], "metadistil"),
         (["method=metadistil", "reptile={move_head: false}"], "reptile"),
+        (["method=kd", "prokt.beta=0.1"], "prokt"),
+        (["method=prokt", "checkpoints.until=0.5"], "checkpoints"),
+        (["method=reptile", "lgtm.every=2"], "lgtm"),
+        (["method=prokt", "cotrain.order=teacher_first"], "cotrain"),
     ],
 )
 def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(overrides, section):
@@ -439,7 +453,7 @@ def test_each_ablation_differs_from_its_method_in_the_keys_it_names_and_no_other
 
 def test_the_ablations_ask_about_every_switch():
     """Every row is in the table, and between them they turn every key that issues from the step's equations."""
-    assert set(ABLATION["methods"]) == {"finetune", "kd", "reptile", "metadistil", *ABLATION["variants"]}
+    assert set(ABLATION["methods"]) == {*get_args(MethodName), *ABLATION["variants"]}
     turned = {
         f"{section}.{key}"
         for variant in ABLATION["variants"].values()
@@ -500,6 +514,16 @@ def test_metadistils_defaults_are_the_published_ones():
         ("metadistil", "reptile.mu=0.1", False),
         ("metadistil", "loss.soft=mse", True),
         ("metadistil", "teacher.finetuned=other", True),
+        ("prokt", "prokt.beta=0.1", True),
+        ("prokt", "cotrain.teacher_lr=0.1", False),
+        ("cotrain", "cotrain.order=teacher_first", True),
+        ("cotrain", "loss.temperature=2", True),
+        ("checkpoints", "checkpoints.until=0.5", True),
+        ("lgtm", "lgtm.influence=10", True),
+        ("lgtm", "metadistil.quiz_fraction=0.2", False),
+        ("checkpoints", "teacher.keep_epochs=false", False),
+        ("teacher", "teacher.keep_epochs=true", False),
+        ("reptile", "prokt.order=teacher_first", False),
         ("kd", "loss.patient=0.1", True),
         ("finetune", "loss.patient=0.1", False),
         ("reptile", "reptile.every=2", True),
@@ -522,7 +546,8 @@ def test_metadistils_defaults_are_the_published_ones():
     ],
 )
 def test_decisive_values_are_those_that_change_a_roles_result(role, override, matters):
-    beside = ["compare_with=[metadistil]"] if override.startswith("metadistil.") else []
+    section = override.partition(".")[0]
+    beside = [f"compare_with=[{section}]"] if section in OWN_SECTIONS else []
     before = load_config(CONFIGS / "rte.yaml").defining_settings(role)
     after = load_config(CONFIGS / "rte.yaml", [override, *beside]).defining_settings(role)
     assert (before != after) == matters
@@ -556,6 +581,8 @@ def test_ways_to_compute_that_do_not_go_together_are_refused(overrides, message)
         (["kd.keep_logits=true", "loss.hidden=0.1", "method=kd"], "kd.keep_logits keeps no hidden states, which"),
         (["kd.keep_logits=true", "loss.patient=0.1", "compare_with=[kd]"], "set it to null or false, or both of them"),
         (["kd.keep_logits=true", "loss.patient=1", "loss.hidden=1", "method=kd"], "kd.keep_logits keeps no hidden"),
+        (["distributed.shard=true", "method=lgtm"], "lgtm cannot be computed with distributed.shard: set it to false"),
+        (["compare_with=[lgtm]", "loss.alpha=0"], "so lgtm could teach it nothing"),
         (["data.packing=true", "method=metadistil"], "metadistil cannot be computed with data.packing: set it to"),
         (["compute.compile=true", "method=metadistil"], "metadistil cannot be computed with compute.compile"),
         (

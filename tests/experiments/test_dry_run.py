@@ -290,3 +290,12 @@ def test_a_teacher_that_is_finished_is_told_once(call, caplog):
     call("distil", "compare_with=[kd]")
     finished = [line.split()[0].rpartition("/")[2] for line in caplog.messages if "is finished" in line]
     assert finished == ["teacher-seed42", "kd-seed42"]
+
+
+@pytest.mark.parametrize("method", ["prokt", "cotrain", "checkpoints", "lgtm"])
+def test_a_dry_run_measures_the_steps_of_every_method(call, tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call("distil", "--dry-run", "runs_dir=runs", f"method={method}", "train.epochs=3")
+    assert code == 0
+    assert not (tmp_path / "runs").exists()
+    assert re.search(rf"^{method} +\S", out, re.M)

@@ -11,7 +11,7 @@ from reptile_distil.config.config import load_config
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError
 from reptile_distil.experiments.build_method import class_weights
-from reptile_distil.methods.losses import task_loss
+from reptile_distil.losses.distillation import task_loss
 from reptile_distil.models.pretrained import load_finetuned
 from tests.helpers.experiments import weights_of
 from tests.helpers.paths import TINY

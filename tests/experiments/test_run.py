@@ -70,6 +70,34 @@ def test_metadistil_runs_on_every_kind_of_task(tiny, task):
     assert math.isfinite(results["score"])
 
 
+def test_lgtm_trains_on_the_rows_that_are_not_in_the_quiz_and_says_how_large_the_influence_is(tiny):
+    experiment = tiny("method=lgtm", "train.epochs=2", "lgtm.quiz_fraction=0.2", "train.micro_batch_size=5")
+    assert experiment.fit()["num_train_rows"] == 56
+    for record in epochs_of(experiment.folder):
+        names = {"assumed_loss", "quiz_loss", "auxiliary_loss", "teacher_grad_norm", "influence_ratio"}
+        assert all(record["train"][name] > 0 for name in names)
+        assert record["teacher_drift"] > 0
+        assert record["teacher_scores"]["dev"]["accuracy"] > 0
+
+
+@pytest.mark.parametrize("task", ["toy-pair", "toy-regression"])
+def test_lgtm_runs_on_every_kind_of_task(tiny, task):
+    assert math.isfinite(tiny(f"task={task}", "method=lgtm", "lgtm.assumed_optimizer=adamw").fit()["score"])
+
+
+@pytest.mark.parametrize("task", ["toy-sentence", "toy-regression"])
+@pytest.mark.parametrize("method", ["prokt", "cotrain"])
+def test_a_teacher_that_goes_on_learning_has_a_rate_a_loss_and_a_score_of_its_own(tiny, method, task):
+    experiment = tiny(f"task={task}", f"method={method}", f"{method}.teacher_lr=1e-2", "train.epochs=2")
+    assert math.isfinite(experiment.fit()["score"])
+    records = [json.loads(line) for line in (experiment.folder.path / "metrics.jsonl").read_text().splitlines()]
+    for record in epochs_of(experiment.folder):
+        assert {"teacher_loss", "teacher_grad_norm"} < record["train"].keys()
+        assert record["teacher_drift"] > 0
+        assert record["teacher_scores"]["dev"]
+    assert all(record["teacher_lr"] > 0 for record in records if record["event"] == "step")
+
+
 @pytest.mark.parametrize(
     ("options", "num_train_rows"),
     [
@@ -118,7 +146,7 @@ def test_the_teachers_own_task_step_has_its_own_learning_rate_and_loss_in_the_lo
     assert all(step["teacher_task_loss"] > 0 for step in steps)
 
 
-@pytest.mark.parametrize("method", ["kd", "reptile", "metadistil"])
+@pytest.mark.parametrize("method", ["kd", "reptile", "metadistil", "prokt", "lgtm"])
 def test_terms_on_hidden_states_are_logged_by_name(tiny, method):
     layers = ["teacher.pretrained=toy-bert-4L-16H", "student.num_layers=2"]
     experiment = tiny(f"method={method}", *layers, "loss.patient=1", "loss.hidden=0.1", "loss.layer_map=last")

@@ -18,11 +18,12 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.experiments import build_method
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
 from reptile_distil.methods import reptile
 from reptile_distil.methods.finetune import FineTuner
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.models.classifier import Classifier
@@ -43,6 +44,7 @@ METHODS = (
     "reptile-student-first",
     "kd-hidden",
     "reptile-padded",
+    "prokt",
 )
 STUDENT_FIRST = "reptile-student-first"
 INNER = "reptile-inner"
@@ -59,6 +61,7 @@ SHARDED = {
         ("reptile-interpolate", "even"),
         ("reptile-student-first", "even"),
         ("reptile-student-first", "uneven"),
+        ("prokt", "uneven"),
     ],
 }
 
@@ -86,6 +89,9 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
     options["loss"] = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms)
     if name.startswith("kd"):
         return KnowledgeDistiller(teacher, student, **options), teacher, student
+    if name == "prokt":
+        options["teacher_optimizer"] = torch.optim.AdamW(teacher.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
+        return ProKTDistiller(teacher, student, **options), teacher, student
     options["update"] = "interpolate" if name == "reptile-interpolate" else "adamw"
     if name == INNER:
         options |= {"ablation": Ablation(inner_steps=2, every=2), "share_forward": False}

@@ -8,7 +8,7 @@ import torch
 from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiments import build_method
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation

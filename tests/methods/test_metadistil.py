@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
 from reptile_distil.methods.metadistil import MetaDistiller
 from tests.helpers.models import batch, bert, changed, classifier, weights
 from tests.oracles.metadistil import literal_metadistil_step

@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.checkpoints import CheckpointDistiller
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from tests.helpers.models import batch, bert
@@ -60,6 +64,30 @@ METHODS = {
         teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
         **options,
     ),
+    "prokt": lambda teacher, student, **options: ProKTDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "cotrain": lambda teacher, student, **options: CoTrainer(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "lgtm": lambda teacher, student, **options: InfluenceDistiller(
+        teacher,
+        student,
+        loss=DistillationLoss(),
+        teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+        **options,
+    ),
+    "checkpoints": lambda *pair, **options: CheckpointDistiller(
+        *pair, loss=DistillationLoss(), epochs=(), num_steps=1, **options
+    ),
     "metadistil": lambda teacher, student, **options: MetaDistiller(
         teacher,
         student,
@@ -87,7 +115,7 @@ def test_weights_in_half_precision_are_refused_where_they_are_trained(method, dt
     """A checkpoint that was saved so is loaded so; its steps are rounded away, or become NaN by AdamW's epsilon."""
     for teacher, student in ((bert(4), bert(2).to(dtype)), (bert(4).to(dtype), bert(2))):
         owner = "student" if student.dtype == dtype else "teacher"
-        if owner == "teacher" and method in ("finetune", "kd"):  # there it stays as it is
+        if owner == "teacher" and method in ("finetune", "kd", "checkpoints"):  # there it stays as it is
             METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
             continue
         with pytest.raises(ValueError, match=rf"{owner} weights are {dtype}.*dtype=torch.float32"):
@@ -112,6 +140,6 @@ def test_a_batch_without_labels_is_refused_by_name(method):
     teacher, student = bert(4), bert(2)
     distiller = METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
     unlabelled = {name: tensor for name, tensor in batch().items() if name != "labels"}
-    options = {"quiz_batch": batch()} if method == "metadistil" else {}
+    options = {"quiz_batch": batch()} if method in ("metadistil", "lgtm") else {}
     with pytest.raises(ValueError, match="the batch has no labels, only input_ids, attention_mask"):
         distiller.step(unlabelled, **options)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reptile_distil.errors import LayerMapError
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models import layer_map

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from reptile_distil.methods.losses import DistillationLoss, LossTerms
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, InnerLearner
 from reptile_distil.methods.step import GradientStep

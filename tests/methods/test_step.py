@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, task_loss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss, LossTerms, task_loss
 from reptile_distil.methods.step import GradientStep, accumulate_gradient, split_batch
 from tests.helpers.models import batch, bert, changed, weights
 from tests.oracles.reptile import clip, literal_loss

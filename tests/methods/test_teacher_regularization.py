@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import TeacherRegularization
 from reptile_distil.methods.step import GradientStep

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from reptile_distil.errors import LayerMapError, ModelError
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models import layer_map
 from reptile_distil.models.layer_map import match_models, pair_parameters

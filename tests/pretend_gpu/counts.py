@@ -22,9 +22,9 @@ import transformers
 from reptile_distil.benchmark.steps import Case, Settings, grouped_rows
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher

@@ -26,6 +26,13 @@ from reptile_distil.training.evaluation import Evaluator
 from tests.helpers.paths import ROOT, TINY
 
 METHODS = ("finetune", "kd", "reptile")
+# Its third epoch is its best: with until=0.3 the turns are over at steps 4, 8 and 12.
+TEACHER_OF_THREE_EPOCHS = (
+    "data.max_train_rows=200",
+    "teacher.train.lr=2e-2",
+    "teacher.train.batch_size=8",
+    "teacher.train.epochs=3",
+)
 LAST = "step-00000015-evaluated"  # 3 epochs of 5 steps
 
 WALL_CLOCK = re.compile(
@@ -241,6 +248,10 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         ["method=reptile", "reptile.task_lr=1e-3", "reptile.pull=0.1"],
         ["method=reptile", "reptile.order=student_first", "reptile.every=2"],
         ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
+        ["method=prokt", "prokt.order=teacher_first", "prokt.teacher_lr=1e-3"],
+        ["method=cotrain", "cotrain.teacher_lr=1e-3"],
+        ["method=lgtm", "lgtm.teacher_lr=1e-3", "lgtm.every=2"],
+        ["method=checkpoints", "checkpoints.until=0.3", *TEACHER_OF_THREE_EPOCHS],
     ],
     ids=[
         "persistent inner AdamW, every second step",
@@ -248,6 +259,10 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
         "regularized teacher",
         "student first, every second step",
         "metadistil",
+        "prokt",
+        "cotrain",
+        "lgtm, every second step",
+        "checkpoints",
     ],
 )
 def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, tmp_path, overrides):
@@ -265,6 +280,9 @@ def test_a_method_that_remembers_more_ends_as_if_nothing_had_happened(settings, 
     last = f"step-{3 * count_batches(tmp_path / 'parts', method):08d}-evaluated"
     whole, parts = (contents(tmp_path / name, method, checkpoint=last) for name in ("whole", "parts"))
     assert whole == parts
+    if method == "checkpoints":  # nothing is proved of a teacher with one epoch
+        assert len(list((tmp_path / "parts").glob("*/teacher-seed42/epochs/*"))) == 3
+        assert '"teacher_epoch": 3.0' in (tmp_path / "parts/toy-sentence/checkpoints-seed42/metrics.jsonl").read_text()
 
 
 def count_batches(runs, method):

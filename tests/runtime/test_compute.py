@@ -10,7 +10,7 @@ import torch
 
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.methods.losses import DistillationLoss
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher

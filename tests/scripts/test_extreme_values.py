@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from reptile_distil import cli
+from reptile_distil.config.sections import OWN_SECTIONS
 from tests.helpers.paths import TINY
 
 DISTIL = ("distil", "--config", TINY, "data.cache_dir=false", "runs_dir=runs", "train.max_steps=2")
@@ -39,7 +40,7 @@ def keys(script):
 def extreme(key, value):
     """Overrides for a run of the method that the key concerns."""
     section = key.partition(".")[0]
-    method = section if section in ("reptile", "metadistil") else "kd"
+    method = section if section in OWN_SECTIONS else "kd"
     alone = ["train.micro_batch_size=null"] if method == "metadistil" else []
     return [f"method={method}", *alone, *NEEDED.get(key, ()), f"{key}={value}"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError
-from reptile_distil.tables.config import commands, describe_table, load_table_config
+from reptile_distil.tables.config import METHODS, commands, describe_table, load_table_config
 from tests.helpers.paths import CONFIGS, TINY_TABLE
 
 
@@ -44,10 +44,10 @@ def test_the_shipped_toy_table_has_four_tasks_three_methods_and_three_seeds():
     assert {cell.config.num_threads for cell in table.cells} == {1}
 
 
-def test_the_shipped_ablations_are_a_table_of_thirty_four_methods_and_variants():
+def test_the_shipped_ablations_are_a_table_of_thirty_eight_methods_and_variants():
     table = load_table_config(CONFIGS / "ablation.yaml")
-    assert len(table.rows) == 1 + 34  # the teacher
-    assert len(table.cells) == 4 * 3 * 35
+    assert len(table.rows) == 1 + 38  # the teacher
+    assert len(table.cells) == 4 * 3 * 39
     persistent = cell(table, "rte", "inner-persistent-adamw", 43).config
     assert (persistent.method, persistent.reptile.inner_optimizer) == ("reptile", "persistent_adamw")
     assert cell(table, "rte", "metadistil-mse", 43).config.loss.soft == "mse"
@@ -57,6 +57,14 @@ def test_the_shipped_toy_ablations_choose_by_training_rows_and_run_every_variant
     table = load_table_config(CONFIGS / "toy" / "ablation.yaml")
     assert set(table.rows) == {"teacher", "finetune", "kd", "reptile", "metadistil", *table.keys.variants}
     assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
+
+
+def test_the_shipped_table_of_methods_has_all_of_them_and_teachers_that_keep_their_epochs():
+    table = load_table_config(CONFIGS / "toy" / "methods.yaml")
+    assert set(table.rows) == {"teacher", *METHODS, *table.keys.variants}
+    assert table.seeds == (42, 43, 44)
+    assert {cell.config.data.validation_fraction for cell in table.cells} == {0.1}
+    assert {cell.config.teacher.keep_epochs for cell in table.cells if cell.row == "teacher"} == {True}
 
 
 def test_the_shipped_study_chooses_by_training_rows_in_every_cell():
@@ -210,7 +218,8 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["seeds=[a]"], "command line: seeds.0 = 'a': expected"),
         (
             ["methods=[kdd]"],
-            "unknown method 'kdd', known: finetune, kd, reptile, metadistil, teacher; did you mean 'kd'?",
+            "unknown method 'kdd', known: finetune, kd, reptile, metadistil, prokt, cotrain, checkpoints, lgtm, "
+            "teacher; did you mean 'kd'?",
         ),
         (["seed=0"], "command line: seed = 0: a table has no seed, give seeds="),
         (["method=kd"], "a table has no method, give methods="),

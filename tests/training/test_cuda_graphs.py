@@ -15,9 +15,9 @@ from reptile_distil.errors import ConfigError, ModelError, RunError
 from reptile_distil.experiments import experiment, setup
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
 from reptile_distil.methods.step import adamw
@@ -389,6 +389,8 @@ def losses_of(folder):
         ["method=reptile"],
         ["reptile.update=interpolate"],
         ["reptile.order=student_first"],
+        ["method=prokt"],
+        ["method=cotrain", "cotrain.order=teacher_first"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -429,6 +431,7 @@ def test_graphs_are_refused_to_several_processes():
     ("overrides", "message"),
     [
         (["method=metadistil"], "metadistil cannot be computed with compute.cuda_graphs: set it to false"),
+        (["method=lgtm"], "lgtm cannot be computed with compute.cuda_graphs: set it to false"),
         (["compare_with=[metadistil]"], "metadistil cannot be computed with compute.cuda_graphs: set it to false"),
         (["data.packing=true"], "data.packing cannot be used with compute.cuda_graphs: choose one of the two"),
         (["compute.compile=true"], "compute.compile cannot be used with compute.cuda_graphs: choose one"),

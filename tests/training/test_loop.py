@@ -76,6 +76,7 @@ def run(scores, *, num_epochs=None, losses=(), log_every=2, evaluate=None, **opt
     actions = SimpleNamespace(
         evaluate=evaluate or next_score,
         keep_best=lambda: kept.append(len(scores) - len(remaining)),
+        keep_epoch=lambda epoch: None,
         log=lambda record: logged.append(record.to_dict()),
     )
     of_settings = {name: options.pop(name) for name in ("max_steps", "patience", "title") if name in options}

@@ -5,10 +5,10 @@ import torch
 
 from reptile_distil.data.batches import Batches, StepBatches
 from reptile_distil.data.features import Features
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
 from reptile_distil.methods.finetune import FineTuner
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from reptile_distil.errors import LayerMapError, ModelError
-from reptile_distil.methods.hidden_losses import HiddenLoss, PatientLoss, match_states
+from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.losses import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import accumulate_gradient
 from reptile_distil.models.classifier import Classifier, Outputs, Student, Teacher

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reptile_distil.errors import ConfigError
 from reptile_distil.models.classifier import Outputs
 
 
@@ -42,7 +46,7 @@ class LossTerms(NamedTuple):
 
 
 class HiddenStateTerm(Protocol):
-    """A further term of the loss, on the models' hidden states (see `hidden_losses`)."""
+    """A further term of the loss, on the models' hidden states (see `hidden_states`)."""
 
     @property
     def name(self) -> str:
@@ -120,6 +124,18 @@ class DistillationLoss(nn.Module):
         super().__init_subclass__(**options)
         if cls.forward is not DistillationLoss.forward and cls.compare is DistillationLoss.compare:
             raise TypeError(f"{cls.__name__} overrides forward(), but methods call compare(): override that one")
+
+    def of_teacher(self, *, beta: float) -> DistillationLoss:
+        """The loss of a teacher that learns: (1 - beta) * task loss + beta * distillation term, the roles swapped.
+
+        Its `compare` takes the teacher's outputs first, and the student's as the target; it has no terms on hidden
+        states. Raises `ValueError` for a beta outside [0, 1].
+        """
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta = {beta}: expected a weight from 0 to 1")
+        swapped = copy.copy(self)
+        swapped.alpha, swapped.hidden_terms = beta, ()
+        return swapped
 
     @property
     def needs_hidden_states(self) -> bool:
@@ -200,6 +216,26 @@ def task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = Non
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)
+
+
+def balanced_weights(labels: NDArray[Any], label_names: Sequence[str]) -> Tensor:
+    """(C,) weights for rows with these labels (N,), or sets of labels (N, C): rows / (classes * rows of the class).
+
+    Their mean over the rows is 1. For sets, of each label's positives: negatives / positives. Raises `ConfigError`
+    where a label has no row.
+    """
+    if labels.ndim == 2:
+        counts = labels.sum(axis=0)
+        weights = (len(labels) - counts) / np.maximum(counts, 1)
+    else:
+        counts = np.bincount(labels, minlength=len(label_names))
+        weights = len(labels) / (len(label_names) * np.maximum(counts, 1))
+    if not counts.all():
+        rare = label_names[int(counts.argmin())]
+        raise ConfigError(
+            f"loss.class_weights = balanced: no training row has the label {rare}; give a list of weights"
+        )
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def tempered_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""What is computed once and kept beside the tokenised data: the logits of a teacher as it is now, and latencies.
+"""What a student's teacher is: one model, several, or the epochs of its run; and what is computed of it once and kept.
 
-Logits are computed in the order of the rows' lengths, so that they depend neither on a run's seed nor on what is in the
-cache: a run that finds them computes the same bits as one that makes them, and as one that cannot keep them.
+Its logits are computed in the order of the rows' lengths, so that they depend neither on a run's seed nor on what is in
+the cache: a run that finds them computes the same bits as one that makes them, and as one that cannot keep them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,44 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches
-from reptile_distil.data.cache import keep_arrays, read_arrays
-from reptile_distil.experiments.setup import Setup, cache_folder
-from reptile_distil.models.classifier import Classifier, Teacher
+from reptile_distil.data.cache import default_folder, keep_arrays, read_arrays
+from reptile_distil.data.tasks import Task
+from reptile_distil.errors import RunError
+from reptile_distil.methods.checkpoints import Weights
+from reptile_distil.models.checks import check_rows, check_states, check_vocabulary, fit_padding
+from reptile_distil.models.classifier import Classifier, Ensemble, Teacher
 from reptile_distil.models.cost import compare_latency
+from reptile_distil.models.loading import is_model_of_a_run
+from reptile_distil.models.pretrained import load_finetuned
+from reptile_distil.models.tokenizer import (
+    SHARE_ONE,
+    Tokenizers,
+    check_same_tokenizer,
+    load_tokenizer,
+    pair_tokenizers,
+    wider_tokenizer,
+)
+from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.records import read_results
+from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.measuring import explain_out_of_memory
 from reptile_distil.training.evaluation import predict_logits
+
+if TYPE_CHECKING:
+    from reptile_distil.experiments.setup import Setup
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +60,123 @@ FORMAT = 1
 Logits = NDArray[np.float32]
 
 _WITHOUT_EFFECT = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+
+
+def student_source(config: Config) -> str:
+    """Hub name or folder of the model that the student's start, and its tokenizer, come from."""
+    if config.student.init == "pretrained" and config.student.pretrained is not None:
+        return config.student.pretrained
+    return config.teacher.pretrained
+
+
+def teacher_label_names(config: Config) -> tuple[str, ...]:
+    """What the outputs of a teacher from elsewhere mean; one that a run has fine-tuned says so itself."""
+    return config.teacher.label_names if config.teacher.finetuned is not None else ()
+
+
+def check_reading(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
+    """Raises `ModelError` where the model cannot read what the tokenizer makes of the task's texts."""
+    check_vocabulary(name, model, tokenizer)
+    check_rows(name, model, tokenizer, is_pair=task.is_pair, max_length=config.data.max_length)
+
+
+def choose_tokenizers(config: Config, teacher_name: str, teacher: Any, student: Any) -> Tokenizers:
+    """The tokenizers that the batches of teacher and student are made with: one for both, or one for each.
+
+    Raises `ModelError` where they differ, and the method or the loss needs both models to read the same tokens.
+    """
+    remedies = []
+    if config.method == "reptile":
+        moves = "Reptile moves each of the teacher's embeddings towards the student's of the same token"
+        remedies.append(f"{moves}; {SHARE_ONE}, or method=kd")
+    for key in ("hidden", "patient"):
+        if getattr(config.loss, key):
+            remedies.append(
+                f"loss.{key} compares what both models make of the same tokens; {SHARE_ONE}, or loss.{key}=0"
+            )
+    for remedy in remedies:
+        check_same_tokenizer(teacher_name, teacher, student_source(config), student, remedy=remedy)
+    return pair_tokenizers(teacher, student)
+
+
+def prepare_to_read(config: Config, task: Task, name: str, teacher: nn.Module, tokenizers: Tokenizers) -> None:
+    """Makes the teacher fit for the batches that it gets. Raises `ModelError` as `check_reading` does."""
+    fit_padding(name, teacher, tokenizers.of_teacher)
+    check_learning(config, task, name, teacher, tokenizers.of_teacher)
+
+
+def check_learning(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
+    """Raises `ModelError` as `check_reading` does, and where the loss cannot compare the model's hidden states."""
+    check_reading(config, task, name, model, tokenizer)
+    if config.method != "finetune" and (config.loss.hidden or config.loss.patient):
+        check_states(name, model)
+
+
+def teacher_epochs(config: Config, *, stand_in: bool) -> tuple[Path, ...]:
+    """Folders of the models of the teacher's epochs, from the first to the best.
+
+    There are none for most methods, nor while another model is a `stand_in` for the teacher.
+
+    Raises `RunError` where the teacher's run has not kept them.
+    """
+    if config.method != "checkpoints" or stand_in:
+        return ()
+    folder = RunFolder(config.teacher_run)
+    remedy = "fine-tune it again with scripts/finetune.py --overwrite teacher.keep_epochs=true"
+    best = read_results(folder.results, remedy).best_epoch
+    epochs = tuple(folder.epoch_model(number) for number in range(1, best + 1))
+    for number, epoch in enumerate(epochs, start=1):
+        if not epoch.is_dir():
+            raise RunError(
+                f"{folder.path}: does not hold the teacher's weights after epoch {number}, which method checkpoints "
+                f"learns from; {remedy}"
+            )
+    return epochs
+
+
+def load_several(config: Config, task: Task, tokenizer: Any) -> tuple[list[Any], Any]:
+    """The models of `teachers`, checked, and of all tokenizers the one that gives the most inputs.
+
+    `tokenizer` is that of the student's start. Raises `ModelError` where a model is missing,
+    was fine-tuned on other labels, or reads other tokens than the student.
+    """
+    models, widest = [], tokenizer
+    for name in config.teachers:
+        own = load_tokenizer(name)
+        check_same_tokenizer(name, own, student_source(config), tokenizer)
+        widest = wider_tokenizer(own, widest)
+        labels = () if is_model_of_a_run(name) else config.teacher.label_names
+        models.append(load_finetuned(name, task, labels))
+    for name, model in zip(config.teachers, models, strict=True):
+        fit_padding(name, model, widest)
+        check_reading(config, task, name, model, widest)
+    return models, widest
+
+
+def epoch_weights(epochs: tuple[Path, ...], task: Task) -> list[Weights]:
+    """How to read each epoch's weights, one at a time."""
+    return [partial(_read_weights, str(epoch), task) for epoch in epochs]
+
+
+def epoch_fingerprints(epochs: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
+    """What identifies each epoch: when one has changed, an unfinished run cannot go on."""
+    return {
+        f"teacher's epoch {number}": {"sha256": digest_files(*sorted(epoch.glob("*.safetensors")))}
+        for number, epoch in enumerate(epochs, start=1)
+    }
+
+
+def _read_weights(name: str, task: Task) -> Mapping[str, Tensor]:
+    weights: Mapping[str, Tensor] = load_finetuned(name, task).state_dict()
+    return weights
+
+
+def cache_folder(config: Config) -> Path | None:
+    """Where what is kept from run to run lies; None for nowhere."""
+    cache_dir = config.data.cache_dir
+    if cache_dir is False:
+        return None
+    return default_folder() if cache_dir is None else Path(cache_dir)
 
 
 def keeps_training_logits(config: Config, role: Role, train: Batches) -> bool:
@@ -169,8 +308,10 @@ def _as_key(what: str, parts: Mapping[str, Any], setup: Setup) -> str:
     return json.dumps({"format": FORMAT, "what": what, **parts, "computed": computed}, sort_keys=True, default=str)
 
 
-def _architecture(classifier: Classifier) -> list[Any]:
+def _architecture(classifier: Any) -> list[Any]:
     """What a model computes, its weights apart."""
     model: Any = classifier.model
+    if isinstance(model, Ensemble):
+        return [type(model).__name__, model.temperature, *map(_architecture, model.members)]
     config = model.config.to_dict()
     return [type(model).__name__, {key: config[key] for key in config if key not in _WITHOUT_EFFECT}]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reptile_distil.methods.losses import DistillationLoss, task_loss, tempered_kl
+from reptile_distil.losses.distillation import DistillationLoss, task_loss, tempered_kl
 from reptile_distil.methods.step import split_batch
 
 pytestmark = pytest.mark.smoke

@@ -1,0 +1,60 @@
+"""Which settings decide what comes out of a run: those by which an unfinished or finished one is known again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Keys that change how a run is computed or shown, not what it computes.
+_WITHOUT_EFFECT = (
+    "micro_batch_size",
+    "eval_batch_size",
+    "log_every",
+    "cache_dir",
+    "packing",
+    "keep_logits",
+    "keep_epochs",
+)
+# Keys that came later, with the value that all runs before them were made with.
+_LATER_KEYS = {
+    "reptile.order": "teacher_first",
+    "reptile.released": False,
+    "train.adamw": "torch",
+    "teacher.train.adamw": "torch",
+    "loss.class_weights": None,
+    "task.multi_label": False,
+    "task.label_separator": ",",
+    "task.quoting": None,
+    "task.hub": None,
+    "task.config": None,
+    "task.revision": None,
+    "teachers": [],
+    "loss.extra_rows": 0.0,
+    "loss.extra_fraction": 0.1,
+}
+_NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of settings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def keep_defining(values: Mapping[str, Any], *, of_the_teacher: bool) -> dict[str, Any]:
+    """Of settings by dotted key, those that decide a run's result, and differ from what runs before them had.
+
+    `of_the_teacher` is for the run that fine-tunes it.
+    """
+    return {
+        key: value
+        for key, value in values.items()
+        if key.rpartition(".")[2] not in _WITHOUT_EFFECT
+        and (key, value) not in _LATER_KEYS.items()
+        and not (of_the_teacher and key in _NOT_FOR_THE_TEACHER)
+    }
