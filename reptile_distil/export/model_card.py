@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
+from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.export.report import Report
 from reptile_distil.models.toy import is_toy_model
 from reptile_distil.runtime.files import write_text
@@ -230,7 +231,7 @@ def _recipe_table(report: Report) -> str:
 def _limits(report: Report) -> Iterator[str]:
     task = report.task
     yield "One seed and one data set: a difference of a point or two to another model may be chance."
-    yield "The dev split chose the best epoch and is also what is reported, so the score is a little too high."
+    yield _choice_sentence(report)
     yield f"Texts longer than {report.config.data.max_length} tokens were cut in training."
     if task.name in GLUE:
         yield "English only, and only text like the benchmark's; it has its data's biases, and its teacher's."
@@ -239,6 +240,14 @@ def _limits(report: Report) -> Iterator[str]:
     else:
         yield "It knows only text like its training data, and has its biases."
     yield "The licences of the data and of the pretrained models apply."
+
+
+def _choice_sentence(report: Report) -> str:
+    """What chose the epoch whose weights these are, and what that means for the scores."""
+    if report.config.data.validation_fraction is None:
+        return "The dev split chose the best epoch and is also what is reported, so the score is a little too high."
+    held_out = f"Training rows that were held out chose the best epoch, so the {VALIDATION} score is a little too high"
+    return f"{held_out}; the dev score is not." if report.task.dev_splits else f"{held_out}."
 
 
 def _name(report: Report) -> str:

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.losses.distillation import LossTerms, labels_of
 from reptile_distil.models.layer_map import ParameterPair
-from reptile_distil.runtime.processes import ALONE, Processes, cut_like, local_part, whole
+from reptile_distil.runtime.processes import ALONE, Processes, cut_like, is_sharded, local_part, whole
 
 MAX_SCRATCH_ELEMENTS = 2**22
 """Gradients are turned into steps by this many elements at a time: its scratch memory stays at 16 MB."""
@@ -308,7 +307,7 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
 @torch.no_grad()
 def difference_of(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Each of `ones` minus its partner, sharded alike if at all; on a GPU by a few kernels for all of them."""
-    if any(isinstance(one, DTensor) for one in ones):
+    if any(is_sharded(one) for one in ones):
         return [one - other for one, other in zip(ones, others, strict=True)]
     return list(torch._foreach_sub(list(ones), list(others)))
 

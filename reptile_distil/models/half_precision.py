@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from reptile_distil.runtime.processes import is_sharded
 
 
 class HalfPrecisionWeights:
@@ -112,7 +113,7 @@ def mark_changed(tensors: Iterable[Tensor]) -> None:
 
 
 def _is_own(weight: Tensor) -> bool:
-    return isinstance(weight, nn.Parameter) and not isinstance(weight, DTensor)
+    return isinstance(weight, nn.Parameter) and not is_sharded(weight)
 
 
 class _Stand(torch.autograd.Function):

@@ -42,8 +42,20 @@ def test_there_are_shipped_files_to_test():
     assert names >= tasks | {"base.yaml", "quickstart.yaml"}
 
 
+<<<<<<< HEAD
 # Those with `tasks`, or on top of such a one, are tables: see test_config of tables.
 RUNS = [path for path in sorted(CONFIGS.glob("**/*.yaml")) if "tasks" not in read_layers(path)[0]]
+=======
+def is_of_a_table(path):
+    """Whether a file, or what it extends, describes a table."""
+    values = yaml.safe_load(path.read_text())
+    return "tasks" in values or ("extends" in values and is_of_a_table(path.parent / values["extends"]))
+
+
+SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
+TABLES = [path for path in SHIPPED if is_of_a_table(path)]
+RUNS = [path for path in SHIPPED if path not in TABLES]
+>>>>>>> lead
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
@@ -51,6 +63,12 @@ def test_every_shipped_file_loads(path):
     overrides = ["task=rte"] if path.name == "base.yaml" else []
     config = load_config(path, overrides)
     assert config.task_name == ("rte" if overrides else config.task)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_every_shipped_table_loads(path):
+    table = load_table_config(path)
+    assert {cell.config.seed for cell in table.cells} == set(table.seeds)
 
 
 def test_base_yaml_is_the_published_recipe():

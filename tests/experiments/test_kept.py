@@ -242,7 +242,7 @@ def test_both_models_latency_is_measured_once_for_a_pair_of_shapes(kd, monkeypat
     measured = []
     real = teachers.compare_latency
     monkeypatch.setattr(
-        kept, "compare_latency", lambda *models, **options: measured.append(1) or real(*models, **options)
+        teachers, "compare_latency", lambda *models, **options: measured.append(1) or real(*models, **options)
     )
     first, second = kd("train.epochs=1").fit(), kd("train.epochs=1", "seed=2").fit()
     assert len(measured) == 1
@@ -261,7 +261,9 @@ def test_what_a_run_spent_on_its_logits_counts_as_training(kd, monkeypatch):
 
     ticks = [0.0]
     monkeypatch.setattr(teachers, "predict_logits", slow)
-    monkeypatch.setattr(kept.time, "perf_counter", partial(lambda real: real() + ticks[0], kept.time.perf_counter))
+    monkeypatch.setattr(
+        teachers.time, "perf_counter", partial(lambda real: real() + ticks[0], teachers.time.perf_counter)
+    )
     assert 1000 < kd().fit()["train_seconds"] < 1900, "made by this run; the dev rows' are no training"
     assert kd().fit()["train_seconds"] < 900, "found"
 

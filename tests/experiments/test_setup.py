@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError
+from reptile_distil.experiments import kept
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.setup import build_batches, build_student, build_training_batches
 from reptile_distil.models.classifier import Teacher
@@ -133,17 +134,21 @@ def save_distilbert(folder):
     return folder
 
 
-def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_a_bert_teacher_gets_its_segments_though_the_students_tokenizer_gives_none(
+    tiny, tmp_path, monkeypatch, keep_logits
+):
     save_distilbert(tmp_path / "student")
     segments = []
-    targets = Teacher.targets
+    outputs = Teacher.outputs
     monkeypatch.setattr(
         Teacher,
-        "targets",
-        lambda self, b, **asked: segments.append(b["token_type_ids"].max()) or targets(self, b, **asked),
+        "outputs",
+        lambda self, b, **asked: segments.append(b["token_type_ids"].max()) or outputs(self, b, **asked),
     )
+    monkeypatch.setattr(kept, "compare_latency", lambda *models, **how: None)  # random tokens, of one segment
     start = ["student.init=pretrained", "student.num_layers=null", f"student.pretrained={tmp_path}/student"]
-    experiment = tiny("task=toy-pair", "method=kd", *start)
+    experiment = tiny("task=toy-pair", "method=kd", f"kd.keep_logits={keep_logits}".lower(), *start)
     results = experiment.fit()
     assert segments
     assert all(segment == 1 for segment in segments)

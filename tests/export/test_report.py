@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -176,6 +177,24 @@ def test_the_body_has_recipe_limits_citation_and_that_one_seed_is_one(weighed):
         assert piece in card
     assert "huawei-noah" not in card  # a default that this run did not read
     assert [row[0] for row in cells_of(card)].count("cpu: batch x length") == 1
+
+
+@pytest.mark.parametrize(
+    ("fraction", "splits", "sentence"),
+    [
+        (None, ("train", "dev"), "The dev split chose the best epoch and is also what is reported"),
+        (0.2, ("train", "dev"), "the validation score is a little too high; the dev score is not."),
+        (0.2, ("train",), "Training rows that were held out chose the best epoch, so the validation score"),
+    ],
+)
+def test_the_limits_say_which_rows_chose_the_epoch(weighed, fraction, splits, sentence):
+    data = weighed.config.data.model_copy(update={"validation_fraction": fraction})
+    config = weighed.config.model_copy(update={"data": data})
+    task = replace(weighed.task, splits={split: weighed.task.splits[split] for split in splits})
+    card = model_card.render_card(replace(weighed, config=config, task=task))
+    assert sentence in card
+    assert ("dev split chose" in card) == (fraction is None)
+    assert ("dev score is not" in card) == (fraction is not None and "dev" in splits)
 
 
 def test_what_is_kept_is_the_students_score_over_the_teachers(weighed):
