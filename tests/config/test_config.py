@@ -11,7 +11,6 @@ from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.messages import describe
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import OWN_SECTIONS, MethodName
-from reptile_distil.config.yaml_files import read_layers
 from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
@@ -42,10 +41,6 @@ def test_there_are_shipped_files_to_test():
     assert names >= tasks | {"base.yaml", "quickstart.yaml"}
 
 
-<<<<<<< HEAD
-# Those with `tasks`, or on top of such a one, are tables: see test_config of tables.
-RUNS = [path for path in sorted(CONFIGS.glob("**/*.yaml")) if "tasks" not in read_layers(path)[0]]
-=======
 def is_of_a_table(path):
     """Whether a file, or what it extends, describes a table."""
     values = yaml.safe_load(path.read_text())
@@ -55,7 +50,6 @@ def is_of_a_table(path):
 SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
 TABLES = [path for path in SHIPPED if is_of_a_table(path)]
 RUNS = [path for path in SHIPPED if path not in TABLES]
->>>>>>> lead
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)

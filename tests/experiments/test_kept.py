@@ -10,7 +10,7 @@ import torch
 from reptile_distil import Experiment
 from reptile_distil.config.config import load_config
 from reptile_distil.data import cache as data_cache
-from reptile_distil.experiments import teachers
+from reptile_distil.experiments import teachers as kept
 from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.experiments.setup import build_training_batches
 from reptile_distil.models.classifier import Teacher
@@ -58,7 +58,7 @@ def kd(tiny, teachers, cache, tmp_path):
 def asked(monkeypatch):
     """Rows that the teacher was asked about in steps, and in whole passes over rows."""
     rows = {"steps": 0, "passes": 0}
-    targets, predict = Teacher.targets, teachers.predict_logits
+    targets, predict = Teacher.targets, kept.predict_logits
 
     def counted_targets(teacher, batch, **options):
         rows["steps"] += len(batch["input_ids"])
@@ -69,7 +69,7 @@ def asked(monkeypatch):
         return predict(model, batches, *arguments, **options)
 
     monkeypatch.setattr(Teacher, "targets", counted_targets)
-    monkeypatch.setattr(teachers, "predict_logits", counted_predict)
+    monkeypatch.setattr(kept, "predict_logits", counted_predict)
     return rows
 
 
@@ -129,7 +129,7 @@ def test_the_kept_logits_are_those_of_each_row_alone(kd):
     experiment = kd()
     components, _ = experiment.prepare("kd")
     train, teacher = components.data["train"], components.teacher
-    keeper = teachers.TeacherLogits(experiment.setup, teacher, components.fingerprints()["teacher"])
+    keeper = kept.TeacherLogits(experiment.setup, teacher, components.fingerprints()["teacher"])
     keeper.for_training(train, train.features.fingerprint())
     for row in range(0, train.num_rows, 7):
         batch = train.batch(np.array([row]))
@@ -240,9 +240,9 @@ def test_runs_with_the_same_teacher_and_rows_share_them(kd, teachers, asked, opt
 
 def test_both_models_latency_is_measured_once_for_a_pair_of_shapes(kd, monkeypatch, tmp_path):
     measured = []
-    real = teachers.compare_latency
+    real = kept.compare_latency
     monkeypatch.setattr(
-        teachers, "compare_latency", lambda *models, **options: measured.append(1) or real(*models, **options)
+        kept, "compare_latency", lambda *models, **options: measured.append(1) or real(*models, **options)
     )
     first, second = kd("train.epochs=1").fit(), kd("train.epochs=1", "seed=2").fit()
     assert len(measured) == 1
@@ -253,17 +253,15 @@ def test_both_models_latency_is_measured_once_for_a_pair_of_shapes(kd, monkeypat
 
 
 def test_what_a_run_spent_on_its_logits_counts_as_training(kd, monkeypatch):
-    real = teachers.predict_logits
+    real = kept.predict_logits
 
     def slow(*arguments, **options):
         ticks[0] += 1000.0
         return real(*arguments, **options)
 
     ticks = [0.0]
-    monkeypatch.setattr(teachers, "predict_logits", slow)
-    monkeypatch.setattr(
-        teachers.time, "perf_counter", partial(lambda real: real() + ticks[0], teachers.time.perf_counter)
-    )
+    monkeypatch.setattr(kept, "predict_logits", slow)
+    monkeypatch.setattr(kept.time, "perf_counter", partial(lambda real: real() + ticks[0], kept.time.perf_counter))
     assert 1000 < kd().fit()["train_seconds"] < 1900, "made by this run; the dev rows' are no training"
     assert kd().fit()["train_seconds"] < 900, "found"
 
@@ -292,7 +290,7 @@ def test_a_dry_run_takes_kept_logits_for_granted_and_counts_what_they_cost(kd, a
     assert asked == {"steps": 0, "passes": 0}
     components, _ = fresh.prepare("kd")
     train = components.data["train"]
-    keeper = teachers.TeacherLogits(fresh.setup, components.teacher, components.fingerprints()["teacher"])
+    keeper = kept.TeacherLogits(fresh.setup, components.teacher, components.fingerprints()["teacher"])
     left = keeper.pretend_for_training(train, train.features.fingerprint())
     assert (left is None) is is_kept
     assert plan.runs[0].measured.trial.once_seconds > 0
@@ -317,7 +315,7 @@ def test_extra_batches_bring_no_logits(kd):
 )
 def test_a_teacher_that_is_asked_nothing_more_takes_no_memory(kd, monkeypatch, options, is_let_go):
     teachers, seen = [], []
-    real = teachers.TeacherLogits.__init__
+    real = kept.TeacherLogits.__init__
 
     def remembered(keeper, setup, teacher, fingerprint):
         teachers.append(teacher)
@@ -327,7 +325,7 @@ def test_a_teacher_that_is_asked_nothing_more_takes_no_memory(kd, monkeypatch, o
         def on_step_end(self, run, step, logs, rates):
             seen.append(all(weight.is_meta for weight in teachers[0].parameters()))
 
-    monkeypatch.setattr(teachers.TeacherLogits, "__init__", remembered)
+    monkeypatch.setattr(kept.TeacherLogits, "__init__", remembered)
     experiment = kd(*options)
     experiment.callbacks = (Look(),)
     results = experiment.fit()
