@@ -7,9 +7,10 @@ import transformers
 
 from reptile_distil.data import toy
 from reptile_distil.errors import CallbackError, DataError, ModelError, RunError
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.setup import build_batches, build_task, build_training_batches
+from reptile_distil.experiments.setup import build_batches, build_training_batches
 from reptile_distil.methods.losses import tempered_kl
 from reptile_distil.models.tokenizer import Tokenizers, load_tokenizer
 from tests.helpers.experiments import weights_of
