@@ -270,12 +270,12 @@ def test_twelve_metadistil_steps_equal_the_released_ones(assumed_optimizer):
 def build(role, *overrides):
     config = load_config("sst2", [f"method={role}", *overrides])
     return build_method.build_method(
-        config, Student(bert(2, seed=2)), Teacher(bert(4, seed=1)), config.train, role=role
+        config, Student(bert(2, seed=2)), Teacher(bert(4, seed=1)), config.train, role=role, num_steps=1
     )
 
 
 @pytest.mark.parametrize("kind", ADAMW)
-@pytest.mark.parametrize("role", ["kd", "reptile", "metadistil"])
+@pytest.mark.parametrize("role", ["kd", "reptile", "metadistil", "prokt", "cotrain", "lgtm"])
 def test_every_optimizer_of_a_method_is_of_the_kind_that_the_configuration_says(role, kind):
     built = build(role, f"train.adamw={kind}")
     assert {type(optimizer) for optimizer in built.optimizers.values()} == {ADAMW[kind]}

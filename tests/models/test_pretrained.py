@@ -348,6 +348,8 @@ def test_a_fine_tuned_model_whose_outputs_cannot_be_found_is_not_permuted(tmp_pa
     folder = save(classifier(kind), tmp_path, ["contradiction", "entailment", "neutral"])
     monkeypatch.setattr(models, "nn", SimpleNamespace(Linear=torch.nn.Conv1d))
     with pytest.raises(
-        ModelError, match=r"ForSequenceClassification: no linear layer with 3 outputs found at its end$"
+        ModelError,
+        match=r"ForSequenceClassification: no linear layer with 3 outputs found at its end, so its labels cannot be "
+        r"put in order; choose another model$",
     ):
         load_finetuned(folder, MNLI)
