@@ -11,11 +11,7 @@ from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.setup import build_batches, build_training_batches
-<<<<<<< HEAD
 from reptile_distil.losses.distillation import tempered_kl
-=======
-from reptile_distil.methods.losses import tempered_kl
->>>>>>> lead
 from reptile_distil.models.tokenizer import Tokenizers, load_tokenizer
 from tests.helpers.experiments import weights_of
 from tests.helpers.pairs import letters, letters_of, save_letters, save_words, words_of
