@@ -19,6 +19,7 @@ STUDIES = [
     ("minilm/ablation-keep.yaml", "minilm/keep-epochs.csv"),
     ("toy/ablation.yaml", "toy/epochs.csv"),
     ("toy/ablation-order.yaml", "toy/order-epochs.csv"),
+    ("toy/ablation-adamw.yaml", "toy/adamw-epochs.csv"),
     ("toy/methods.yaml", "toy/methods-epochs.csv"),
 ]
 
