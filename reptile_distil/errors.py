@@ -73,8 +73,8 @@ class MissingExtraError(ReptileDistilError):
 def first_fault(error: ValidationError) -> str:
     """The first fault that pydantic has found, as `key.path: what is wrong`."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(map(str, fault["loc"]))
-    return f"{path}: {fault['msg']}" if path else fault["msg"]
+    path, what = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    return f"{path}: {what}" if path else what
 
 
 def first_sentence(error: Exception) -> str:

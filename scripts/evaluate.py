@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.config is None:  # the configuration that the model was trained with
         # `.` and `..` have no parent of their own, and a link's is another than that of the model.
         written = Path(os.path.abspath(arguments.model))  # noqa: PTH100 (pathlib has none that does not follow links)
-        places = [folder / "config.yaml" for at in (written, written.resolve()) for folder in (at, at.parent)]
+        places = (written, Path(os.path.realpath(written)))
+        configs = (folder / "config.yaml" for place in places for folder in (place, place.parent))
+        arguments.config = next((file for file in configs if file.is_file()), None)
+        ]
         arguments.config = next((place for place in places if place.is_file()), None)
         if arguments.config is None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")

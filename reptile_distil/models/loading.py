@@ -88,7 +88,7 @@ def is_model_of_a_run(name: str) -> bool:
 
 def real_places(path: Path) -> tuple[Path, Path]:
     """Where a path such as `.`, `..` or a link lies, as it is written and with links followed."""
-    return Path(os.path.abspath(path)), path.resolve()  # noqa: PTH100 (pathlib has none that does not follow links)
+    return Path(os.path.abspath(path)), Path(os.path.realpath(path))  # noqa: PTH100 (pathlib has none that does not follow links)
 
 
 _NAMED = 4

@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 from reptile_distil.errors import RunError, RunInUseError
 from reptile_distil.home_folder import expand_home
 from reptile_distil.models.loading import quiet_transformers
-from reptile_distil.runs.records import Environment, Predictions, Results, read_record, read_results
+from reptile_distil.runs.records import Environment, PredictedSets, Predictions, Results, read_record, read_results
 from reptile_distil.runtime.files import (
     append_text,
     copy_files,
@@ -243,12 +243,16 @@ class RunFolder:
         with _writing(self._predictions(split)):
             write_text(self._predictions(split), json.dumps(nan_to_null(values)) + "\n")
 
-    def read_predictions(self, split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Predictions (N,) and labels (N,) of a dev split; None where they were not kept. Raises `RunError`."""
+    def read_predictions(self, split: str, *, multi_label: bool = False) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Predictions and labels of a dev split, (N,), or (N, C) of a multi-label task; None where they were not kept.
+
+        Raises `RunError` for whatever else the file holds.
+        """
         file = self._predictions(split)
         if not file.exists():
             return None
-        found = read_record(file, Predictions, "run again with --overwrite")
+        remedy = "run again with --overwrite"
+        found = read_record(file, PredictedSets, remedy) if multi_label else read_record(file, Predictions, remedy)
         return np.asarray(found.predictions), np.asarray(found.labels)
 
     def read_environment(self) -> Environment:

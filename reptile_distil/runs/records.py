@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from reptile_distil.errors import RunError, first_fault
 from reptile_distil.runtime.files import read_bytes
@@ -99,13 +99,31 @@ class Results(_Kept):
 
 
 class Predictions(_Kept):
-    """What predictions_SPLIT.json holds: the best model's prediction for each row (N,), and the row's label.
+    """What predictions_SPLIT.json holds: the best model's prediction for each row (N,), and the row's label."""
 
-    For a multi-label task each is a list (C,) of 0 and 1.
-    """
+    predictions: list[int | Number]
+    labels: list[int | Number]
 
-    predictions: list[int | Number] | list[list[int | Number]]
-    labels: list[int | Number] | list[list[int | Number]]
+    @model_validator(mode="after")
+    def _one_for_each_row(self) -> Self:
+        if len(self.predictions) != len(self.labels):
+            raise ValueError(f"{len(self.predictions)} predictions for {len(self.labels)} labels")
+        return self
+
+
+class PredictedSets(_Kept):
+    """The same for a multi-label task: each prediction, and what it should be, is a list (C,) of 0 and 1."""
+
+    predictions: list[list[Literal[0, 1]]]
+    labels: list[list[Literal[0, 1]]]
+
+    @model_validator(mode="after")
+    def _one_for_each_row(self) -> Self:
+        if len(self.predictions) != len(self.labels):
+            raise ValueError(f"{len(self.predictions)} predictions for {len(self.labels)} sets of labels")
+        if len({len(row) for row in [*self.predictions, *self.labels]}) > 1:
+            raise ValueError("sets of different numbers of labels")
+        return self
 
 
 class Environment(_Kept):

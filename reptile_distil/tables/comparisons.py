@@ -111,7 +111,7 @@ def _compare_models(
 def _read_predictions(
     data: TableData, task: Task, row: str, seed: int, columns: Sequence[Column]
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Predictions (N,) and labels (N,) of the splits of `columns`, one behind the other.
+    """Predictions and labels, (N,) or (N, C), of the splits of `columns`, one behind the other.
 
     None where one is missing, or damaged, which is then among the problems of the table.
     """
@@ -120,11 +120,12 @@ def _read_predictions(
     folder = RunFolder(data.folders[task.name, row, seed])
     splits = dict.fromkeys(column.split for column in columns)
     try:
-        parts = [part for split in splits if (part := folder.read_predictions(split)) is not None]
+        found = [folder.read_predictions(split, multi_label=task.multi_label) for split in splits]
     except RunError as error:
         problem = f"predictions of {task.name} {row} seed {seed}: {error}"
         data.problems += [problem] * (problem not in data.problems)
         return None
+    parts = [part for part in found if part is not None]
     if len(parts) < len(splits):
         return None
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -75,7 +75,7 @@ def test_sets_of_labels_are_learned_by_every_method(own, way):
     saved = json.loads((experiment.folder.model / "config.json").read_text())
     assert saved["problem_type"] == "multi_label_classification"
     assert saved["id2label"] == {"0": "good", "1": "film"}
-    predictions, labels = experiment.folder.read_predictions("dev")
+    predictions, labels = experiment.folder.read_predictions("dev", multi_label=True)
     assert predictions.shape == labels.shape == (14, 2)
 
 

@@ -213,11 +213,25 @@ def test_predictions_come_back_as_they_were_kept_and_go_with_a_new_start(folder)
     assert folder.read_predictions("dev") is None
 
 
-def test_damaged_predictions_are_refused_not_trusted(folder):
+@pytest.mark.parametrize(
+    ("predictions", "labels", "multi_label"),
+    [
+        (None, None, False),
+        (None, None, True),
+        ([0, 1], [0], False),
+        ([[0]], [[0]], False),
+        ([0], [0], True),
+        ([[0, 1], [1, 1]], [[0, 1]], True),
+        ([[0, 1], [1]], [[0, 1], [1, 1]], True),
+        ([[0, 1]], [[0, 2]], True),
+    ],
+)
+def test_damaged_predictions_are_refused_not_trusted(folder, predictions, labels, multi_label):
     folder.start("task: rte\n", "cpu")
-    (folder.path / "predictions_dev.json").write_text("{}")
-    with pytest.raises(RunError, match=r"predictions_dev.json: cannot be read"):
-        folder.read_predictions("dev")
+    content = {} if predictions is None else {"predictions": predictions, "labels": labels}
+    (folder.path / "predictions_dev.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"predictions_dev.json: cannot be read \((?!Value error)"):
+        folder.read_predictions("dev", multi_label=multi_label)
 
 
 def test_a_folder_that_another_process_is_starting_in_is_in_use_and_not_strange(tmp_path):
