@@ -39,8 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         places = (written, Path(os.path.realpath(written)))
         configs = (folder / "config.yaml" for place in places for folder in (place, place.parent))
         arguments.config = next((file for file in configs if file.is_file()), None)
-        ]
-        arguments.config = next((place for place in places if place.is_file()), None)
         if arguments.config is None:
             parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
     config = config_of(arguments)
