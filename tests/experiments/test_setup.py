@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelError, ReptileDistilError
-from reptile_distil.experiments import kept
+from reptile_distil.experiments import teachers as kept
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.setup import build_batches, build_student, build_training_batches
 from reptile_distil.models.classifier import Teacher

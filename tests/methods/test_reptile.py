@@ -111,6 +111,7 @@ def test_compiled_models_equal_the_literal_method(share_forward, dtype, toleranc
         torch.testing.assert_close(value, expected, rtol=0, atol=tolerance, msg=name)
 
 
+@pytest.mark.slow  # to import the compiler takes half a minute
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_students_compiled_graph_may_be_used_for_equations_1_and_3():
     """Compiled as far as autograd goes, for any length, where PyTorch refuses a second use unless it was asked for."""

@@ -81,7 +81,9 @@ def try_all(script, run, cwd, damages, commands):
     assert not wrong, "\n".join([f"{len(wrong)} of {len(damages) * len(commands)}", *wrong])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow) if c == "evaluate" else c for c in COMMANDS]
+)
 def test_a_damaged_file_of_a_run_is_said_in_a_sentence_by(script, run, tmp_path, command):
     chosen = random.Random(command).sample(sorted(CONTENTS), 3)
     damages = [("results.json", kind, CONTENTS[kind]) for kind in CONTENTS]

@@ -272,7 +272,11 @@ def failing_reads(script, command, cwd, folder):
 
 
 @needs_compiler
-@pytest.mark.parametrize("command", [DISTIL, EVALUATE, REPORT], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command",
+    [DISTIL, *(pytest.param(command, marks=pytest.mark.slow) for command in (EVALUATE, REPORT))],
+    ids=lambda command: command[0],
+)
 def test_a_file_that_cannot_be_opened_is_named_with_its_path(script, run, tmp_path, command):
     for done in failing_reads(script, command, tmp_path, run):
         done.assert_done_or_refused(f"runs/{RUN}/")

@@ -485,8 +485,8 @@ def test_the_best_model_is_the_checkpoints_though_a_later_one_was_on_disk_and_is
     monkeypatch.setattr(Evaluator, "evaluate", lambda self: evaluate(self).model_copy(update={"score": next(scores)}))
     models, save_model = [], RunFolder.save_model
 
-    def saved(self, model, tokenizer):
-        save_model(self, model, tokenizer)
+    def saved(self, model, tokenizer, *, epoch=None):
+        save_model(self, model, tokenizer, epoch=epoch)
         models.append((self.model / "model.safetensors").read_bytes())
         if len(models) == 2:
             raise Died

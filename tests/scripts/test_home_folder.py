@@ -44,12 +44,14 @@ def test_the_keys_that_are_paths_are_found():
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key.rpartition(".")[2] not in NOT_PATHS])
 def test_a_key_that_is_a_path_knows_the_home_folder(home, key):
-    value = "{train: ~/there}" if key == "task.files" else "~/there"
+    value = {"task.files": "{train: ~/there}", "teachers": "[~/there]"}.get(key, "~/there")
     task = "task={name: mine, text: [text], labels: [a, b], metrics: [accuracy], files: {train: x.csv}}"
-    config = load_config(TINY, [*([task] if key.startswith("task.") else []), f"{key}={value}"])
+    others = [task] if key.startswith("task.") else ["method=kd"] if key == "teachers" else []
+    config = load_config(TINY, [*others, f"{key}={value}"])
     for part in key.split("."):
         config = getattr(config, part)
-    assert config == ({"train": f"{home}/there"} if key == "task.files" else f"{home}/there")
+    there = f"{home}/there"
+    assert config == {"task.files": {"train": there}, "teachers": (there,)}.get(key, there)
 
 
 def test_a_tables_output_knows_the_home_folder(home):
