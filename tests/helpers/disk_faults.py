@@ -30,8 +30,7 @@ from typing import NamedTuple
 from tests.helpers.paths import ROOT, TINY
 
 IMPORTED_WHEN_NEEDED = (
-    *("accelerate", "datasets", "matplotlib.pyplot", "pandas", "pyarrow.parquet", "scipy.stats", "torch._dynamo"),
-    "transformers.models.bert.modeling_bert",
+    *("datasets", "pandas", "pyarrow.parquet", "scipy.stats", "transformers.models.bert.modeling_bert"),
 )
 """What a script would import anew, for seconds, each time it is run."""
 
