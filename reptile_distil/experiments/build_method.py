@@ -357,7 +357,8 @@ def forward_options(config: Config) -> dict[str, Any]:
 
 def check_processes(config: Config, processes: Processes) -> None:
     """Raises `ConfigError` for a method that several processes cannot share."""
-    if processes.count > 1 and "metadistil" in (config.method, *config.compare_with):
-        raise ConfigError(
-            f"method metadistil takes one process, but {processes.count} were started: start it with python"
-        )
+    for name in ("metadistil", "lgtm"):
+        if processes.count > 1 and name in (config.method, *config.compare_with):
+            raise ConfigError(
+                f"method {name} takes one process, but {processes.count} were started: start it with python"
+            )
