@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
@@ -199,7 +200,8 @@ class Ensemble(nn.Module):
     """Classifiers of the same classes, whose tempered probabilities it averages; of one logit, the values.
 
     As a teacher at the same temperature T it gives the soft labels (p_1 + ... + p_K) / K, p_k = softmax(z_k / T): its
-    logits are T * log of that. Members may have different architectures, and share the tokenizer.
+    logits are T * log of that. Of a multi-label task p_k = sigmoid(z_k / T) for each label, whose logits are T times
+    the log-odds of the mean. Members may have different architectures, and share the tokenizer.
 
     Args:
         members: the classifiers.
@@ -227,6 +229,12 @@ class Ensemble(nn.Module):
         logits = torch.stack([member(batch) for member in self.members])
         if logits.shape[2] == 1:
             return SequenceClassifierOutput(logits=logits.mean(dim=0))
-        log_probabilities = torch.log_softmax(logits / self.temperature, dim=2)
-        log_mean = torch.logsumexp(log_probabilities, dim=0) - math.log(len(self.members))
-        return SequenceClassifierOutput(logits=self.temperature * log_mean)
+        tempered = logits / self.temperature
+        if self.config.problem_type == "multi_label_classification":
+            log_odds = self._log_mean(F.logsigmoid(tempered)) - self._log_mean(F.logsigmoid(-tempered))
+            return SequenceClassifierOutput(logits=self.temperature * log_odds)
+        return SequenceClassifierOutput(logits=self.temperature * self._log_mean(torch.log_softmax(tempered, dim=2)))
+
+    def _log_mean(self, log_probabilities: Tensor) -> Tensor:
+        """(B, C) log of the members' mean probabilities, from their logs (K, B, C)."""
+        return torch.logsumexp(log_probabilities, dim=0) - math.log(len(self.members))

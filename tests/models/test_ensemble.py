@@ -47,6 +47,15 @@ def test_kd_from_an_ensemble_equals_kd_from_the_mean_of_the_probabilities(num_la
     assert not any(changed(old, model) for old, model in zip(before, teachers, strict=True))
 
 
+def test_of_a_multi_label_task_each_labels_probability_is_averaged():
+    models = [
+        bert(depth, seed=depth, dtype=torch.float64, problem_type="multi_label_classification") for depth in (2, 3)
+    ]
+    joined = Teacher(Ensemble([Classifier(model) for model in models], temperature=3.0))
+    mean = sum(torch.sigmoid(Teacher(model).soft_labels(batch()) / 3) for model in models) / 2
+    torch.testing.assert_close(torch.sigmoid(joined.soft_labels(batch()) / 3), mean)
+
+
 def test_one_member_is_itself():
     model = bert(2, seed=1).eval()
     alone, joined = Teacher(model), Teacher(Ensemble([Classifier(model)], temperature=5.0))
