@@ -216,7 +216,8 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one member")
         self.members = nn.ModuleList(members)
         self.temperature = temperature
-        self.config = members[0].model.config
+        first: Any = members[0].model
+        self.config = first.config
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from reptile_distil.losses.distillation import DistillationLoss, task_loss
+from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
+from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
+from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import GradientStep
@@ -33,6 +36,15 @@ def logs_of(method, kind, weights, micro_batch_size=None):
         return FineTuner(student, class_weights=weights, **shared).step(batch_of(kind))
     if method == "kd":
         return KnowledgeDistiller(teacher, student, loss=loss, **shared).step(batch_of(kind))
+    if method == "extra_rows":
+        kd = KnowledgeDistiller(teacher, student, loss=loss, extra_rows=0.5, **shared)
+        return kd.step(batch_of(kind), batch_of(kind, seed=5))
+    if method in ("prokt", "cotrain"):
+        made = {"prokt": ProKTDistiller, "cotrain": CoTrainer}[method]
+        return made(teacher, student, loss=loss, teacher_optimizer=sgd(teacher), **shared).step(batch_of(kind))
+    if method == "lgtm":
+        lgtm = InfluenceDistiller(teacher, student, loss=loss, teacher_optimizer=sgd(teacher), **shared)
+        return lgtm.step(batch_of(kind), batch_of(kind, seed=5))
     if method == "metadistil":
         options = {"student_optimizer": sgd(student), "teacher_optimizer": sgd(teacher)}
         return MetaDistiller(teacher, student, loss=loss, **options).step(batch_of(kind), batch_of(kind, seed=5))
@@ -57,6 +69,10 @@ TERMS = {
     "inner_steps": ("task_loss",),
     "teacher_step": ("loss", "task_loss", "inner_loss", "teacher_task_loss"),
     "metadistil": ("loss", "task_loss", "assumed_loss", "quiz_loss"),
+    "lgtm": ("loss", "task_loss", "assumed_loss", "quiz_loss", "auxiliary_loss"),
+    "prokt": ("loss", "task_loss", "teacher_loss"),
+    "cotrain": ("loss", "task_loss", "teacher_loss"),
+    "extra_rows": ("loss", "task_loss", "extra_rows_loss"),
 }
 
 
@@ -72,9 +88,10 @@ def test_every_task_loss_of_a_step_is_weighted(method, kind):
         assert weighted[name].item() != pytest.approx(plain[name].item(), rel=1e-3), name
 
 
-@pytest.mark.parametrize("method", ["metadistil", "teacher_step"])
+@pytest.mark.parametrize("method", ["metadistil", "teacher_step", "lgtm", "extra_rows"])
 def test_equal_weights_multiply_the_quiz_and_the_teachers_own_loss(method):
-    name = {"metadistil": "quiz_loss", "teacher_step": "teacher_task_loss"}[method]
+    names = {"teacher_step": "teacher_task_loss", "extra_rows": "extra_rows_loss"}
+    name = names.get(method, "quiz_loss")
     tiny = 1 + 1e-7  # the models hardly move apart by it
     plain, weighted = (
         logs_of(method, "classes", torch.full((3,), weight, dtype=torch.float64)) for weight in (1, tiny)
