@@ -28,9 +28,9 @@ from reptile_distil.runs.resume import Fingerprints, Recovery
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory, peak_memory, reset_peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
-from reptile_distil.training.evaluation import Evaluator, evaluate_splits, score_splits
+from reptile_distil.training.evaluation import Evaluator, evaluate_splits, predictions_of, score_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
-from reptile_distil.training.metrics import Scores, chance_scores, predictions_from_logits
+from reptile_distil.training.metrics import Scores, chance_scores
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 from reptile_distil.training.trackers import tracked
 
@@ -180,11 +180,11 @@ class Run:
 
     def _look_for_weakness(self, logits: Mapping[str, NDArray[Any]]) -> None:
         """Warns of a teacher that does not know the task it is to teach."""
-        said = {split: predictions_from_logits(of_split) for split, of_split in logits.items()}
+        said = {split: predictions_of(logits[split], self.components.data[split]) for split in logits}
         labels = {split: self.components.data[split].features["label"] for split in logits}
         self.teacher_facts = {
             "chance": {split: chance_scores(labels[split], self.task.metrics) for split in logits},
-            "one_class": [split for split in logits if np.unique(said[split]).size == 1],
+            "one_class": [split for split in logits if len(np.unique(said[split], axis=0)) == 1],
         }
         for sentence in weak_teacher(self.teacher_start, **self.teacher_facts):
             logger.warning("%s", sentence)

@@ -204,7 +204,8 @@ class Evaluator:
 
     def _warn_of_a_weak_teacher(self, score: float, start: float) -> None:
         first = next(iter(self._teacher_logits))
-        if self.teacher_moves and np.unique(predictions_from_logits(self._teacher_logits[first])).size == 1:
+        said = predictions_of(self._teacher_logits[first], self.dev[first])
+        if self.teacher_moves and len(np.unique(said, axis=0)) == 1:
             logger.warning(
                 "on %s the teacher now says the same for every row: that a student agrees with it means nothing", first
             )

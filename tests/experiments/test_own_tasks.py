@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -11,6 +12,7 @@ from reptile_distil.config.config import load_config
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, ModelError
 from reptile_distil.experiments.build_method import class_weights
+from reptile_distil.experiments.teachers import TeacherLogits
 from reptile_distil.losses.distillation import task_loss
 from reptile_distil.models.pretrained import load_finetuned
 from tests.helpers.experiments import weights_of
@@ -62,6 +64,11 @@ WAYS = {
     "reptile": ("method=reptile",),
     "student_first": ("method=reptile", "reptile.order=student_first"),
     "metadistil": ("method=metadistil", "metadistil.quiz_fraction=0.3"),
+    "prokt": ("method=prokt",),
+    "cotrain": ("method=cotrain", "cotrain.order=teacher_first"),
+    "checkpoints": ("method=checkpoints",),
+    "lgtm": ("method=lgtm", "lgtm.quiz_fraction=0.3"),
+    "extra_rows": ("method=kd", "loss.extra_rows=0.5", "loss.extra_fraction=0.3"),
     "teacher_step": ("method=reptile", "reptile.task_lr=1e-3", "train.micro_batch_size=5", "loss.soft=mse"),
 }
 
@@ -77,6 +84,20 @@ def test_sets_of_labels_are_learned_by_every_method(own, way):
     assert saved["id2label"] == {"0": "good", "1": "film"}
     predictions, labels = experiment.folder.read_predictions("dev", multi_label=True)
     assert predictions.shape == labels.shape == (14, 2)
+
+
+@pytest.mark.parametrize(("second_row", "is_one"), [([2.0, 1.0], False), ([3.0, -2.0], True)])
+def test_a_teacher_of_sets_says_one_thing_where_every_row_gets_the_same_set(own, monkeypatch, second_row, is_one):
+    """In both cases the first label has the highest logit in every row, which says nothing of the sets."""
+
+    def logits_of(self, batches, rows, title=None):
+        said = np.tile(np.array([2.0, -1.0], np.float32), (batches.num_rows, 1))
+        said[1::2] = second_row
+        return said, 0.0
+
+    monkeypatch.setattr(TeacherLogits, "of", logits_of)
+    results = own("sets", "method=kd", "kd.keep_logits=false").fit()
+    assert results["teacher"]["one_class"] == (["dev"] if is_one else [])
 
 
 def test_a_pipeline_of_the_saved_student_gives_the_probability_of_each_label(own):
