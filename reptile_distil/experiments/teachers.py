@@ -142,11 +142,12 @@ def load_several(config: Config, task: Task, tokenizer: Any) -> tuple[list[Any],
     """
     models, widest = [], tokenizer
     for name in config.teachers:
+        # The model first: where there is none, its message says what lies there.
+        labels = () if is_model_of_a_run(name) else config.teacher.label_names
+        models.append(load_finetuned(name, task, labels))
         own = load_tokenizer(name)
         check_same_tokenizer(name, own, student_source(config), tokenizer)
         widest = wider_tokenizer(own, widest)
-        labels = () if is_model_of_a_run(name) else config.teacher.label_names
-        models.append(load_finetuned(name, task, labels))
     for name, model in zip(config.teachers, models, strict=True):
         fit_padding(name, model, widest)
         check_reading(config, task, name, model, widest)
