@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.defining_settings import flatten, keep_defining
+from reptile_distil.config.loss_sections import LossConfig
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
 from reptile_distil.config.own_task import OwnTaskConfig
@@ -23,7 +24,6 @@ from reptile_distil.config.sections import (
     DataConfig,
     DistributedConfig,
     KdConfig,
-    LossConfig,
     MetadistilConfig,
     MethodName,
     PathText,
@@ -116,7 +116,7 @@ class Config(Section):
     def _quizzed_teachers_can_learn(self) -> Config:
         methods = {self.method, *self.compare_with}
         for name in sorted(methods & {"metadistil", "lgtm"}):
-            if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+            if not (self.loss.alpha or self.loss.hidden_terms):
                 raise ValueError(f"loss.alpha = 0 leaves the teacher out of the loss, so {name} could teach it nothing")
         if "metadistil" in methods and self.train.micro_batch_size is not None:
             raise ValueError(
@@ -132,10 +132,10 @@ class Config(Section):
             if is_on and methods - {"kd", "finetune"}:
                 other = min(methods - {"kd", "finetune"})
                 raise ValueError(f"{name} belongs to method kd alone, but {other} is to be run, too")
-        if self.teachers and (self.teacher.finetuned is not None or self.loss.patient or self.loss.hidden):
+        if self.teachers and (self.teacher.finetuned is not None or self.loss.hidden_terms):
             raise ValueError(
-                "teachers takes the place of teacher.finetuned, and has no hidden states for loss.patient or "
-                "loss.hidden: leave these out, or teachers"
+                "teachers takes the place of teacher.finetuned, and has no hidden states for loss.patient, "
+                "loss.hidden, loss.relations or loss.attention: leave these out, or teachers"
             )
         return self
 
@@ -189,19 +189,29 @@ class Config(Section):
     @model_validator(mode="after")
     def _logits_are_enough(self) -> Config:
         is_kd = "kd" in (self.method, *self.compare_with)
-        if is_kd and self.kd.keep_logits and (self.loss.patient or self.loss.hidden):
+        if is_kd and self.kd.keep_logits and (terms := self.loss.hidden_terms):
             raise ValueError(
-                "kd.keep_logits keeps no hidden states, which loss.patient and loss.hidden compare: set it to null or "
-                "false, or both of them to 0"
+                f"kd.keep_logits keeps logits alone, not what {' and '.join(terms)} compare: set it to null or "
+                "false, or them to 0"
             )
         return self
 
     @model_validator(mode="after")
     def _method_can_be_computed_so(self) -> Config:
         methods = (self.method, *self.compare_with)
-        if self.data.packing and (self.loss.patient or self.loss.hidden) and set(methods) != {"finetune"}:
+        if self.data.packing and self.loss.hidden_terms and set(methods) != {"finetune"}:
             raise ValueError(
-                "data.packing gives no hidden states: set it to false, or loss.patient and loss.hidden to 0"
+                f"data.packing gives no hidden states: set it to false, or {' and '.join(self.loss.hidden_terms)} to 0"
+            )
+        if self.compute.compile and (self.loss.relations.weight or self.loss.attention.weight):
+            raise ValueError(
+                "compute.compile gives no queries and keys for loss.relations and loss.attention: set it to false, or "
+                "their weights to 0"
+            )
+        if self.distributed.shard and self.loss.hidden_projection == "learned":
+            raise ValueError(
+                "distributed.shard cuts models, but not the weights of loss.hidden_projection: learned beside them: "
+                "choose one of the two"
             )
         if "metadistil" in methods:
             for name, is_on in {

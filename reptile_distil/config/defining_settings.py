@@ -31,6 +31,14 @@ _LATER_KEYS = {
     "teachers": [],
     "loss.extra_rows": 0.0,
     "loss.extra_fraction": 0.1,
+    "loss.hidden_projection": "none",
+    "loss.hidden_embeddings": False,
+    "loss.relations.weight": 0.0,
+    "loss.relations.heads": 12,
+    "loss.relations.teacher_layer": None,
+    "loss.relations.student_layer": None,
+    "loss.attention.weight": 0.0,
+    "loss.attention.of": "scores",
 }
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 

@@ -184,10 +184,10 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     names = _names(config, role)
     key = "teacher.train" if role == "teacher" else "train"
     with explain_out_of_memory(f"{key}.micro_batch_size, {key}.eval_batch_size or data.max_length"):
-        student, (method, optimizers) = experiment.setup.assemble(role, components)
+        student, built = experiment.setup.assemble(role, components)
         trial = run_trial_steps(
-            method,
-            optimizers,
+            built.method,
+            built.optimizers,
             data["train"],
             [data[split] for split in ((VALIDATION,) if VALIDATION in data else task.dev_splits)],
             student=student,
@@ -195,6 +195,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
             teacher_moves=role in TEACHER_MOVES,
             length=config.data.max_length,
             logits_of=logits_of,
+            modules=tuple(built.modules.values()),
         )
     facts = _facts(names[0], model)
     teachers = None if teacher is None else _facts(names[1], teacher.model)

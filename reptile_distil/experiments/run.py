@@ -53,6 +53,7 @@ class Run:
     student: Student
     method: Method
     optimizers: dict[str, Optimizer]
+    modules: Mapping[str, Any]
     fingerprints: Fingerprints
     evaluator: Evaluator
     teacher_start: dict[str, Scores]
@@ -118,7 +119,8 @@ class Run:
             self.folder.log(record)
 
     def _assemble(self) -> None:
-        self.student, (self.method, self.optimizers) = self.setup.assemble(self.role, self.components)
+        self.student, built = self.setup.assemble(self.role, self.components)
+        self.method, self.optimizers, self.modules = built.method, built.optimizers, built.modules
 
     def _prepare_folder(self) -> None:
         """Makes the run folder, or sets it back to the checkpoint."""
@@ -194,7 +196,7 @@ class Run:
         self.processes.seed_dropout(self.config.seed)
         mu_until = self.config.reptile.mu_until if self.role == "reptile" else 1.0
         self.schedules = build_schedules(self.optimizers, self.batches, self.components.settings, mu_until=mu_until)
-        modules: dict[str, Any] = {"student": self.student}
+        modules: dict[str, Any] = {"student": self.student, **self.modules}
         if self.components.teacher is not None and self.role in TEACHER_MOVES:
             modules["teacher"] = self.components.teacher
         self.progress = self.recovery.restore(modules, self.optimizers, self.schedules)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from reptile_distil.builders.loss import build_loss, class_weights
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data.batches import Batches
@@ -21,9 +22,7 @@ from reptile_distil.errors import DataError, LayerMapError
 from reptile_distil.experiments.build_method import (
     BuiltMethod,
     autocast_dtype,
-    build_loss,
     build_method,
-    class_weights,
     forward_options,
 )
 from reptile_distil.experiments.build_task import VALIDATION, data_path
