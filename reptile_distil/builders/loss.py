@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reptile_distil.builders.plugins import load_loss, make
 from reptile_distil.config.config import Config
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError
@@ -46,14 +47,19 @@ def build_loss(
 ) -> DistillationLoss:
     """The loss, its hidden terms matched for these two models. Raises `ModelError` where they do not fit."""
     loss = config.loss
-    return DistillationLoss(
+    loss_class: type[DistillationLoss] = load_loss(config)
+    built: DistillationLoss = make(
+        "loss.name",
+        loss_class,
         alpha=loss.alpha,
         temperature=loss.temperature,
         regression=loss.regression,
         soft=loss.soft,
         class_weights=weights,
         hidden_terms=_hidden_terms(config, teacher, student),
-    ).to(next(student.parameters()).device)
+        **config.loss.options,
+    )
+    return built.to(next(student.parameters()).device)
 
 
 def _hidden_terms(config: Config, teacher: Any, student: Any) -> list[HiddenTerm]:

@@ -31,6 +31,7 @@ _LATER_KEYS = {
     "teachers": [],
     "loss.extra_rows": 0.0,
     "loss.extra_fraction": 0.1,
+    "loss.name": None,
     "loss.hidden_projection": "none",
     "loss.hidden_embeddings": False,
     "loss.relations.weight": 0.0,

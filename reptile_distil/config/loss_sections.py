@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from reptile_distil.config.plugin_names import PluginName
 from reptile_distil.config.sections import LayerMapName, Section
 
 
@@ -48,6 +49,10 @@ class AttentionConfig(_TermConfig):
 class LossConfig(Section):
     """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student) + further terms by their weights."""
 
+    name: PluginName | None = None
+    """A loss of one's own, `package.module:Name`, a subclass of `DistillationLoss`; null: the loss above."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What it takes beside the values below, by name."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Weight of the distillation term."""
     temperature: float = Field(5.0, gt=0)
@@ -95,6 +100,8 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _options_have_a_use(self) -> LossConfig:
+        if self.options and self.name is None:
+            raise ValueError("options belongs to name, a loss of one's own, which is null")
         if self.extra_fraction != 0.1 and not self.extra_rows:
             raise ValueError("extra_fraction belongs to extra_rows, which is 0")
         for key in ("hidden_projection", "hidden_embeddings"):

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.own_task import OwnTaskConfig
+from reptile_distil.config.plugin_names import PATTERN
 from reptile_distil.config.yaml_files import dump_yaml
 from reptile_distil.errors import did_you_mean
 
@@ -92,6 +93,8 @@ def _reason(fault: Any) -> str:
         return "expected a section of `key: value` lines"
     if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
         return f"expected a text: in quotes, as '{fault['input']}'"
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == PATTERN:
+        return "a class of your own, package.module:Name"
     message = str(fault["msg"]).replace("Input should be", "expected").replace("a valid tuple", "a list")
     return message[0].lower() + message[1:]
 

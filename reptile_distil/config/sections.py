@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reptile_distil.config.plugin_names import PluginName
 from reptile_distil.home_folder import expand_home
 from reptile_distil.inner_step import can_share_forward, has_closed_form
 
@@ -14,8 +15,8 @@ MethodName = Literal["finetune", "kd", "reptile", "metadistil", "prokt", "cotrai
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
-Role = MethodName | Literal["teacher"]
-"""What a run does: one of the methods, or the teacher's fine-tuning."""
+Role = MethodName | Literal["teacher"] | PluginName
+"""What a run does: one of the methods, one of the user's own, or the teacher's fine-tuning."""
 
 
 PathText = Annotated[str, AfterValidator(expand_home)]

@@ -13,8 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from reptile_distil.builders.loss import build_loss
+from reptile_distil.builders.own_method import OwnMethod
+from reptile_distil.builders.plugins import load_method, make
 from reptile_distil.config.config import Config
-from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
+from reptile_distil.config.plugin_names import is_plugin
+from reptile_distil.config.sections import TEACHER_MOVES, ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import ConfigError
 from reptile_distil.losses.distillation import DistillationLoss
@@ -40,7 +43,8 @@ class BuiltMethod(NamedTuple):
     method: Method
     optimizers: dict[str, Optimizer]
     modules: Mapping[str, nn.Module] = MappingProxyType({})
-    """What it trains beside student and teacher: the loss, where that has weights of its own."""
+    """What changes beside student and teacher: the loss, where that has weights of its own; a method of one's own."""
+    moves_teacher: bool = False
 
 
 def build_method(
@@ -67,17 +71,31 @@ def build_method(
         loss = build_loss(config, teacher.model, student.model, weights)
         learners = nn.ModuleList([student, loss])  # the loss may have weights of its own
         shared = _shared_arguments(learners, settings, processes)
-        if role == "checkpoints":
+        if is_plugin(role):
+            built = _build_own(config, student, teacher, role, loss=loss, shared=shared)
+        elif role == "checkpoints":
             num_steps = max(1, round(config.checkpoints.until * num_steps))
             shared |= {"loss": loss, "epochs": epochs, "num_steps": num_steps}
             built = BuiltMethod(CheckpointDistiller(teacher, student, **shared), {"lr": shared["student_optimizer"]})
         else:
             built = _build_method(config, student, teacher, settings, role=role, loss=loss, shared=shared)
-        built = built._replace(modules={"loss": loss} if loss.state_dict() else {})
+        modules = {**built.modules, **({"loss": loss} if loss.state_dict() else {})}
+        built = built._replace(modules=modules, moves_teacher=built.moves_teacher or role in TEACHER_MOVES)
     if not config.compute.cuda_graphs:
         return built
     optimizers = tuple(built.optimizers.values())
     return built._replace(method=GraphedSteps(built.method, optimizers, batch_size=settings.batch_size))
+
+
+def _build_own(
+    config: Config, student: Student, teacher: Teacher, name: str, *, loss: DistillationLoss, shared: dict[str, Any]
+) -> BuiltMethod:
+    """A method of the user's own."""
+    method_class = load_method(config, name)
+    made = make(f"method = {name!r}", method_class, teacher, student, loss=loss, **shared, **config.method_options)
+    own = OwnMethod(made, name, moves_teacher=bool(getattr(method_class, "moves_teacher", False)))
+    optimizers = {"lr": shared["student_optimizer"], **own.optimizers()}
+    return BuiltMethod(own, optimizers, own.state(), own.moves_teacher)
 
 
 def _shared_arguments(learners: nn.Module, settings: TrainConfig, processes: Processes) -> dict[str, Any]:

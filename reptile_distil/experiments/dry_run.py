@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptile_distil.config.config import Config
-from reptile_distil.config.sections import TEACHER_MOVES, Role
+from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
@@ -169,6 +169,8 @@ def measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     """Loads all that a run needs, as it would, and takes a few steps on models that are then dropped."""
     free_memory()  # of the run measured before, which would count as this one's
     check_trackers(experiment.config.trackers)
+    if role != "teacher":
+        experiment.check_plugins()
     with experiment.own_settings():
         return _measure(experiment, role, status)
 
@@ -192,7 +194,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
             [data[split] for split in ((VALIDATION,) if VALIDATION in data else task.dev_splits)],
             student=student,
             teacher=teacher,
-            teacher_moves=role in TEACHER_MOVES,
+            teacher_moves=built.moves_teacher,
             length=config.data.max_length,
             logits_of=logits_of,
             modules=tuple(built.modules.values()),

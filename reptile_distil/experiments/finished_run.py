@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.plugin_names import is_plugin
 from reptile_distil.config.sections import MethodName, Role
 from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
@@ -92,9 +93,9 @@ def open_run_folder(given: str | Path, overrides: Sequence[str] = ()) -> Finishe
     own = load_config(path / "config.yaml")
     task, results = build_task(own), read_results(folder.results)
     roles = {role: role for role in (*get_args(MethodName), "teacher")}
-    if results.method not in roles:
+    if results.method not in roles and not is_plugin(results.method):
         raise RunError(f"{folder.results}: method: {results.method!r} is none of {', '.join(roles)}")
-    role: Role = roles[results.method]
+    role: Role = roles.get(results.method, results.method)
     folder.check_same("a finished run", results.decisive, own.defining_settings(role))
     _check(folder, results, role, task)
     _compare_inputs(folder, results, digest_inputs(own, task, role))

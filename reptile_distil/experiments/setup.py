@@ -11,6 +11,7 @@ from torch import nn
 
 from reptile_distil.builders.loss import build_loss, class_weights
 from reptile_distil.config.config import Config
+from reptile_distil.config.plugin_names import is_plugin
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import load_features
@@ -234,7 +235,10 @@ def check_pair(config: Config, task: Task) -> None:
 
         for model in (teacher, student):
             check_packable(model)
-    build_loss(config, teacher, student)
+    if is_plugin(config.method):
+        build_method(config, Student(student), Teacher(teacher), config.train, role=config.method, num_steps=1)
+    else:
+        build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
 

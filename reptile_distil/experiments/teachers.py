@@ -191,7 +191,7 @@ def keeps_training_logits(config: Config, role: Role, train: Batches) -> bool:
 
     Unless `kd.keep_logits` says so, training must go over all rows once at least: keeping them then costs nothing.
     """
-    if role != "kd" or config.loss.hidden_terms or config.kd.keep_logits is False:
+    if role != "kd" or config.loss.name or config.loss.hidden_terms or config.kd.keep_logits is False:
         return False
     steps = config.train.max_steps
     return config.kd.keep_logits is True or steps is None or steps >= train.num_batches

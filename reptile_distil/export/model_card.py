@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
+from reptile_distil.config.plugin_names import folder_name
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_task import VALIDATION
@@ -251,7 +252,7 @@ def _choice_sentence(report: Report) -> str:
 
 
 def _name(report: Report) -> str:
-    return f"{report.task.name}-{report.results.method}"
+    return f"{report.task.name}-{folder_name(report.results.method)}"
 
 
 def _is_hub_name(name: str | None) -> bool:

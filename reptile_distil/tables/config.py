@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.plugin_names import folder_name, is_plugin
 from reptile_distil.config.sections import MethodName, PathText, Role
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
@@ -73,7 +74,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """The run folder; for methods the one that distil.py uses, so that finished runs are shared."""
-        return Path(self.config.runs_dir, self.task.name, f"{self.row}-seed{self.seed}")
+        return Path(self.config.runs_dir, self.task.name, f"{folder_name(self.row)}-seed{self.seed}")
 
     @property
     def run(self) -> RunFolder:
@@ -231,7 +232,7 @@ def _cell(
     name = _name(task)
     if name in keys.per_task:
         merge_layer(values, keys.per_task[name], where, f"{origins['per_task']}, per_task.{name}")
-    values["method"] = row if row in METHODS else "kd"
+    values["method"] = row if row in METHODS or is_plugin(row) else "kd"
     if row in keys.variants:
         merge_layer(values, keys.variants[row], where, f"{origins['variants']}, variants.{row}")
     values |= {"task": task, "seed": seed}
@@ -261,14 +262,17 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
         where = f"{origins['variants']}: variants.{name}"
         if name in (*METHODS, TEACHER) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ConfigError(f"{where}: expected a name of letters, digits, _, . and -, and not that of a method")
-        if values.get("method") not in METHODS:
-            raise ConfigError(f"{where}.method = {values.get('method')!r}: expected one of {', '.join(METHODS)}")
+        if values.get("method") not in METHODS and not is_plugin(values.get("method")):
+            raise ConfigError(
+                f"{where}.method = {values.get('method')!r}: expected one of {', '.join(METHODS)}, or a method of your "
+                "own, package.module:Name"
+            )
         _refuse_cell_keys(where, values, allowed="method")
     for name, values in keys.per_task.items():
         _refuse_cell_keys(f"{origins['per_task']}: per_task.{name}", values)
     known = (*METHODS, TEACHER, *keys.variants)
     for method in keys.methods:
-        if method not in known:
+        if method not in known and not is_plugin(method):
             raise ConfigError(
                 f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
                 f"{did_you_mean(method, known)}"
