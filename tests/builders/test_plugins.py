@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from reptile_distil import load_config
+from reptile_distil import Experiment, load_config
 from reptile_distil.config.plugin_names import folder_name
 from reptile_distil.errors import CallbackError, ConfigError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.export.report import make_report
+from reptile_distil.tables.config import commands, load_table_config
 from tests.builders.conftest import write_package
 from tests.helpers.experiments import epochs_of, weights_of
 from tests.helpers.paths import ROOT, TINY
@@ -283,3 +285,55 @@ def test_terms_for_two_widths_are_refused_or_run_end_to_end(tiny, tmp_path):
     assert min(epoch["train"][f"{name}_loss"] for name in ("relations", "attention", "hidden")) > 0
     assert plan.runs[-1].measured is not None
     assert "loss.relations.heads" in json.loads((experiment.folder.path / "results.json").read_text())["decisive"]
+
+
+def blocks_of(page, language, words):
+    (block,) = (
+        text
+        for text in re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+        if words in text
+    )
+    return block
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+    package = tmp_path / "elsewhere" / "my_package"
+    package.mkdir(parents=True)
+    (package / "methods.py").write_text(blocks_of("reptile_distil/README.md", "python", "class FadingTeacher"))
+    loss, _, _ = blocks_of("reptile_distil/README.md", "python", "class CosineLoss").partition("\noptimizer")
+    (package / "losses.py").write_text(loss)
+    monkeypatch.syspath_prepend(str(package.parent))
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: {TINY}\n" + blocks_of("configs/README.md", "yaml", "my_package.methods")
+    )
+    overrides = (f"runs_dir={tmp_path}/runs", "loss.name=my_package.losses:CosineLoss")
+    config = load_config(tmp_path / "mine.yaml", overrides)
+    experiment = Experiment(config.with_values(compare_with=()))
+    experiment.fit()
+    (epoch,) = epochs_of(experiment.folder)
+    assert experiment.folder.path.name == "fading-teacher-seed42"
+    assert epoch["train"]["alpha"] == pytest.approx(0.5 * (1 - 2 / 500))
+
+
+def test_a_row_of_a_table_may_be_ones_own(own, call, tmp_path):
+    (tmp_path / "table.yaml").write_text(
+        f"extends: {TINY}\nruns_dir: {tmp_path}/runs\ntasks: [toy-sentence]\nseeds: [42]\n"
+        "methods: [kd, my_pkg.methods:FadingTeacher, short]\n"
+        "variants:\n  short: {method: 'my_pkg.methods:FadingTeacher', method_options: {fade: 1}}\n"
+    )
+    table = load_table_config(tmp_path / "table.yaml")
+    assert [cell.folder.name for cell in table.cells] == [
+        "teacher-seed42",
+        "kd-seed42",
+        "fading-teacher-seed42",
+        "short-seed42",
+    ]
+    assert {cell.config.method for cell in table.cells[2:]} == {"my_pkg.methods:FadingTeacher"}
+    code, _, err = call("table", config=tmp_path / "table.yaml")
+    assert code == 0, err
+    assert "my_pkg.methods:FadingTeacher" in (tmp_path / "runs" / "table.md").read_text()
+    words = list(commands(table, "scripts/table.py", tmp_path / "table.yaml", ()))[2]
+    assert load_table_config(tmp_path / "table.yaml", [word for word in words if "=[" in word]).rows == (
+        "teacher",
+        "my_pkg.methods:FadingTeacher",
+    )
