@@ -90,7 +90,12 @@ def plugins_of(config: Config, role: Role) -> dict[str, str]:
 def describe_plugin(name: str) -> dict[str, str | None]:
     """A class of the user's own that was imported: its package, the package's version, and its module's SHA-256."""
     module = name.partition(":")[0]
-    distribution = next(iter(_distributions().get(module.partition(".")[0], ())), None)
+    package = module.partition(".")[0]
+    distribution: str | None
+    try:
+        distribution = importlib.metadata.distribution(package).name
+    except importlib.metadata.PackageNotFoundError:  # its distribution has another name, or there is none
+        distribution = next(iter(_distributions().get(package, ())), None)
     file = getattr(sys.modules[module], "__file__", None)
     return {
         "name": name,

@@ -211,6 +211,8 @@ def _caught_projections(model: nn.Module, *, wanted: bool) -> Iterator[list[Proj
 def _projecting_layers(model: nn.Module) -> list[tuple[nn.Module, ...]]:
     """The three linear layers of each attention of the model. Raises `ModelError` as `_caught_projections`."""
     layers = []
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise ModelError(f"{_no_projections(model)}, or compute.compile=false: it is compiled")
     for module in model.modules():
         parts = dict(module.named_children())
         names = next((names for names in PROJECTION_NAMES if all(name in parts for name in names)), None)

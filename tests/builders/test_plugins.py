@@ -60,10 +60,10 @@ def experiment_loss():
     "overrides",
     [
         [FADING, "method_options.fade=5"],
-        ["method=my_pkg.methods:MovingTeacher"],
-        ["method=kd", "loss.name=my_pkg.losses:StatesLoss"],
-        ["method=kd", "loss.hidden=1", "loss.hidden_projection=learned", "loss.hidden_embeddings=true"],
-        ["method=reptile", "loss.hidden=1", "loss.hidden_projection=learned"],
+        ["method=reptile", "loss.hidden=1", "loss.hidden_projection=learned", "loss.hidden_embeddings=true"],
+        pytest.param(["method=my_pkg.methods:MovingTeacher"], marks=pytest.mark.slow),
+        pytest.param(["method=kd", "loss.name=my_pkg.losses:StatesLoss"], marks=pytest.mark.slow),
+        pytest.param(["method=kd", "loss.hidden=1", "loss.hidden_projection=learned"], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(own, tiny, tmp_path, overrides):
@@ -176,7 +176,19 @@ def test_no_code_is_taken_from_a_folder_of_models_data_or_runs(tiny, tmp_path, m
     assert f"lies_in_{kind}.methods" not in sys.modules
 
 
-def test_no_code_is_taken_from_the_current_folder_unless_it_is_named(tmp_path):
+def test_no_code_is_taken_from_the_current_folder_unless_it_is_named(tiny, tmp_path, monkeypatch):
+    write_package(tmp_path, "is_here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    with pytest.raises(ConfigError, match="was found in the current folder alone, from which no code is taken"):
+        tiny("method=is_here.methods:FadingTeacher").check_plugins()
+    assert "is_here.methods" not in sys.modules
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    tiny("method=is_here.methods:FadingTeacher").check_plugins()
+
+
+@pytest.mark.slow
+def test_nor_by_a_command_that_is_started_in_it(tmp_path):
     write_package(tmp_path, "lies_here")
     (tmp_path / "run.py").write_text("")
     words = [sys.executable, "-m", "reptile_distil", "distil", "--config", str(TINY), "method=lies_here.losses:NoLoss"]

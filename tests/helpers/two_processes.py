@@ -45,6 +45,7 @@ METHODS = (
     "reptile-inner",
     "reptile-student-first",
     "kd-hidden",
+    "kd-projected",
     "reptile-padded",
     "prokt",
 )
@@ -69,18 +70,16 @@ SHARDED = {
 }
 
 
-def hidden_terms(name, *, shard):
-    """Of every kind; a projection is beside the student, where that is whole."""
+def hidden_terms(name):
+    """Of every kind."""
     layer_map = ((1,), (3,))
-    if name == INNER:
-        return [PatientLoss(0.5, layer_map), HiddenLoss(0.1, layer_map)]
-    if name != "kd-hidden":
+    if name == "kd-projected":
+        torch.manual_seed(3)
+        return [ProjectedHiddenLoss(5.0, layer_map, student_width=16, teacher_width=16, embeddings=True)]
+    if name not in ("kd-hidden", INNER):
         return []
-    torch.manual_seed(3)
-    projected = ProjectedHiddenLoss(0.1, layer_map, student_width=16, teacher_width=16)
-    hidden = HiddenLoss(0.1, layer_map) if shard else projected
     relations, attention = RelationLoss(0.5, 4, 3, 1), AttentionLoss(0.1, layer_map, "scores", 2, 2)
-    return [PatientLoss(0.5, layer_map), hidden, relations, attention]
+    return [PatientLoss(0.5, layer_map), HiddenLoss(0.1, layer_map), relations, attention]
 
 
 def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=None):
@@ -91,12 +90,12 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
         with_rows(teacher, 37)
     for model in (teacher, student) if shard else ():
         shard_model(model, "cpu")
-    loss = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms(name, shard=shard)).double()
+    loss = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms(name)).double()
     options = {
         # eps: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
         "student_optimizer": torch.optim.AdamW([*student.parameters(), *loss.parameters()], lr=1e-3, eps=1e-4),
         # Clipped gradients hide their size, unclipped ones the norm.
-        "max_grad_norm": 0.1 if name in ("kd", "reptile-adamw") else 100.0,
+        "max_grad_norm": 0.1 if name in ("kd", "kd-projected", "reptile-adamw") else 100.0,
         "micro_batch_size": micro_batch_size,
         "processes": processes,
     }

@@ -338,6 +338,13 @@ def test_models_that_do_are_not(kind):
     check_projections(kind, classifier(kind, 2))
 
 
+def test_a_compiled_model_is_refused():
+    model = bert(2)
+    model._compiled_call_impl = model.forward  # as model.compile() leaves it
+    with pytest.raises(ModelError, match=r"compute\.compile=false"):
+        Classifier(model).outputs(batch(), needs=["projections"])
+
+
 def test_attention_that_is_more_than_queries_and_keys_is_refused():
     with pytest.raises(ModelError, match=r"loss\.attention computes the maps of .* and this one is mpnet"):
         check_maps("mpnet", classifier("mpnet", 2))
