@@ -1,6 +1,6 @@
 """The GLUE table, and the description of a user's own task.
 
-Nothing is read or loaded here: `sources.load_split` does that with a `Task` in hand.
+Nothing is read or loaded here: `splits.load_split` does that with a `Task` in hand.
 """
 
 from collections.abc import Mapping

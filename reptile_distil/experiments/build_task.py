@@ -7,9 +7,9 @@ from typing import Any
 
 from reptile_distil.config.config import Config
 from reptile_distil.data import toy
-from reptile_distil.data.sources import own_label_names
 from reptile_distil.data.tasks import HubDataset, Task, get_task
 from reptile_distil.metric_names import OF_NUMBERS
+from reptile_distil.sources.splits import own_label_names
 
 VALIDATION = "validation"
 """Name of the split that `data.validation_fraction` makes of training rows."""

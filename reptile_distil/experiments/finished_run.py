@@ -14,7 +14,6 @@ from typing import NamedTuple, get_args
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import MethodName, Role
-from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, ModelError, RunError
 from reptile_distil.experiments.build_task import build_task
@@ -23,6 +22,7 @@ from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
 from reptile_distil.runtime.files import digest_files
+from reptile_distil.sources.splits import open_split
 from reptile_distil.training.metrics import Scores
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")

@@ -15,7 +15,6 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
-from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError, LayerMapError
 from reptile_distil.experiments.build_method import (
@@ -60,6 +59,7 @@ from reptile_distil.runs.resume import Fingerprints
 from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.compute import choose_device, compile_forward, set_attention
 from reptile_distil.runtime.processes import Processes, shard_model, whole_copy
+from reptile_distil.sources.splits import open_split
 from reptile_distil.training.cuda_graphs import LENGTH_STEP
 from reptile_distil.training.loop import count_steps
 
