@@ -11,6 +11,9 @@ from typing import Literal
 from reptile_distil.errors import ConfigError, did_you_mean
 from reptile_distil.metric_names import fault_in_metrics
 
+TRANSFER = "transfer"
+"""Name of the split of rows that have no labels, or whose labels are not read (see `transfer`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset:

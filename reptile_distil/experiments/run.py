@@ -125,11 +125,11 @@ class Run:
         self.fingerprints = self.components.fingerprints()
         self.recovery.start(self.config.to_yaml(), self.fingerprints)
         logger.info(
-            "%s on %s: %s parameters, %d training rows, %d steps, into %s",
+            "%s on %s: %s parameters, %s, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,
             self.task.name,
             f"{count_parameters(self.components.model):,}",
-            self.batches.num_rows,
+            self.batches.describe_rows(),
             self._num_steps(),
             self.folder.path,
         )
@@ -265,7 +265,7 @@ class Run:
             "score": outcome.best.score,
             "best_epoch": outcome.best.epoch,
             "num_steps": outcome.num_steps,
-            "num_train_rows": self.batches.num_rows,
+            "num_train_rows": self.batches.num_labelled_rows,
             "num_parameters": count_parameters(self.components.model),
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
@@ -273,6 +273,8 @@ class Run:
             "peak_memory_bytes": peak,
             "inputs": self.inputs,
         }
+        if self.batches.num_transfer_rows:
+            results["num_transfer_rows"] = self.batches.num_transfer_rows
         if outcome.stopped_by is not None:
             results["stopped_by"] = outcome.stopped_by
         teacher = self.components.teacher

@@ -48,6 +48,7 @@ from reptile_distil.runs.records import read_results
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.measuring import explain_out_of_memory
 from reptile_distil.training.evaluation import predict_logits
+from reptile_distil.training.loop import count_steps
 
 if TYPE_CHECKING:
     from reptile_distil.experiments.setup import Setup
@@ -187,8 +188,8 @@ def keeps_training_logits(config: Config, role: Role, train: Batches) -> bool:
     """
     if role != "kd" or config.loss.patient or config.loss.hidden or config.kd.keep_logits is False:
         return False
-    steps = config.train.max_steps
-    return config.kd.keep_logits is True or steps is None or steps >= train.num_batches
+    num_steps = count_steps(train, config.train.epochs, config.train.max_steps)
+    return config.kd.keep_logits is True or train.sees_every_row(num_steps)
 
 
 @dataclass
@@ -230,7 +231,7 @@ class TeacherLogits:
         """Gives the training batches their logits; returns the seconds that computing them took."""
         batches = self.passes_over(train)
         if not self.setup.processes.on_main(lambda: self.is_kept(batches, rows)):
-            logger.info("the teacher's logits of %d training rows, computed once", train.num_rows)
+            logger.info("the teacher's logits of %s, computed once", train.describe_rows())
         with explain_out_of_memory("train.eval_batch_size"):
             train.teacher_logits, seconds = self.of(batches, rows, title="teacher's logits")
         return seconds

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reptile_distil.data import toy
 from reptile_distil.data.rows import Rows, class_names, digest_dataset, read_dataset
-from reptile_distil.data.tasks import Task
+from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import require_hub
@@ -89,6 +89,17 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
         return _open_hub(task, split) if path is None else _open_folder(task, split, path)
     except OSError as error:  # a path that is too long, or runs through a file
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def open_transfer_file(task: Task, file: Path) -> Source:
+    """Rows with the task's text columns and without labels, not read yet, in a file or folder as an own task's.
+
+    Raises as `open_split` does.
+    """
+    beside = replace(
+        task, files={TRANSFER: str(file)}, splits={TRANSFER: ()}, folder=None, hub=None, is_generated=False
+    )
+    return open_split(beside, TRANSFER, None)
 
 
 def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
