@@ -240,6 +240,7 @@ def task_loss(
 
 
 def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None, row_weights: Tensor) -> Tensor:
+    weights = None if class_weights is None or labels.ndim == 2 else _of_classes(class_weights, logits)
     # Not a selection of rows, whose number a GPU would be asked for.
     has_label = row_weights > 0
     known = torch.where(has_label if labels.ndim == 1 else has_label[:, None], labels, torch.zeros_like(labels))
@@ -248,11 +249,11 @@ def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | 
             logits, known.to(logits.dtype), pos_weight=class_weights, reduction="none"
         )
         losses = each.mean(dim=1)
-    elif logits.shape[1] == 1 and class_weights is None:
+    elif logits.shape[1] == 1:
         losses = (logits.squeeze(1) - known.to(logits.dtype)).square()
     else:
         losses = F.cross_entropy(logits, known, reduction="none")
-        losses = losses if class_weights is None else _of_classes(class_weights, logits)[known] * losses
+        losses = losses if weights is None else weights[known] * losses
     return (row_weights.to(losses.dtype) * losses).mean()
 
 
