@@ -15,6 +15,7 @@ from reptile_distil.data.extra_batches import hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.tasks import HubDataset, Task, get_task
 from reptile_distil.data.transfer import hide_labels, join_rows, without_labels
+from reptile_distil.errors import ConfigError
 from reptile_distil.experiments.teachers import cache_folder
 from reptile_distil.metric_names import OF_NUMBERS
 from reptile_distil.models.tokenizer import Tokenizers
@@ -25,7 +26,21 @@ VALIDATION = "validation"
 
 
 def build_task(config: Config) -> Task:
-    """The task that the configuration names, or describes."""
+    """The task that the configuration names, or describes.
+
+    Raises `ConfigError` where its transfer rows would teach nothing.
+    """
+    task, loss = _task_of(config), config.loss
+    has_term = not task.is_regression or loss.regression != "none" or loss.patient or loss.hidden
+    if config.data.transfer.is_on and config.method != "finetune" and not has_term:
+        raise ConfigError(
+            f"loss.regression = none leaves the regression {task.name} without a distillation term, so that transfer "
+            "rows teach nothing: set it to mse, or leave data.transfer out"
+        )
+    return task
+
+
+def _task_of(config: Config) -> Task:
     if isinstance(config.task, str):
         return toy.TASKS.get(config.task) or get_task(config.task)
     own = config.task
