@@ -81,7 +81,8 @@ class DistillationLoss(nn.Module):
 
         L = (1 - alpha) / |l| * sum_{i in l} task loss_i + alpha / |x| * sum_{i in x} T² * KL_i
 
-    and terms on hidden states are taken over all rows, as the distillation term is.
+    and terms on hidden states are taken over all rows, as the distillation term is. So it is in every equation of a
+    method that has L, and with beta in the loss of a teacher that learns (`of_teacher`).
 
     Args:
         alpha: weight of the distillation term, in [0, 1].

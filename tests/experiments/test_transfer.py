@@ -76,7 +76,15 @@ def training_batches(*overrides):
     return build_training_batches(config, experiment.task, load_tokenizer(config.teacher.pretrained)), experiment
 
 
-@pytest.mark.parametrize("method", ["kd", "reptile", "lgtm", "metadistil", "cotrain", "finetune"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "kd",
+        "lgtm",
+        "finetune",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("reptile", "metadistil", "cotrain")),
+    ],
+)
 def test_results_count_both_kinds_of_rows_and_the_teacher_learns_from_labels_alone(tiny, method):
     experiment = tiny(f"method={method}", HIDDEN)
     results = experiment.fit()
@@ -139,9 +147,9 @@ def test_a_ratio_of_0_leaves_the_same_labelled_rows_and_their_teacher():
     ("kind", "options"),
     [
         ("classes", ("method=kd", "kd.keep_logits=true", "loss.class_weights=balanced")),
-        ("classes", ("method=reptile", "reptile.order=student_first", "reptile.task_lr=1e-3")),
+        pytest.param("classes", ("method=reptile", "reptile.task_lr=1e-3"), marks=pytest.mark.slow),
         ("scores", ("method=prokt",)),
-        ("sets", ("method=kd", "kd.keep_logits=false", "loss.class_weights=balanced")),
+        pytest.param("sets", ("method=kd", "loss.class_weights=balanced"), marks=pytest.mark.slow),
     ],
 )
 def test_corrupting_hidden_labels_changes_not_one_bit_of_teacher_and_student(own, tmp_path, kind, options):
@@ -251,6 +259,7 @@ def test_logits_are_kept_by_themselves_where_every_transfer_row_is_seen(tiny):
         assert keeps_training_logits(experiment.config, "kd", train) is kept
 
 
+@pytest.mark.slow
 def test_packing_and_micro_batches_take_mixed_batches_too(tiny):
     plain = tiny("method=kd", HIDDEN).fit()
     parts = tiny("method=kd", HIDDEN, "data.packing=true", "train.micro_batch_size=3", "output_dir=null", "seed=42")
