@@ -179,7 +179,6 @@ class Config(Section):
                 raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
         for name, is_on in {
             "data.packing": self.data.packing,
-            "compute.compile": self.compute.compile,
             "distributed.shard": self.distributed.shard,
             "loss.extra_rows": self.loss.extra_rows > 0,
             "train.micro_batch_size": self.train.micro_batch_size,

@@ -31,7 +31,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
 from reptile_distil.methods.checkpoints import Weights
 from reptile_distil.models.checks import check_rows, check_states, check_vocabulary, fit_padding
-from reptile_distil.models.classifier import Classifier, Ensemble, Teacher
+from reptile_distil.models.classifier import Classifier, Ensemble
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.pretrained import load_finetuned
@@ -203,7 +203,7 @@ class TeacherLogits:
     """
 
     setup: Setup
-    teacher: Teacher
+    teacher: Classifier
     fingerprint: Mapping[str, Any]
 
     def is_kept(self, batches: Batches, rows: Mapping[str, Any]) -> bool:
@@ -226,6 +226,10 @@ class TeacherLogits:
         seconds = time.perf_counter() - started
         processes.on_main(lambda: self._keep(key, logits))
         return logits, seconds
+
+    def keep(self, batches: Batches, rows: Mapping[str, Any], logits: Logits) -> None:
+        """Puts logits (N, C) into the cache that were computed as `of` does. Every process of the run must ask."""
+        self.setup.processes.on_main(lambda: self._keep(self._key(batches, rows), logits))
 
     def for_training(self, train: Batches, rows: Mapping[str, Any]) -> float:
         """Gives the training batches their logits; returns the seconds that computing them took."""
