@@ -21,11 +21,11 @@ from typing import Any
 
 from reptile_distil.config.config import Config
 from reptile_distil.config.own_task import OwnTaskConfig
-from reptile_distil.config.plugin_names import is_plugin
 from reptile_distil.config.sections import Role
 from reptile_distil.data.cache import default_folder
 from reptile_distil.errors import ConfigError, first_sentence
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runtime.files import hash_file
 
 METHOD_ARGUMENTS = ("loss", "student_optimizer", "max_grad_norm", "micro_batch_size", "processes")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from reptile_distil.config.plugin_names import folder_name, is_plugin
 from reptile_distil.config.sections import MethodName
+from reptile_distil.plugin_names import folder_name, is_plugin
 
 if TYPE_CHECKING:
     from reptile_distil.config.config import Config
@@ -25,9 +25,10 @@ def check_own_methods(config: Config) -> None:
     for key, is_on in {
         "compute.cuda_graphs": config.compute.cuda_graphs,
         "distributed.shard": config.distributed.shard,
+        "data.transfer, rows without labels,": config.data.transfer.is_on,
     }.items():
         if own and is_on:
-            raise ValueError(f"{key} cannot be used with a method of one's own, {own[0]}: set it to false")
+            raise ValueError(f"{key} cannot be used with a method of one's own, {own[0]}: leave it out")
 
 
 def check_graphed_steps(config: Config) -> None:
@@ -40,7 +41,6 @@ def check_graphed_steps(config: Config) -> None:
             raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
     for name, is_on in {
         "data.packing": config.data.packing,
-        "compute.compile": config.compute.compile,
         "distributed.shard": config.distributed.shard,
         "loss.extra_rows": config.loss.extra_rows > 0,
         "train.micro_batch_size": config.train.micro_batch_size,

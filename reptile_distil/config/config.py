@@ -13,17 +13,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from reptile_distil.config.combinations import check_graphed_steps, check_own_methods
+from reptile_distil.config.data_section import DataConfig
 from reptile_distil.config.defining_settings import flatten, keep_defining
 from reptile_distil.config.loss_sections import LossConfig
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
 from reptile_distil.config.own_task import OwnTaskConfig
-from reptile_distil.config.plugin_names import PluginName, is_plugin
 from reptile_distil.config.sections import (
     OWN_SECTIONS,
     CheckpointConfig,
     ComputeConfig,
-    DataConfig,
     DistributedConfig,
     KdConfig,
     MetadistilConfig,
@@ -39,6 +38,7 @@ from reptile_distil.config.sections import (
 )
 from reptile_distil.config.yaml_files import dump_yaml, find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.errors import ConfigError
+from reptile_distil.plugin_names import PluginName, is_plugin
 
 COMMAND_LINE = "command line"
 """Where an override comes from, in messages."""
@@ -147,6 +147,14 @@ class Config(Section):
     def _data_have_one_place(self) -> Config:
         if isinstance(self.task, OwnTaskConfig) and self.task.hub is not None and self.data.path is not None:
             raise ValueError("data.path has no effect on task.hub: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer_rows_teach(self) -> Config:
+        if self.data.transfer.is_on and {self.method, *self.compare_with} != {"finetune"}:
+            self.data.transfer.rows_per_batch(self.train.batch_size)
+            if self.data.transfer.ratio and not (self.loss.alpha or self.loss.hidden_terms):
+                raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so data.transfer has no use")
         return self
 
     @model_validator(mode="after")
@@ -259,7 +267,7 @@ class Config(Section):
             values["teacher.pretrained"] = self.teacher.pretrained
         if self.loss.class_weights is not None:  # the task loss of every method
             values["loss.class_weights"] = self.model_dump(mode="json")["loss"]["class_weights"]
-        return keep_defining(values, of_the_teacher=role == "teacher")
+        return keep_defining(values, role=role)
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
@@ -347,6 +355,10 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
             raise ConfigError(
                 f"command line: {key} has no effect on method {config.method}; leave it out, or give a method of your "
                 "own, method=package.module:Name"
+            )
+        if key in ("data.transfer.files", "data.transfer.ratio") and set(methods) == {"finetune"}:
+            raise ConfigError(
+                f"command line: {key} has no effect on method finetune, which learns from labels alone; leave it out"
             )
         if section in (*OWN_SECTIONS, "kd") and section not in methods:
             raise ConfigError(

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from reptile_distil.config.plugin_names import PluginName
 from reptile_distil.config.sections import LayerMapName, Section
+from reptile_distil.plugin_names import PluginName
 
 
 class _TermConfig(Section):

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.own_task import OwnTaskConfig
-from reptile_distil.config.plugin_names import PATTERN
 from reptile_distil.config.yaml_files import dump_yaml
 from reptile_distil.errors import did_you_mean
+from reptile_distil.plugin_names import PATTERN
 
 
 def describe(config: BaseModel, without: Collection[str] = (), missing: Collection[str] = ()) -> str:

@@ -16,7 +16,6 @@ from reptile_distil.builders.loss import build_loss
 from reptile_distil.builders.own_method import OwnMethod
 from reptile_distil.builders.plugins import load_method, make
 from reptile_distil.config.config import Config
-from reptile_distil.config.plugin_names import is_plugin
 from reptile_distil.config.sections import TEACHER_MOVES, ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import ConfigError
@@ -32,6 +31,7 @@ from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import GradientStep, adamw, fresh_eps
 from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training.cuda_graphs import GraphedSteps
 from reptile_distil.training.loop import Method, count_steps

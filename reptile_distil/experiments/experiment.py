@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from reptile_distil.builders.plugins import check_plugins
 from reptile_distil.config.config import Config, load_config
-from reptile_distil.config.plugin_names import folder_name
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
@@ -27,6 +26,7 @@ from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
 from reptile_distil.models.classifier import Classifier
+from reptile_distil.plugin_names import folder_name
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
 from reptile_distil.runs.records import Results

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from reptile_distil.config.plugin_names import folder_name
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.export.report import Report
 from reptile_distil.models.toy import is_toy_model
+from reptile_distil.plugin_names import folder_name
 from reptile_distil.runtime.files import write_text
 from reptile_distil.runtime.measuring import Timing
 from reptile_distil.runtime.text_tables import Code, escape_markdown, markdown_table, percent
@@ -211,8 +211,10 @@ def _conditions(report: Report) -> str:
 
 def _data_sentence(report: Report) -> str:
     source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
+    unlabelled = report.results.num_transfer_rows
+    beside = f" and {unlabelled:,} rows without labels" if unlabelled else ""
     return escape_markdown(
-        f"Trained on {report.results.num_train_rows:,} rows of {source} in {report.results.num_steps:,} steps, "
+        f"Trained on {report.results.num_train_rows:,} rows of {source}{beside} in {report.results.num_steps:,} steps, "
         f"{report.results.train_seconds:,.0f} seconds on {report.results.device} "
         f"(torch {report.environment.torch}, transformers {report.environment.transformers}). "
         "The values that decide the result:"

@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.plugin_names import folder_name, is_plugin
 from reptile_distil.config.sections import MethodName, PathText, Role
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError, did_you_mean
 from reptile_distil.experiments.build_task import build_task
+from reptile_distil.plugin_names import folder_name, is_plugin
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
 

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from reptile_distil import Experiment, load_config
-from reptile_distil.config.plugin_names import folder_name
 from reptile_distil.errors import CallbackError, ConfigError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.export.report import make_report
+from reptile_distil.plugin_names import folder_name
 from reptile_distil.tables.config import commands, load_table_config
 from tests.builders.conftest import write_package
 from tests.helpers.experiments import epochs_of, weights_of
@@ -215,6 +215,7 @@ def test_nor_by_a_command_that_is_started_in_it(tmp_path):
         (["method=a.b:Mine", "compare_with=[c.d:Other]", "method_options={x: 1}"], "method_options are of one method"),
         (["method=a.b:Mine", "compute.cuda_graphs=true"], "cannot be used with a method of one's own"),
         (["method=a.b:Mine", "distributed.shard=true"], "cannot be used with a method of one's own"),
+        (["method=a.b:Mine", "data.transfer.fraction=0.5"], "data.transfer, rows without labels, cannot be used with"),
         (["method=a.b:Mine", "teachers=[x]"], "teachers belongs to method kd alone"),
         (["method=kd", "method_options.x=1"], "method_options.x has no effect on method kd"),
         (["method=kd", "loss.options={x: 1}"], "options belongs to name"),
