@@ -6,12 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from reptile_distil import Experiment, load_config
+from reptile_distil.builders.own_method import OwnMethod
 from reptile_distil.errors import CallbackError, ConfigError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments.dry_run import plan_distillation
+from reptile_distil.experiments.finished_run import open_run_folder
+from reptile_distil.export.model_card import render_card
 from reptile_distil.export.report import make_report
 from reptile_distil.plugin_names import folder_name
 from reptile_distil.tables.config import commands, load_table_config
@@ -94,6 +99,7 @@ def test_a_projection_is_in_checkpoints_and_not_in_the_saved_model(tiny):
     assert not any("w_hidden" in name for name in weights_of(experiment))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_moves_is_scored_and_saved(own, tiny):
     experiment = tiny("method=my_pkg.methods:MovingTeacher")
     experiment.fit()
@@ -131,11 +137,6 @@ def test_code_that_has_changed_is_not_gone_on_with(own, tiny, tmp_path):
         ([FADING, "method_options={student: 1}"], "method_options.student: is given by the run itself"),
         ([FADING, "method_options={fade: 0}"], "FadingTeacher cannot be made: ValueError: fade = 0: expected"),
         (["method=kd", "loss.name=my_pkg.losses:AttentionsLoss"], "set compute.attention=eager"),
-        (["method=my_pkg.methods:Returns", "method_options={value: 3}"], "must return a dict of scalars, 'loss' among"),
-        (["method=my_pkg.methods:Returns", "method_options={value: {loss: 1.0, gap: 1.0}}"], "moves_teacher = True"),
-        (["method=my_pkg.methods:Returns", "method_options={value: {loss: 1.0, step: 1}}"], "'step', which is no name"),
-        (["method=my_pkg.methods:Returns", "method_options={value: {loss: [1]}}"], "which is no scalar"),
-        (["method=my_pkg.methods:Returns", "method_options={value: varying}"], "the same names in every step"),
         (["method=my_pkg.methods:Untouchable"], "must hold tensors by name, but 'count' is 3"),
     ],
 )
@@ -144,6 +145,37 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(own, tiny, overrides, me
         tiny(*overrides, "train.max_steps=3").fit()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([3], "must return a dict of scalars, 'loss' among them, not 3"),
+        ([{"grad_norm": 1.0}], "must return a dict of scalars, 'loss' among them"),
+        ([{"loss": 1.0, "gap": 1.0}], "moves_teacher = True"),
+        ([{"loss": 1.0, "step": 1}], "'step', which is no name for a value in the log"),
+        ([{"loss": torch.zeros(2)}], "which is no scalar"),
+        ([{"loss": 1.0}, {"loss": 1.0, "other": 2.0}], "the same names in every step, but 'other' varies"),
+    ],
+)
+def test_a_step_that_returns_something_else_is_refused(returned, message):
+    steps = iter(returned)
+    own = OwnMethod(SimpleNamespace(step=lambda batch: next(steps)), "a.b:Mine", moves_teacher=False)
+    given = {"input_ids": torch.ones(1, 1)}
+    for _ in returned[1:]:
+        own.step(given)
+    with pytest.raises(RunError, match=re.escape(message)):
+        own.step(given)
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "message"),
+    [({"lr": None}, "must have names for log files, not 'lr'"), ({"mine": 3}, "optimizers['mine'] is no optimizer")],
+)
+def test_optimizers_that_are_none_are_refused(optimizers, message):
+    own = OwnMethod(SimpleNamespace(optimizers=optimizers), "a.b:Mine", moves_teacher=False)
+    with pytest.raises(RunError, match=re.escape(message)):
+        own.optimizers()
 
 
 def test_what_is_refused_is_refused_before_the_teacher_is_trained(own, tiny, tmp_path):
@@ -159,6 +191,7 @@ def test_what_is_refused_is_refused_before_the_teacher_is_trained(own, tiny, tmp
     assert not list((tmp_path / "runs").rglob("metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_attentions_are_there_where_attention_is_written_out(own, tiny):
     experiment = tiny("method=kd", "loss.name=my_pkg.losses:AttentionsLoss", "compute.attention=eager")
     experiment.fit()
@@ -250,8 +283,16 @@ def test_a_method_of_ones_own_can_be_planned_printed_and_reported(own, tiny, tmp
     assert load_config_text(config, tmp_path) == config
     experiment = tiny(FADING)
     experiment.fit()
-    report = make_report(experiment.folder.path)
-    assert report.results.method == "my_pkg.methods:FadingTeacher"
+    assert open_run_folder(experiment.folder.path).results.method == "my_pkg.methods:FadingTeacher"
+
+
+@pytest.mark.slow
+def test_a_run_of_ones_own_method_has_a_model_card(own, tiny):
+    experiment = tiny(FADING)
+    experiment.fit()
+    card = render_card(make_report(experiment.folder.path))
+    assert "FadingTeacher" in card
+    assert "toy-sentence-fading-teacher" in card
 
 
 def load_config_text(config, tmp_path):
@@ -328,13 +369,25 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch):
     assert epoch["train"]["alpha"] == pytest.approx(0.5 * (1 - 2 / 500))
 
 
-def test_a_row_of_a_table_may_be_ones_own(own, call, tmp_path):
+@pytest.fixture
+def table_of_own(own, tmp_path):
     (tmp_path / "table.yaml").write_text(
         f"extends: {TINY}\nruns_dir: {tmp_path}/runs\ntasks: [toy-sentence]\nseeds: [42]\n"
         "methods: [kd, my_pkg.methods:FadingTeacher, short]\n"
         "variants:\n  short: {method: 'my_pkg.methods:FadingTeacher', method_options: {fade: 1}}\n"
     )
-    table = load_table_config(tmp_path / "table.yaml")
+    return tmp_path / "table.yaml"
+
+
+@pytest.mark.slow
+def test_a_table_with_methods_of_ones_own_is_made(table_of_own, call, tmp_path):
+    code, _, err = call("table", config=table_of_own)
+    assert code == 0, err
+    assert "my_pkg.methods:FadingTeacher" in (tmp_path / "runs" / "table.md").read_text()
+
+
+def test_a_row_of_a_table_may_be_ones_own(table_of_own):
+    table = load_table_config(table_of_own)
     assert [cell.folder.name for cell in table.cells] == [
         "teacher-seed42",
         "kd-seed42",
@@ -342,11 +395,8 @@ def test_a_row_of_a_table_may_be_ones_own(own, call, tmp_path):
         "short-seed42",
     ]
     assert {cell.config.method for cell in table.cells[2:]} == {"my_pkg.methods:FadingTeacher"}
-    code, _, err = call("table", config=tmp_path / "table.yaml")
-    assert code == 0, err
-    assert "my_pkg.methods:FadingTeacher" in (tmp_path / "runs" / "table.md").read_text()
-    words = list(commands(table, "scripts/table.py", tmp_path / "table.yaml", ()))[2]
-    assert load_table_config(tmp_path / "table.yaml", [word for word in words if "=[" in word]).rows == (
+    words = list(commands(table, "scripts/table.py", table_of_own, ()))[2]
+    assert load_table_config(table_of_own, [word for word in words if "=[" in word]).rows == (
         "teacher",
         "my_pkg.methods:FadingTeacher",
     )

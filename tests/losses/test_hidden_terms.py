@@ -169,7 +169,13 @@ def assert_same(models, expected):
 
 @pytest.mark.parametrize(
     ("kind", "micro_batch_size"),
-    [*((kind, None) for kind in ANY_WIDTH), ("relations", 2), ("projected and embeddings", 2)],
+    [
+        ("relations", None),
+        ("scores", None),
+        ("projected and embeddings", 2),
+        *(pytest.param(kind, None, marks=pytest.mark.slow) for kind in ("probabilities", "projected")),
+        pytest.param("relations", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_steps_of_kd_equal_the_literal_ones(kind, micro_batch_size):
     teacher, student, loss, (slow_teacher, slow_student, settings) = both(kind)
@@ -195,7 +201,14 @@ WAYS = {
 
 @pytest.mark.parametrize(
     ("kind", "way"),
-    [*(("projected and embeddings", way) for way in WAYS), ("relations", "teacher first"), ("scores", "student first")],
+    [
+        ("projected and embeddings", "teacher first"),
+        ("projected and embeddings", "two inner steps"),
+        ("relations", "teacher first"),
+        ("scores", "student first"),
+        *(pytest.param("hidden", way, marks=pytest.mark.slow) for way in WAYS),
+        *(pytest.param("projected and embeddings", w, marks=pytest.mark.slow) for w in ("new masks", "student first")),
+    ],
 )
 def test_steps_of_reptile_equal_the_literal_ones(kind, way):
     """The teacher has another number of heads. A projection is no part of the student: equation 1 leaves it alone."""
