@@ -1,7 +1,6 @@
 """The report card: operations, times, ONNX, int8, the model card, and its upload."""
 
 import json
-import math
 import runpy
 from dataclasses import replace
 from functools import partial
@@ -431,23 +430,3 @@ def test_the_script_writes_the_card_beside_the_weights_and_the_student_still_loa
     assert f"model card: {folder / 'README.md'}" in capsys.readouterr().out
     assert ModelCard.load(folder / "README.md").data.model_name == "toy-sentence-reptile"
     assert transformers.AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == 2
-
-
-@pytest.mark.parametrize("task", ["toy-sentence", "toy-pair", "toy-threeway", "toy-regression"])
-def test_a_plain_transformers_pipeline_gives_the_same_predictions(tmp_path, task):
-    experiment = Experiment.from_yaml(TINY, f"runs_dir={tmp_path}", f"task={task}", "method=finetune")
-    experiment.fit()
-    texts = [("a good film", "the bad plot"), ("never dull", "so cold and the ending was not moving")]
-    classify = transformers.pipeline("text-classification", model=str(experiment.folder.model), device="cpu")
-    if experiment.task.is_pair:
-        answers = classify([{"text": first, "text_pair": second} for first, second in texts])
-        expected = experiment.predict(texts)
-    else:
-        answers = classify([first for first, _ in texts])
-        expected = experiment.predict([first for first, _ in texts])
-    for answer, prediction in zip(answers, expected, strict=True):
-        if experiment.task.is_regression:
-            assert math.isclose(answer["score"], prediction.label, abs_tol=1e-5)
-        else:
-            assert answer["label"] == prediction.label
-            assert answer["score"] == pytest.approx(prediction.probabilities[prediction.label], abs=1e-5)
