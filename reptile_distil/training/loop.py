@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reptile_distil.data.batches import Batches, StepBatches
@@ -22,6 +21,7 @@ from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.runtime.measuring import Stopwatch
 from reptile_distil.training.callbacks import RunCallbacks
 from reptile_distil.training.divergence import DivergenceWatch
+from reptile_distil.training.progress_bar import progress_bar
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 
 logger = logging.getLogger(__name__)
@@ -316,16 +316,11 @@ class TrainingLoop:
         self.save()
 
     def _progress_bar(self) -> Any:
-        """Counts examples, so that it shows examples per second and the time left.
-
-        Silent where there is neither a terminal nor a notebook.
-        """
+        """Counts examples, so that it shows examples per second and the time left."""
         batches = self.batches
         epochs, steps = divmod(self.num_steps, batches.num_batches)
         total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
-        disable = not self.settings.show_progress or (None if "ipykernel.zmqshell" not in sys.modules else False)
-        initial = self.progress.num_examples
-        return tqdm(total=total, initial=initial, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
+        return progress_bar(total=total, initial=self.progress.num_examples, shown=self.settings.show_progress)
 
 
 def _outcome_of(progress: Progress) -> Outcome:
