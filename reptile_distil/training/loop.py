@@ -19,6 +19,7 @@ from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.runtime.measuring import Stopwatch
+from reptile_distil.runtime.text_tables import list_scores, percent
 from reptile_distil.training.callbacks import RunCallbacks
 from reptile_distil.training.divergence import DivergenceWatch
 from reptile_distil.training.progress_bar import progress_bar
@@ -339,17 +340,13 @@ def _outcome_of(progress: Progress) -> Outcome:
 def describe_epoch(record: EpochRecord, num_epochs: int) -> str:
     """An epoch's losses and scores in one line, for the terminal."""
     parts = [f"epoch {record.epoch}/{num_epochs}: loss {record.train['loss']:.4f}"]
-    parts += [f"{split} {_list_scores(scores)}" for split, scores in record.scores.items()]
+    parts += [f"{split} {list_scores(scores)}" for split, scores in record.scores.items()]
     if record.teacher_scores is not None:
-        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record.teacher_scores.items()]
-        parts.append(f"agreement {record.agreement:.3f}")
+        parts += [f"teacher's {split} {list_scores(scores)}" for split, scores in record.teacher_scores.items()]
+        parts.append(f"agreement {percent(record.agreement)} %")
     if record.last_gap is not None:
         parts.append(f"gap {record.last_gap:.3f}, teacher moved {record.teacher_drift:.3f}")
     return "; ".join(parts)
-
-
-def _list_scores(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
 def _rank(record: EpochRecord) -> float:

@@ -215,8 +215,8 @@ def test_what_is_kept_is_the_students_score_over_the_teachers(weighed):
         (0.8, 0.5, [], 0.6, []),
         (0.8, 0.5, [], 0.8, []),
         (0.6, 0.5, [], 0.8, ["below its student"]),
-        (0.5, 0.5, [], 0.4, ["no better than saying the most frequent class for every row (accuracy 0.5000)"]),
-        (0.4, 0.5, [], 0.7, ["no better than", "below its student (accuracy 0.7000), which has outgrown it"]),
+        (0.5, 0.5, [], 0.4, ["no better than saying the most frequent class for every row (accuracy 50.00 %)"]),
+        (0.4, 0.5, [], 0.7, ["no better than", "below its student (accuracy 70.00 %), which has outgrown it"]),
         (0.5, 0.5, ["dev"], 0.5, ["says the same for every row: that a student agrees with it means nothing"]),
         (0.5, 0.5, ["dev"], 0.6, ["says the same for every row", "below its student"]),
         (0.7, None, [], 0.6, []),
@@ -237,7 +237,7 @@ def test_a_weak_teacher_is_said_in_card_and_report(weighed, teacher, chance, one
     weak = report.describe_weakness(own, results)
     assert len(weak) == len(sentences)
     for found, expected in zip(weak, sentences, strict=True):
-        assert found.startswith(f"on dev the teacher (accuracy {teacher:.4f}) ")
+        assert found.startswith(f"on dev the teacher (accuracy {100 * teacher:.2f} %) ")
         assert expected in found
     shown = report.Report(**{**vars(weighed), "results": results, "teacher_scores": own, "weak_teacher": weak})
     for text in (model_card.performance_tables(shown), model_card.render_card(shown)):

@@ -58,7 +58,7 @@ def test_the_notebook_runs_to_its_end_and_leaves_a_run_where_the_scripts_would(e
         "not run yet",
         "teacher at end",
         "teacher_dev_accuracy",
-        f"{results['score']:.4f}",
+        f"{100 * results['score']:.2f}",
         "and 490 more rows",
     ):
         assert text in shown
