@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ Naming = Callable[[Path, dict[str, Any]], str]
 """What to call a run, from its folder and what its results.json holds."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """One run's curves."""
 
     task: str

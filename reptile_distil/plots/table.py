@@ -41,7 +41,7 @@ MOST_BARS = 6
 """More names than this stand beside the axis, with a point for each instead of a bar."""
 
 
-class Panel(NamedTuple):
+class _Panel(NamedTuple):
     """A panel of one task, and the names in it."""
 
     task: str
@@ -163,13 +163,13 @@ def score_against_time_figure(results: Sequence[Result], *, name: Naming = metho
     return figure
 
 
-def _grid(tasks: Sequence[str], names: Sequence[str], *, num_columns: int, width: float) -> tuple[Figure, list[Panel]]:
+def _grid(tasks: Sequence[str], names: Sequence[str], *, num_columns: int, width: float) -> tuple[Figure, list[_Panel]]:
     """A figure with a panel for each task; with many names one again, on the same axes, for each group of them."""
     groups = split_names(names)
     rows_each = -(-len(tasks) // num_columns)
     room_for_legends = 1.8 * (len(groups) > 1)
     figure = new_figure(max(5.0, width * num_columns + room_for_legends), 2.9 * rows_each * len(groups) + 0.5)
-    panels: list[Panel] = []
+    panels: list[_Panel] = []
     first: dict[str, Axes] = {}
     for number, group in enumerate(groups):
         for place, task in enumerate(tasks, start=1 + number * rows_each * num_columns):
@@ -177,11 +177,11 @@ def _grid(tasks: Sequence[str], names: Sequence[str], *, num_columns: int, width
             axes = figure.add_subplot(*grid, sharex=first.get(task), sharey=first.get(task))
             first.setdefault(task, axes)
             axes.set_title(task)
-            panels.append(Panel(task, group, axes))
+            panels.append(_Panel(task, group, axes))
     return figure, panels
 
 
-def _add_legends(figure: Figure, panels: Sequence[Panel]) -> None:
+def _add_legends(figure: Figure, panels: Sequence[_Panel]) -> None:
     """One legend on top; where names are in groups, one for each, beside the first row of its panels."""
     groups: dict[tuple[str, ...], list[Axes]] = {}
     for panel in panels:

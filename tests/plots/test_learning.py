@@ -9,7 +9,13 @@ import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.errors import RunError
-from reptile_distil.plots.learning import draw_learning_curves, learning_curves_figure, read_curves, read_curves_csv
+from reptile_distil.plots.learning import (
+    Run,
+    draw_learning_curves,
+    learning_curves_figure,
+    read_curves,
+    read_curves_csv,
+)
 from reptile_distil.plots.style import STYLES, styles_of
 from tests.helpers import records as helper
 from tests.helpers.paths import TINY
@@ -228,7 +234,7 @@ def test_curves_are_read_from_the_raw_results_of_a_table(tmp_path):
     assert kd.teacher_by_steps[0] == (0, pytest.approx(60))
     assert math.isnan(kd.teacher_by_steps[1][1])
     assert kd.gap_by_steps == [(20, 2.5)]
-    assert finetune == ("rte", "finetune", [(20, 25)], [(1.0, 25)], [], [], "dev")
+    assert finetune == Run("rte", "finetune", [(20, 25)], [(1.0, 25)], [], [], "dev")
     assert draw_learning_curves([tmp_path / "t-epochs.csv"], tmp_path / "curves.png").exists()
 
 
