@@ -172,6 +172,6 @@ def test_the_card_names_the_fast_path_and_its_program_opens_it(weighed, seconds,
 
 
 def test_the_program_of_the_readme_is_that_of_a_card(students):
-    folder = "runs/toy-sentence/reptile-seed42/model"
+    folder = "runs/toy-sentence/kd-seed42/model"
     program = onnx_program(students["toy-sentence"].task, max_length=32, folder=folder)
     assert program.partition("\nprint(")[0] in (ROOT / "scripts" / "README.md").read_text(encoding="utf-8")

@@ -99,7 +99,8 @@ def finished(tmp_path_factory):
         (world / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
-        Experiment.from_yaml(TINY, f"runs_dir={world}/runs").fit()
+        for method in ("reptile", "kd"):
+            Experiment.from_yaml(TINY, f"runs_dir={world}/runs", f"method={method}").fit()
     return world
 
 
@@ -209,7 +210,7 @@ def test_each_python_block_runs(world, block):
         pytest.importorskip("matplotlib")
     if "onnxruntime" in block.text:
         pytest.importorskip("onnxruntime")
-        student = "runs/toy-sentence/reptile-seed42"
+        student = "runs/toy-sentence/kd-seed42"
         assert call(["python", "scripts/report.py", "--model", student, "--int8", *BRIEFLY]) == 0
     names = {"teacher": bert(4), "student": bert(2), "loader": [batch()]}
     exec(compile(block.text, block.page, "exec"), names)
