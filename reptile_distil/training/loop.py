@@ -318,9 +318,7 @@ class TrainingLoop:
 
     def _progress_bar(self) -> Any:
         """Counts examples, so that it shows examples per second and the time left."""
-        batches = self.batches
-        epochs, steps = divmod(self.num_steps, batches.num_batches)
-        total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
+        total = self.batches.count_examples(self.num_steps)
         return progress_bar(total=total, initial=self.progress.num_examples, shown=self.settings.show_progress)
 
 
