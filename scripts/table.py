@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import DRY_RUN, make_parser, run
+from reptile_distil.cli import DRY_RUN, make_parser, run, terminal_width
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     from reptile_distil.tables.data import collect
-    from reptile_distil.tables.formats import write_table
+    from reptile_distil.tables.formats import to_terminal, write_table
     from reptile_distil.tables.grid import Grid
     from reptile_distil.tables.pictures import can_draw, draw_pictures
 
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid.run()
     if not arguments.only_runs:
         data = collect(table)
-        print(write_table(data, table.output), end="")
+        markdown = write_table(data, table.output)
+        width = terminal_width(sys.stdout)
+        print(markdown if width is None else to_terminal(data, width=width), end="")
         print(f"written to {table.output}.md, .tex, .csv and -epochs.csv", file=sys.stderr)
         if not can_draw():
             print("no pictures: they need pip install 'reptile-distil[plots]'", file=sys.stderr)

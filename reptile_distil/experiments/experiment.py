@@ -34,7 +34,6 @@ from reptile_distil.runs.results import (
     Prediction,
     RunResults,
     SplitPredictions,
-    describe_scores,
     name_label,
     name_predictions,
 )
@@ -43,7 +42,7 @@ from reptile_distil.runtime.compute import choose_device, choose_precision, comp
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.processes import start_processes
 from reptile_distil.runtime.randomness import random_numbers_repeated
-from reptile_distil.runtime.text_tables import html_table
+from reptile_distil.runtime.text_tables import html_table, list_scores
 from reptile_distil.training.callbacks import check_callbacks
 from reptile_distil.training.cuda_graphs import check_graphs
 from reptile_distil.training.evaluation import predict_logits, score_logits
@@ -226,7 +225,7 @@ class Experiment:
             return str(error)
         if results is None:
             return "unfinished" if self.folder.metrics.exists() else "not run yet"
-        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results.scores.items())
+        return "; ".join(f"{split} {list_scores(scores)}" for split, scores in results.scores.items())
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
         # Refuses a run of another configuration.
