@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName, PathText, Role
+from reptile_distil.config.table_sections import EngineConfig
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
@@ -49,6 +50,7 @@ class TableKeys(BaseModel):
     """Start of the names of the table's files in runs_dir."""
     output: PathText | None = None
     """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
+    engine: EngineConfig = EngineConfig()
 
 
 # Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
@@ -140,6 +142,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     except ValidationError as error:
         raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
+    _refuse_options_of_other_engines(keys.engine, command)
     common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
     if any(cell.config.precision == "auto" for cell in cells):
@@ -171,7 +174,8 @@ def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[st
     The teachers come first. A student's command started before its teacher is there fine-tunes it, or waits for the
     command that is at it.
     """
-    kept = [item for item in overrides if item.partition("=")[0] not in ("tasks", "methods", "seeds")]
+    own = ("tasks", "methods", "seeds", "engine")
+    kept = [item for item in overrides if item.partition("=")[0].partition(".")[0] not in own]
     tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
     for cell in table.cells:
         task = tasks[cell.task.name]
@@ -237,7 +241,8 @@ def _cell(
     values |= {"task": task, "seed": seed}
     config = _check(values, where, path)
     cell = Cell(build_task(config), row, seed, config)
-    choose_device(config.device)
+    if keys.engine.name == "local":  # where an engine computes, another device may be
+        choose_device(config.device)
     if "train" not in cell.task.splits:
         raise ConfigError(f"{origins['tasks']}: tasks: {name} has no train split; evaluate.py scores a model on it")
     if row in keys.variants:
@@ -272,6 +277,17 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
                 f"{did_you_mean(method, known)}"
+            )
+
+
+def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str, Any]) -> None:
+    """A file may hold the options of every engine, but who gives one on the command line expects an effect."""
+    given = command.get("engine")
+    for other in given if isinstance(given, Mapping) else ():
+        if other not in ("name", engine.name):
+            raise ConfigError(
+                f"command line: engine.{other} has no effect on engine {engine.name}; leave it out, or give "
+                f"--engine {other}"
             )
 
 
