@@ -17,11 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     With --dry-run, exit code 0 says that every cell could be run, and 2 that some could not, or not be checked.
     """
     parser = make_parser("Run the cells of a table (several workers may, on one folder), and make the table.")
-    parser.add_argument(
-        "--engine",
-        choices=("local", "ray", "slurm"),
-        help="who runs the cells, as engine.name=...; local: this process",
-    )
+    engines = ("local", "ray", "slurm")
+    parser.add_argument("--engine", choices=engines, help="who runs the cells, as engine.name=...; local: this process")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--only-runs", action="store_true", help="run the cells and make no table")
     only.add_argument("--only-table", action="store_true", help="make the table from what is there")

@@ -45,9 +45,7 @@ class RayEngine(RemoteEngine):
         retries: int,
     ) -> None:
         super().__init__(retries)
-        os.environ.setdefault(
-            "RAY_USAGE_STATS_ENABLED", "0"
-        )  # read when ray is imported; it would report to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
         try:
             import ray
         except ImportError:

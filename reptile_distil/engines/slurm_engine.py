@@ -92,9 +92,8 @@ class SlurmEngine(RemoteEngine):
                 with contextlib.suppress(Exception):  # one that has ended by itself
                     submitted.cancel()
             until = time.monotonic() + SECONDS_TO_STOP
-            while time.monotonic() < until and any(
-                _is_process(job) and not job.done() for job in self._submitted.values()
-            ):
+            processes = [job for job in self._submitted.values() if getattr(job, "_process", None) is not None]
+            while time.monotonic() < until and not all(job.done() for job in processes):
                 time.sleep(0.1)
         finally:
             self._interrupts.__exit__(kind, error, _)
@@ -132,10 +131,6 @@ class SlurmEngine(RemoteEngine):
         if state.startswith("CANCELLED"):
             return JobError(f"job {submitted.job_id} was cancelled")
         return Lost(f"job {submitted.job_id} has died ({state}, see {submitted.paths.stderr})")
-
-
-def _is_process(submitted: Any) -> bool:
-    return getattr(submitted, "_process", None) is not None
 
 
 def _on_one_line(error: Exception) -> str:

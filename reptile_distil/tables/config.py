@@ -182,6 +182,7 @@ def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[st
         cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
         cell_of_one += [f"methods=[{cell.row}]", f"seeds=[{cell.seed}]"]
         cell_of_one += ["teacher.keep_epochs=true"] if cell.config.teacher.keep_epochs else []
+        cell_of_one += ["engine.name=local"] if table.keys.engine.name != "local" else []
         yield ["python", script, "--config", str(path), *kept, *cell_of_one, "--only-runs"]
 
 

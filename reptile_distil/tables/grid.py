@@ -13,8 +13,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,7 +64,8 @@ class Grid:
         """Settles every cell: a finished one is not run again, a failed one does not stop the others."""
         settler = CellSettler(torch.get_num_threads() if isinstance(self._engine, LocalEngine) else None)
         teachers = {(cell.task.name, cell.seed): cell for cell in self._cells if cell.row == TEACHER}
-        futures, cells = {}, {}
+        futures: dict[str, Future[Any]] = {}
+        cells: dict[Future[Any], Cell] = {}
         for cell in self._cells:
             teacher = teachers.get((cell.task.name, cell.seed)) if cell.needs_teacher else None
             after = [] if teacher is None else [futures[teacher.name]]
