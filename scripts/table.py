@@ -35,12 +35,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             if getattr(arguments, option):
                 raise ConfigError(f"--engine has no effect on --{option.replace('_', '-')}: leave one of them out")
     table = load_table_config(arguments.config, arguments.overrides)
+    if table.keys.search is not None:
+        for option in ("only_runs", "only_table", "print_commands", "dry_run"):
+            if getattr(arguments, option):
+                raise ConfigError(f"--{option.replace('_', '-')} is for a table: give search=null to make one")
     if arguments.print_config:
         print(describe_table(table), end="")
         return
     if arguments.print_commands:
         for words in commands(table, sys.argv[0], arguments.config, arguments.overrides):
             print(shlex.join(words))
+        return
+
+    if table.keys.search is not None:
+        from reptile_distil.sweeps.search import run_search
+
+        print(run_search(table, arguments.config), end="")
         return
 
     if arguments.dry_run:

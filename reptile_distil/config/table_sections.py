@@ -1,10 +1,10 @@
-"""The parts of a table's configuration that are not a run's: who runs the cells."""
+"""The parts of a table's configuration that are not a run's: who runs the cells, and what is searched for."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reptile_distil.config.sections import Section
 
@@ -60,3 +60,43 @@ class EngineConfig(Section):
     """local: this process, and others that are started by the same command; ray: a Ray cluster; slurm: Slurm."""
     ray: RayConfig = RayConfig()
     slurm: SlurmConfig = SlurmConfig()
+
+
+class RangeConfig(Section):
+    """The values that a search may give one key: from `low` to `high`, or one of `choices`."""
+
+    low: float | int | None = None
+    """The smallest value."""
+    high: float | int | None = None
+    """The largest value."""
+    log: bool = False
+    """Draw from the logarithms of the values: each power of ten is as likely."""
+    choices: tuple[float | int | str | bool | None, ...] = ()
+    """The values, where they are no range."""
+
+    @model_validator(mode="after")
+    def _is_one_of_two_kinds(self) -> RangeConfig:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise ValueError("choices stand alone: leave out low, high and log, or choices")
+            if len(set(map(repr, self.choices))) < max(2, len(self.choices)):
+                raise ValueError("choices needs two or more different values")
+            return self
+        if self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"expected low < high, or choices; got low: {self.low}, high: {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0, got {self.low}")
+        return self
+
+
+class SearchConfig(Section):
+    """A search for better values of some keys, by the score on training rows that are held out."""
+
+    keys: dict[str, RangeConfig] = Field(min_length=1)
+    """What is searched, by dotted key of a run: {train.lr: {low: 1e-5, high: 1e-4, log: true}}."""
+    trials: int = Field(20, ge=1)
+    """Trials of each row on each task; each trains one run per seed of the table."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """tpe: draws more often where scores were high (tree-structured Parzen estimator); random: draws evenly."""
+    sampler_seed: int = Field(0, ge=0, lt=2**32)
+    """Decides what is drawn."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -55,13 +57,17 @@ class RayEngine(RemoteEngine):
         self._gpus, self._cpus, self._use_gpus = gpus_per_job, cpus_per_job, use_gpus
         self._tasks: dict[Any, Job] = {}
         self._interrupts = Interrupts()
+        self._stdout = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        # Ray prints there what happens to its workers; stdout is the table's.
+        self._stdout.enter_context(contextlib.redirect_stdout(sys.stderr))
         is_own = self._join()
         try:
             self._reserve(is_own)
         except ConfigError:
             self._ray.shutdown()
+            self._stdout.close()
             raise
         self._interrupts.__enter__()
         return self
@@ -75,6 +81,7 @@ class RayEngine(RemoteEngine):
             self._ray.shutdown()
         finally:
             self._interrupts.__exit__(kind, error, _)
+            self._stdout.close()
 
     def _join(self) -> bool:
         """Joins the cluster; True where there is none, and one was started on this machine."""

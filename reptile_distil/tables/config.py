@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName, PathText, Role
-from reptile_distil.config.table_sections import EngineConfig
+from reptile_distil.config.table_sections import EngineConfig, SearchConfig
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
@@ -51,6 +51,8 @@ class TableKeys(BaseModel):
     output: PathText | None = None
     """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
     engine: EngineConfig = EngineConfig()
+    search: SearchConfig | None = None
+    """Instead of a table: a search for better values of some keys, for each row on each task."""
 
 
 # Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
@@ -156,7 +158,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
     for task in tasks:
-        if task.is_own and not task.dev_splits:
+        if task.is_own and not task.dev_splits and keys.search is None:
             raise ConfigError(
                 f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
             )
