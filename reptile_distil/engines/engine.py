@@ -147,7 +147,7 @@ class RemoteEngine(Engine):
 
     def _start_what_is_due(self) -> None:
         room = len(self._queued) if self._max_running is None else self._max_running - len(self._running)
-        due = [job for job in self._queued if job.is_due][:room]
+        due = [job for job in self._queued if job.is_due and job.failure_before() is None][:room]
         if due:
             self._start(due)
             self._queued = [job for job in self._queued if job not in due]
