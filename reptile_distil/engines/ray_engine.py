@@ -122,8 +122,9 @@ class RayEngine(RemoteEngine):
             self._tasks[remote.options(**options).remote(log, Path.cwd(), job.function, *job.arguments)] = job
 
     def _ended(self, jobs: Sequence[Job]) -> list[tuple[Job, Any]]:
-        ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=1.0)
-        return [(self._tasks.pop(task), self._result_of(task)) for task in ready]
+        with self._interrupts.held():  # inside, Ray would make a plain KeyboardInterrupt of any signal
+            ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=1.0)
+            return [(self._tasks.pop(task), self._result_of(task)) for task in ready]
 
     def _result_of(self, task: Any) -> Any:
         try:
