@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,10 +63,9 @@ class RayEngine(RemoteEngine):
     def __enter__(self) -> Self:
         # Ray prints there what happens to its workers; stdout is the table's.
         self._stdout.enter_context(contextlib.redirect_stdout(sys.stderr))
-        is_own = self._join()
         try:
-            self._reserve(is_own)
-        except ConfigError:
+            self._reserve(is_own=self._join())
+        except BaseException:
             self._ray.shutdown()
             self._stdout.close()
             raise
@@ -87,19 +87,20 @@ class RayEngine(RemoteEngine):
         """Joins the cluster; True where there is none, and one was started on this machine."""
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         handed_on = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
+        given = self._address or os.environ.get("RAY_ADDRESS")
+        if given:
+            _check_reachable(given)
         try:
-            address = self._address or "auto"
-            self._ray.init(address=address, runtime_env={"env_vars": handed_on}, **quiet)
+            self._ray.init(address=given or "auto", runtime_env={"env_vars": handed_on}, **quiet)
             return False
         except ConnectionError as error:
-            if self._address or os.environ.get("RAY_ADDRESS"):
-                where = self._address or os.environ["RAY_ADDRESS"]
+            if given:
                 reason = " ".join(str(error).split())[:200]
-                raise ConfigError(f"engine.ray.address: no Ray cluster answers at {where} ({reason})") from None
+                raise ConfigError(f"engine.ray.address: no Ray cluster answers at {given} ({reason})") from None
         self._ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         return True
 
-    def _reserve(self, is_own: bool) -> None:
+    def _reserve(self, *, is_own: bool) -> None:
         """Decides what a job reserves. Raises `ConfigError` for what no node has, so that a job would wait for ever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus, cpus = (max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("GPU", "CPU"))
@@ -132,3 +133,14 @@ class RayEngine(RemoteEngine):
         except self._ray.exceptions.RayError as error:
             first_line = str(error).strip().splitlines()[0].strip().rstrip(".")
             return Lost(f"its Ray worker has died ({type(error).__name__}: {first_line[:200]})")
+
+
+def _check_reachable(address: str) -> None:
+    """Raises `ConfigError` where nothing listens at host:port: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not port.isdecimal():  # of another kind, such as ray://head:10001, or auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"engine.ray.address: no Ray cluster answers at {address} ({error})") from None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from reptile_distil.config.table_sections import EngineConfig, SlurmConfig
+from reptile_distil.config.table_sections import EngineConfig, RayConfig, SlurmConfig
 from reptile_distil.engines import engine as engines
 from reptile_distil.engines.engine import FailedBeforeError, JobError, LocalEngine, Lost, RemoteEngine
 from reptile_distil.engines.slurm_engine import SlurmEngine
@@ -217,3 +217,11 @@ def test_without_slurm_the_engine_is_refused_in_one_sentence(tmp_path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r'engine\.slurm: Could not detect "srun"'):
         make_engine(EngineConfig(name="slurm"), tmp_path, "table", use_gpus=False)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path):
+    pytest.importorskip("ray")
+    config = EngineConfig(name="ray", ray=RayConfig(address="127.0.0.1:1"))
+    engine = make_engine(config, tmp_path, "table", use_gpus=False)
+    with pytest.raises(ConfigError, match=r"engine\.ray\.address: no Ray cluster answers at 127\.0\.0\.1:1"):
+        engine.__enter__()

@@ -80,8 +80,8 @@ def teacher(runs):
 
 
 def has_checkpoint(runs):
-    """Whether the teacher's run is at work behind its first checkpoint."""
-    return any(teacher(runs).glob("checkpoints/step*")) and not (teacher(runs) / "results.json").exists()
+    """Whether the teacher's run is at work behind its first checkpoint: the second is there, or being written."""
+    return len(list(teacher(runs).glob("checkpoints/step*"))) > 1 and not (teacher(runs) / "results.json").exists()
 
 
 def workers(runs):
