@@ -26,7 +26,7 @@ from torch import Tensor
 from reptile_distil.benchmark.arithmetic import PASSES, Peaks, Shape, floor_seconds, step_flops
 from reptile_distil.benchmark.released_step import ReleasedStep
 from reptile_distil.benchmark.token_lengths import QUANTILES, Lengths, Quantiles, draw_lengths
-from reptile_distil.data.batches import length_grouped_batches
+from reptile_distil.data.order import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.losses.distillation import DistillationLoss

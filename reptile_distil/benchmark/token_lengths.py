@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptile_distil.data.batches import tokenize
-from reptile_distil.data.sources import load_split
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import DataError
+from reptile_distil.sources.splits import load_split
 
 Lengths = NDArray[np.int64]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from reptile_distil.config.data_section import DataConfig
 from reptile_distil.config.defining_settings import flatten, keep_defining
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
@@ -20,7 +21,6 @@ from reptile_distil.config.sections import (
     OWN_SECTIONS,
     CheckpointConfig,
     ComputeConfig,
-    DataConfig,
     DistributedConfig,
     KdConfig,
     LossConfig,
@@ -146,6 +146,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _transfer_rows_teach(self) -> Config:
+        if self.data.transfer.is_on and {self.method, *self.compare_with} != {"finetune"}:
+            self.data.transfer.rows_per_batch(self.train.batch_size)
+            if self.data.transfer.ratio and not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+                raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so data.transfer has no use")
+        return self
+
+    @model_validator(mode="after")
     def _one_folder_per_method(self) -> Config:
         if self.compare_with and self.output_dir is not None:
             raise ValueError("compare_with needs one run folder per method: set runs_dir instead of output_dir")
@@ -171,7 +179,6 @@ class Config(Section):
                 raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
         for name, is_on in {
             "data.packing": self.data.packing,
-            "compute.compile": self.compute.compile,
             "distributed.shard": self.distributed.shard,
             "loss.extra_rows": self.loss.extra_rows > 0,
             "train.micro_batch_size": self.train.micro_batch_size,
@@ -258,7 +265,7 @@ class Config(Section):
             values["teacher.pretrained"] = self.teacher.pretrained
         if self.loss.class_weights is not None:  # the task loss of every method
             values["loss.class_weights"] = self.model_dump(mode="json")["loss"]["class_weights"]
-        return keep_defining(values, of_the_teacher=role == "teacher")
+        return keep_defining(values, role=role)
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
@@ -342,6 +349,10 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
     for override in _listed(overrides):
         key = override.partition("=")[0]
         section = key.partition(".")[0]
+        if key in ("data.transfer.files", "data.transfer.ratio") and set(methods) == {"finetune"}:
+            raise ConfigError(
+                f"command line: {key} has no effect on method finetune, which learns from labels alone; leave it out"
+            )
         if section in (*OWN_SECTIONS, "kd") and section not in methods:
             raise ConfigError(
                 f"command line: {key} has no effect on method {config.method}; leave it out, or give "

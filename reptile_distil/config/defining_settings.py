@@ -31,8 +31,16 @@ _LATER_KEYS = {
     "teachers": [],
     "loss.extra_rows": 0.0,
     "loss.extra_fraction": 0.1,
+    "data.transfer.files": [],
+    "data.transfer.fraction": None,
+    "data.transfer.labelled_rows": None,
+    "data.transfer.seed": 0,
+    "data.transfer.ratio": 1.0,
 }
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
+# Runs that learn from labels alone are the same whatever transfer rows there are, and how many in a batch.
+_FROM_LABELS_ALONE = ("teacher", "finetune")
+_OF_TRANSFER_ROWS = ("data.transfer.files", "data.transfer.ratio")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,15 +54,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def keep_defining(values: Mapping[str, Any], *, of_the_teacher: bool) -> dict[str, Any]:
-    """Of settings by dotted key, those that decide a run's result, and differ from what runs before them had.
+def keep_defining(values: Mapping[str, Any], *, role: str) -> dict[str, Any]:
+    """Of settings by dotted key, those that decide the result of a run, and differ from what runs before them had.
 
-    `of_the_teacher` is for the run that fine-tunes it.
+    `role` is the run's method, or `teacher` for the run that fine-tunes it.
     """
     return {
         key: value
         for key, value in values.items()
         if key.rpartition(".")[2] not in _WITHOUT_EFFECT
         and (key, value) not in _LATER_KEYS.items()
-        and not (of_the_teacher and key in _NOT_FOR_THE_TEACHER)
+        and not (role == "teacher" and key in _NOT_FOR_THE_TEACHER)
+        and not (role in _FROM_LABELS_ALONE and key in _OF_TRANSFER_ROWS)
     }

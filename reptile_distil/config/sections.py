@@ -55,26 +55,6 @@ class Section(BaseModel):
         return value + 0.0 if isinstance(value, float) else value
 
 
-class DataConfig(Section):
-    """Where the examples come from and how long they may be."""
-
-    path: PathText | None = None
-    """Folder with the official GLUE files or a `datasets` folder; null: the hub (`nyu-mll/glue`)."""
-    max_length: int = Field(128, ge=4, le=2**20)
-    """Longest sequence, in tokens, special tokens included; longer ones are cut."""
-    max_train_rows: int | None = Field(None, ge=1)
-    """Train on this many rows, drawn once with seed 0 (the same for all seeds); null: on all of them."""
-    validation_fraction: float | None = Field(None, gt=0, lt=1)
-    """Hold out this fraction of those rows (drawn once with seed 0) and choose the best epoch by it, so that the dev
-    splits are looked at once, when the run is over; null: the dev split chooses."""
-    check_rows: bool = True
-    """Refuse official splits whose number of rows is not the published one."""
-    packing: bool = False
-    """Compute on real tokens alone, no padding (BERT, RoBERTa, ELECTRA); pays where batches hold much padding."""
-    cache_dir: PathText | Literal[False] | None = None
-    """Folder that keeps tokenised data for the next run; null: reptile_distil in HF_HOME or ~/.cache; false: none."""
-
-
 class TrainConfig(Section):
     """How long and how fast to train. One step is one update of the model."""
 

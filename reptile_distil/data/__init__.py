@@ -1,1 +1,1 @@
-"""From files to batches: what a task is, where its rows lie, their tokens, and the order in which they come."""
+"""From rows to batches: what a task is, its rows and their tokens, and the order in which they come."""

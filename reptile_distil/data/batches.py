@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reptile_distil.data.features import TEACHER_COLUMNS, Features, Indices, Padding, attention_bias, pad_rows
+from reptile_distil.data.order import length_grouped_batches, mixed_batches, sizes_beside
 from reptile_distil.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,9 +32,16 @@ Batch = Mapping[str, Tensor]
 Where the teacher has a tokenizer of its own, its columns are there too, as `teacher_input_ids` and so on.
 Where the teacher's logits were kept, also `teacher_logits` (B, C).
 
+Where some rows are transfer rows, `task_weights` (B,), each row's weight in the task loss: B / |l| for the |l| rows
+that have a label, 0 for the others, whose labels are -1 or NaN.
+
 On a GPU also what no forward pass needs to ask the GPU for then, or to make again: `lengths` (B,), the tokens of each
 row, which stay on the CPU, where padding is on the right; and `attention_bias` (B, 1, 1, L), where rows have padding.
 """
+
+
+TASK_WEIGHTS = "task_weights"
+"""Name of that entry of a batch."""
 
 
 class StepBatches(NamedTuple):
@@ -83,24 +91,6 @@ def draw_row_ids(total: int, num_rows: int | None) -> Indices:
     return np.sort(np.random.default_rng(0).choice(total, size=num_rows, replace=False))
 
 
-def length_grouped_batches(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
-    """Row indices of each batch of one epoch; every row once, rows of a batch of similar length.
-
-    Rows are shuffled, sorted by length within windows of up to 50 batches (at least four windows, so that batches
-    differ from epoch to epoch), cut into batches, and the batches shuffled. The last batch may be smaller.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
-    window = batch_size * int(np.clip(len(lengths) // (4 * batch_size), 1, 50))
-    grouped = []
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        grouped.append(rows[np.argsort(lengths[rows], kind="stable")])
-    rows = np.concatenate(grouped)
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
 class ExtraBatchSource(Protocol):
     """Where a step's second argument comes from (see `extra_batches`)."""
 
@@ -122,7 +112,8 @@ class Batches:
             taken out of its lists once.
         tokenizer: says how to pad.
         teacher_tokenizer: says how to pad the teacher's columns, where the features have such (`of_teacher`).
-        batch_size: rows per batch; the last batch of an epoch may be smaller.
+        batch_size: rows per batch; one batch of an epoch may be smaller.
+        num_transfer: how many of these are transfer rows, where the features have such (see `mixed_batches`).
         seed: decides, with the epoch, the order in training.
         device: where the batches' tensors lie.
         length_step: batches are padded to a multiple of this many tokens, but never beyond the data set's longest row.
@@ -140,9 +131,11 @@ class Batches:
         length_step: int = 1,
         teacher_tokenizer: Any = None,
         bias_dtype: torch.dtype = torch.float32,
+        num_transfer: int = 0,
     ) -> None:
         self.features = features if isinstance(features, Features) else Features.from_dataset(features)
         self.batch_size = batch_size
+        self.num_transfer = num_transfer
         self.seed = seed
         self.device = device
         self.length_step = length_step
@@ -165,13 +158,52 @@ class Batches:
         return len(self.lengths)
 
     @property
+    def num_transfer_rows(self) -> int:
+        """Rows that have no label, among others that have."""
+        return self.features.num_transfer_rows
+
+    @property
+    def num_labelled_rows(self) -> int:
+        """The other rows: an epoch is one pass over them."""
+        return self.num_rows - self.num_transfer_rows
+
+    @property
     def num_batches(self) -> int:
         """Batches in one epoch, the last, smaller one included."""
-        return -(-self.num_rows // self.batch_size)
+        num_rows = self.num_labelled_rows if self.num_transfer else self.num_rows
+        return -(-num_rows // (self.batch_size - self.num_transfer))
+
+    @property
+    def transfer_rows_per_epoch(self) -> int:
+        """Transfer rows in the batches of one epoch."""
+        if not self.num_transfer:
+            return 0
+        return sum(sizes_beside(self.num_labelled_rows, self.batch_size - self.num_transfer, self.num_transfer))
+
+    def sees_every_row(self, num_steps: int) -> bool:
+        """Whether the batches of so many steps, from the first on, have each row at least once."""
+        epochs, rest = divmod(num_steps, self.num_batches)
+        # A batch that has fewer is counted as whole: this decides what pays, not what is computed.
+        num_transfer = epochs * self.transfer_rows_per_epoch + rest * self.num_transfer
+        return epochs > 0 and num_transfer >= self.num_transfer_rows
+
+    def describe_rows(self) -> str:
+        """How many rows there are, in words."""
+        if not self.num_transfer_rows:
+            return f"{self.num_rows} training rows"
+        return f"{self.num_labelled_rows} training rows with labels and {self.num_transfer_rows} without"
+
+    def count_examples(self, num_steps: int) -> int:
+        """Rows of the batches of so many steps, about, where these end within an epoch."""
+        per_epoch = self.num_rows
+        if self.num_transfer:
+            per_epoch = self.num_labelled_rows + self.transfer_rows_per_epoch
+        epochs, rest = divmod(num_steps, self.num_batches)
+        return epochs * per_epoch + min(rest * self.batch_size, per_epoch)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of one epoch in training order, the first `skip` left out: (B, L) ids and mask, (B,) labels."""
-        for rows in self._order(epoch)[skip:]:
+        for rows in self.order(epoch)[skip:]:
             yield self.batch(rows)
 
     def steps(self, epoch: int, *, skip: int = 0) -> Iterator[StepBatches]:
@@ -181,10 +213,29 @@ class Batches:
 
     def row_ids(self, epoch: int, batch: int) -> list[int]:
         """Which rows of their split, counted from 0, are in a batch (counted from 0) of an epoch."""
-        ids: list[int] = self.features.row_ids[self._order(epoch)[batch]].tolist()
+        ids: list[int] = self.features.row_ids[self.order(epoch)[batch]].tolist()
         return ids
 
-    def _order(self, epoch: int) -> list[Indices]:
+    def name_rows(self, epoch: int, batch: int) -> str:
+        """The same for a message, transfer rows apart: they may be those of other files."""
+        rows, features = self.order(epoch)[batch], self.features
+        if features.is_labelled is None:
+            return ", ".join(map(str, features.row_ids[rows]))
+        parts = [features.row_ids[rows[features.is_labelled[rows] == has_label]] for has_label in (True, False)]
+        labelled, transfer = (", ".join(map(str, ids)) for ids in parts)
+        return f"{labelled}; transfer rows: {transfer}"
+
+    def order(self, epoch: int) -> list[Indices]:
+        """The row indices of each batch of an epoch, in training order."""
+        if self.num_transfer and self.features.is_labelled is not None:
+            return mixed_batches(
+                self.features.is_labelled,
+                self.lengths,
+                self.batch_size,
+                self.num_transfer,
+                seed=self.seed,
+                epoch=epoch,
+            )
         return length_grouped_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
 
     def in_length_order(self, first: int = 0, step: int = 1) -> Iterator[tuple[Indices, dict[str, Tensor]]]:
@@ -194,21 +245,32 @@ class Batches:
         many, one of them perhaps the last batch a second time, under no indices.
         """
         order = np.argsort(-self.lengths, kind="stable")
-        for turn in range(0, self.num_batches, step):
-            start = min(turn + first, self.num_batches - 1) * self.batch_size
+        num_batches = -(-self.num_rows // self.batch_size)
+        for turn in range(0, num_batches, step):
+            start = min(turn + first, num_batches - 1) * self.batch_size
             rows = order[start : start + self.batch_size]
-            yield (rows if turn + first < self.num_batches else rows[:0]), self.batch(rows)
+            yield (rows if turn + first < num_batches else rows[:0]), self.batch(rows)
 
     def in_batches_of(self, batch_size: int) -> Batches:
         """The same rows in batches of another size, padded no further than needed, with nothing beside them."""
         other = copy.copy(self)
-        other.batch_size, other.length_step = batch_size, 1
+        other.batch_size, other.length_step, other.num_transfer = batch_size, 1, 0
         other.extra_batches = other.teacher_logits = None
+        return other
+
+    def with_nothing_beside(self) -> Batches:
+        """The same batches, without extra batches."""
+        other = copy.copy(self)
+        other.extra_batches = None
         return other
 
     def batch(self, rows: Indices) -> dict[str, Tensor]:
         """The given rows as one batch, padded to the longest of them, up to the next multiple of `length_step`."""
         batch = self._pad(self.features, rows, self.padding)
+        if self.features.is_labelled is not None:
+            is_labelled = self.features.is_labelled[rows]
+            weights = is_labelled * (len(rows) / max(1, is_labelled.sum()))
+            batch[TASK_WEIGHTS] = torch.from_numpy(weights.astype(np.float32))
         of_teacher = self.features.of_teacher
         if self.teacher_logits is not None:
             batch["teacher_logits"] = torch.from_numpy(self.teacher_logits[rows])

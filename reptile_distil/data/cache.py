@@ -20,7 +20,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -29,10 +29,12 @@ from numpy.typing import NDArray
 
 from reptile_distil.data.batches import draw_row_ids, draw_rows, tokenize
 from reptile_distil.data.features import TOKEN_COLUMNS, Features
-from reptile_distil.data.sources import Source
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
 from reptile_distil.runtime.files import hash_file, read_json
+
+if TYPE_CHECKING:
+    from reptile_distil.sources.splits import Source
 
 logger = logging.getLogger(__name__)
 

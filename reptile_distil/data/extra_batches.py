@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reptile_distil.data.batches import Batch, Batches, length_grouped_batches
+from reptile_distil.data.batches import Batch, Batches
 from reptile_distil.data.features import Features, Indices
 from reptile_distil.errors import DataError
 
@@ -49,9 +49,7 @@ class BatchStream:
         past_epochs, index = divmod(number, self.batches.num_batches)
         if past_epochs + 1 != self._epoch:
             self._epoch = past_epochs + 1
-            self._order = length_grouped_batches(
-                self.batches.lengths, self.batches.batch_size, seed=self.batches.seed, epoch=self._epoch
-            )
+            self._order = self.batches.order(self._epoch)
         return self.batches.batch(self._order[index])
 
 

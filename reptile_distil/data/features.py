@@ -48,6 +48,8 @@ class Features:
     """(N,) number of each row in its split, counted from 0."""
     of_teacher: Features | None = None
     """The same rows as the teacher's tokenizer makes them; None: one tokenizer serves both models."""
+    is_labelled: NDArray[np.bool_] | None = None
+    """(N,) which rows have a label, where some are transfer rows (see `transfer`); None: all, or as `labels` says."""
 
     @classmethod
     def end_to_end(
@@ -111,9 +113,28 @@ class Features:
         chosen = np.asarray(rows, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
         of_teacher = None if self.of_teacher is None else self.of_teacher.select(chosen)
+        is_labelled = None if self.is_labelled is None else self.is_labelled[chosen]
         return Features(
-            self.columns, self.starts[chosen], self.lengths[chosen], labels, self.row_ids[chosen], of_teacher
+            self.columns,
+            self.starts[chosen],
+            self.lengths[chosen],
+            labels,
+            self.row_ids[chosen],
+            of_teacher,
+            is_labelled,
         )
+
+    @property
+    def labelled(self) -> Features:
+        """The rows that have a label."""
+        if self.is_labelled is None:
+            return self
+        return replace(self.select(np.flatnonzero(self.is_labelled)), is_labelled=None)
+
+    @property
+    def num_transfer_rows(self) -> int:
+        """Rows among those with labels that have none."""
+        return 0 if self.is_labelled is None else int((~self.is_labelled).sum())
 
     def beside(self, of_teacher: Features) -> Features:
         """The rows with what the teacher's tokenizer makes of them. Raises `DataError` where those are other rows."""

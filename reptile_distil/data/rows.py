@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reptile_distil.data.tasks import Task
+from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import open_regular
 
@@ -220,7 +220,7 @@ def score(value: str, score_range: tuple[float, float] | None) -> float:
 
 def read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str) -> Rows:
     """Rows of a data set with the task's columns; raises `DataError` with the row, counted from 0."""
-    wanted, labels = [*task.text_columns], task.label_columns or (task.label_column,)
+    wanted, labels = [*task.text_columns], label_columns(task, split, dataset.column_names, source)
     if not split.startswith("test") or any(name in dataset.column_names for name in labels):
         wanted += labels
     missing = [name for name in wanted if name not in dataset.column_names]
@@ -235,7 +235,7 @@ def read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str)
             if not isinstance(text, str):
                 raise DataError(f"{source}: row {row} of {split} has {text!r} for {name}, not a text")
     texts = tuple(tuple(columns[name]) for name in task.text_columns)
-    if labels[0] not in columns:
+    if not labels or labels[0] not in columns:
         return Rows(source, texts, None)
     if task.is_own:
         values = _own_values(task, dataset, columns, f"{source}: {split}")
@@ -245,6 +245,14 @@ def read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str)
     if split.startswith("test") and all(label == -1 for label in values):  # the hub's "unlabelled"
         return Rows(source, texts, None)
     return Rows(source, texts, _read_labels(task, split, dataset.features[task.label_column], values, source))
+
+
+def label_columns(task: Task, split: str, columns: Sequence[str], source: str) -> tuple[str, ...]:
+    """The columns that hold labels; none where the rows are to have no labels, which a line in the log then says."""
+    labels = task.label_columns or (task.label_column,)
+    if split == TRANSFER and any(name in columns for name in labels):
+        logger.info("%s: column %s is not read: transfer rows have no labels", source, ", ".join(labels))
+    return () if split == TRANSFER else labels
 
 
 def class_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:

@@ -1,6 +1,6 @@
 """The GLUE table, and the description of a user's own task.
 
-Nothing is read or loaded here: `sources.load_split` does that with a `Task` in hand.
+Nothing is read or loaded here: `splits.load_split` does that with a `Task` in hand.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,9 @@ from typing import Literal
 
 from reptile_distil.errors import ConfigError, did_you_mean
 from reptile_distil.metric_names import fault_in_metrics
+
+TRANSFER = "transfer"
+"""Name of the split of rows that have no labels, or whose labels are not read (see `transfer`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

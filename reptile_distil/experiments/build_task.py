@@ -1,22 +1,46 @@
-"""From a configuration to its task, and where the task's data lie."""
+"""From a configuration to its task, where the task's data lie, and to its tokenised rows."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reptile_distil.config.config import Config
 from reptile_distil.data import toy
-from reptile_distil.data.sources import own_label_names
+from reptile_distil.data.cache import load_features
+from reptile_distil.data.extra_batches import hold_out
+from reptile_distil.data.features import Features
 from reptile_distil.data.tasks import HubDataset, Task, get_task
+from reptile_distil.data.transfer import hide_labels, join_rows, without_labels
+from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.teachers import cache_folder
 from reptile_distil.metric_names import OF_NUMBERS
+from reptile_distil.models.tokenizer import Tokenizers
+from reptile_distil.sources.splits import Source, open_split, open_transfer_file, own_label_names
 
 VALIDATION = "validation"
 """Name of the split that `data.validation_fraction` makes of training rows."""
 
 
 def build_task(config: Config) -> Task:
-    """The task that the configuration names, or describes."""
+    """The task that the configuration names, or describes.
+
+    Raises `ConfigError` where its transfer rows would teach nothing.
+    """
+    task, loss = _task_of(config), config.loss
+    has_term = not task.is_regression or loss.regression != "none" or loss.patient or loss.hidden
+    if config.data.transfer.is_on and config.method != "finetune" and not has_term:
+        raise ConfigError(
+            f"loss.regression = none leaves the regression {task.name} without a distillation term, so that transfer "
+            "rows teach nothing: set it to mse, or leave data.transfer out"
+        )
+    return task
+
+
+def _task_of(config: Config) -> Task:
     if isinstance(config.task, str):
         return toy.TASKS.get(config.task) or get_task(config.task)
     own = config.task
@@ -50,3 +74,65 @@ def scored_splits(config: Config, task: Task) -> tuple[str, ...]:
 def data_path(config: Config) -> Path | None:
     """The folder with the data, where one is given."""
     return None if config.data.path is None else Path(config.data.path)
+
+
+def load_rows(config: Config, task: Task, split: str, tokenizers: Tokenizers, *, for_training: bool) -> Features:
+    """The tokenised rows of a split: all of them, or those with labels that the configuration trains on.
+
+    The split `VALIDATION` is what `data.validation_fraction` holds out of the training rows.
+    """
+    if for_training:
+        return load_training_rows(config, task, tokenizers, with_transfer=False)[0]
+    if split == VALIDATION and config.data.validation_fraction is not None:
+        held_out = _hold_out_validation(config, task, tokenizers)[1]
+        assert held_out is not None
+        return held_out
+    return _tokenise(config, open_split(task, split, data_path(config)), tokenizers)
+
+
+def load_training_rows(
+    config: Config, task: Task, tokenizers: Tokenizers, *, with_transfer: bool
+) -> tuple[Features, Features | None]:
+    """The rows with labels that the configuration trains on, and its transfer rows where it has and wants some.
+
+    Neither are rows of `VALIDATION`, which keep their labels.
+    """
+    transfer, rows, hidden = config.data.transfer, _hold_out_validation(config, task, tokenizers)[0], None
+    if transfer.hides_labels:
+        num_labelled = transfer.labelled_rows or len(rows) - round((transfer.fraction or 0.0) * len(rows))
+        rows, hidden = hide_labels(rows, num_labelled=num_labelled, seed=transfer.seed)
+    if not with_transfer or not transfer.ratio:
+        return rows, None
+    if transfer.files:
+        of_files = join_rows(load_transfer_files(config, task, tokenizers))
+        hidden = replace(without_labels(of_files, like=rows), row_ids=np.arange(len(of_files)))
+    return rows, hidden
+
+
+def load_transfer_files(config: Config, task: Task, tokenizers: Tokenizers) -> list[Features]:
+    """The tokenised rows of each of `data.transfer.files`. Raises `DataError` as for any split, with file and row."""
+    path = data_path(config) or Path()
+    sources = [open_transfer_file(task, path / file) for file in config.data.transfer.files]
+    return [_tokenise(config, source, tokenizers) for source in sources]
+
+
+def _hold_out_validation(config: Config, task: Task, tokenizers: Tokenizers) -> tuple[Features, Features | None]:
+    """The rows to train on, and those of `VALIDATION`, if any."""
+    source, fraction = open_split(task, "train", data_path(config)), config.data.validation_fraction
+    rows = _tokenise(config, source, tokenizers, max_rows=config.data.max_train_rows)
+    return (rows, None) if fraction is None else hold_out(rows, fraction)
+
+
+def _tokenise(config: Config, source: Source, tokenizers: Tokenizers, *, max_rows: int | None = None) -> Features:
+    def load(tokenizer: Any) -> Features:
+        return load_features(
+            source,
+            tokenizer,
+            max_length=config.data.max_length,
+            max_rows=max_rows,
+            check_rows=config.data.check_rows,
+            cache=cache_folder(config),
+        )
+
+    features = load(tokenizers.student)
+    return features if tokenizers.teacher is None else features.beside(load(tokenizers.teacher))

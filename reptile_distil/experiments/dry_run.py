@@ -66,7 +66,7 @@ class Measured:
     """A run's parts, and what a few of its steps took."""
 
     num_rows: Mapping[str, int]
-    """Of each split: the training rows, and those of each evaluation."""
+    """Of each split: the training rows with labels, and those of each evaluation."""
     batches_per_epoch: int
     epochs: int
     num_steps: int
@@ -79,6 +79,8 @@ class Measured:
     layer_map: LayerMap | None
     """Reptile's."""
     trial: TrialSteps
+    num_transfer_rows: int = 0
+    """Training rows without labels."""
 
     def seconds_left(self, step: int) -> float:
         """Seconds that a run takes from this step on."""
@@ -204,7 +206,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
             config.reptile.layer_map, num_teacher_layers=teachers.num_layers, num_student_layers=facts.num_layers
         )
     return Measured(
-        num_rows={split: batches.num_rows for split, batches in data.items()},
+        num_rows={split: batches.num_labelled_rows for split, batches in data.items()},
         batches_per_epoch=data["train"].num_batches,
         epochs=settings.epochs,
         num_steps=count_steps(data["train"], settings.epochs, settings.max_steps),
@@ -213,6 +215,7 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
         teacher=teachers,
         layer_map=layer_map,
         trial=trial,
+        num_transfer_rows=data["train"].num_transfer_rows,
     )
 
 

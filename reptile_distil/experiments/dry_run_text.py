@@ -81,6 +81,8 @@ def _facts(plan: Plan) -> Iterator[str]:
     measured = [run.measured for run in plan.runs if run.measured is not None]
     if measured:
         sizes = "; ".join(f"{split} {count:,} rows" for split, count in measured[-1].num_rows.items())
+        unlabelled = max(one.num_transfer_rows for one in measured)
+        sizes += f"; transfer {unlabelled:,} rows without labels" if unlabelled else ""
         yield item("data", f"{sizes}; up to {config.data.max_length} tokens each")
         shared = ", the same for teacher and student" if any(one.teacher for one in measured) else ""
         yield item("tokenizer", f"{measured[-1].vocabulary:,} tokens{shared}")
@@ -116,7 +118,8 @@ def _steps(run: RunPlan, measured: Measured) -> Sequence[str]:
     trial = measured.trial
     return (
         run.role,
-        f"{measured.num_rows['train']:,}",
+        f"{measured.num_rows['train']:,}"
+        + (f" + {measured.num_transfer_rows:,}" if measured.num_transfer_rows else ""),
         f"{measured.batches_per_epoch:,}",
         f"{measured.num_steps:,}",
         f"{trial.step_seconds:.3f}" if trial.step_seconds < 10 else f"{trial.step_seconds:.1f}",

@@ -14,7 +14,6 @@ from typing import NamedTuple, get_args
 
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import MethodName, Role
-from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, ModelError, RunError
 from reptile_distil.experiments.build_task import build_task
@@ -23,6 +22,7 @@ from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
 from reptile_distil.runtime.files import digest_files
+from reptile_distil.sources.splits import open_split, open_transfer_file
 from reptile_distil.training.metrics import Scores
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
@@ -174,6 +174,12 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
             if key not in known:
                 known[key] = _digest_split(task, split, config.data.path)
             digests[f"{split} split"] = known[key]
+    learns_from_labels_alone = role in ("teacher", "finetune")
+    for number, file in enumerate(() if learns_from_labels_alone else config.data.transfer.files, start=1):
+        key = ("transfer", task.name, file, str(config.data.path))
+        if key not in known:
+            known[key] = _digest_transfer_file(task, file, config.data.path)
+        digests[f"transfer file {number}"] = known[key]
     return {name: digest for name, digest in digests.items() if digest is not None}
 
 
@@ -182,6 +188,12 @@ def _digest_split(task: Task, split: str, path: str | None) -> str | None:
         source = open_split(task, split, None if path is None else Path(path))
         if task.files is None or Path(source.place).exists():  # an own task's file is looked for when it is read
             return source.digest()
+    return None
+
+
+def _digest_transfer_file(task: Task, file: str, path: str | None) -> str | None:
+    with contextlib.suppress(DataError, OSError):
+        return open_transfer_file(task, Path(path or "") / file).digest()
     return None
 
 

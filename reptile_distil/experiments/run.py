@@ -25,10 +25,11 @@ from reptile_distil.plots.run import draw_after_run
 from reptile_distil.runs.records import Results
 from reptile_distil.runs.results import weak_teacher
 from reptile_distil.runs.resume import Fingerprints, Recovery
+from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory, peak_memory, reset_peak_memory
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo
-from reptile_distil.training.evaluation import Evaluator, evaluate_splits, predictions_of, score_splits
+from reptile_distil.training.evaluation import Evaluator, predict_splits, predictions_of, score_splits
 from reptile_distil.training.loop import LoopSettings, Method, Outcome, Progress, TrainingLoop, count_steps
 from reptile_distil.training.metrics import Scores, chance_scores
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
@@ -74,6 +75,8 @@ class Run:
         self.unseen = {} if self.watched is dev else dev
         self._section = "teacher.train" if role == "teacher" else "train"
         self._predictions_are_kept = False
+        self._best_weights: dict[str, Any] = {}
+        self._best_logits: dict[str, NDArray[np.float32]] = {}
         self.latency: dict[str, Any] | None = None
 
     def _check_inputs(self) -> None:
@@ -104,8 +107,11 @@ class Run:
     def keep_best(self) -> None:
         """Saves the student just evaluated, and its predictions, as the best so far."""
         self.setup.save_model(self.folder, self.components.model, self.components.tokenizer)
-        self.processes.on_main(lambda: self._save_predictions(self.evaluator.predictions))
+        logits = dict(self.evaluator.logits)
+        self.processes.on_main(lambda: self._save_predictions(logits))
         self._predictions_are_kept = True
+        if self._leaves_logits:
+            self._best_weights, self._best_logits = weights_fingerprint(self.student), logits
 
     def keep_epoch(self, epoch: int) -> None:
         """Saves the teacher just evaluated, in its own run, where its epochs are to teach a student."""
@@ -125,11 +131,11 @@ class Run:
         self.fingerprints = self.components.fingerprints()
         self.recovery.start(self.config.to_yaml(), self.fingerprints)
         logger.info(
-            "%s on %s: %s parameters, %d training rows, %d steps, into %s",
+            "%s on %s: %s parameters, %s, %d steps, into %s",
             "fine-tuning the teacher" if self.role == "teacher" else self.role,
             self.task.name,
             f"{count_parameters(self.components.model):,}",
-            self.batches.num_rows,
+            self.batches.describe_rows(),
             self._num_steps(),
             self.folder.path,
         )
@@ -244,13 +250,26 @@ class Run:
     def _finish(self, outcome: Outcome) -> Results:
         """Writes the results and draws the run's pictures: from now on the run is finished."""
         results = self.recovery.finish(self._results_of(outcome))
+        if self._leaves_logits:
+            self._leave_logits()
         if self.processes.is_main:
             draw_after_run(self.folder.path)
         return results
 
-    def _save_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
-        for split, of_split in predictions.items():
-            self.folder.save_predictions(split, of_split, self.components.data[split].features["label"])
+    @property
+    def _leaves_logits(self) -> bool:
+        """Whether the best model's dev logits are kept, as those of the teacher that it is to its students' runs."""
+        return self.role == "teacher" and not self.config.distributed.shard and not self.config.compute.compile
+
+    def _leave_logits(self) -> None:
+        kept = TeacherLogits(self.setup, self.student, self._best_weights)
+        for split, logits in self._best_logits.items():
+            kept.keep(self.components.data[split], self.fingerprints[f"{split} split"], logits)
+
+    def _save_predictions(self, logits: Mapping[str, NDArray[Any]]) -> None:
+        for split, of_split in logits.items():
+            batches = self.components.data[split]
+            self.folder.save_predictions(split, predictions_of(of_split, batches), batches.features["label"])
 
     def _results_of(self, outcome: Outcome) -> dict[str, Any]:
         """The values of the run's `Results` but for those that `Recovery.finish` adds."""
@@ -265,7 +284,7 @@ class Run:
             "score": outcome.best.score,
             "best_epoch": outcome.best.epoch,
             "num_steps": outcome.num_steps,
-            "num_train_rows": self.batches.num_rows,
+            "num_train_rows": self.batches.num_labelled_rows,
             "num_parameters": count_parameters(self.components.model),
             "train_seconds": outcome.train_seconds,
             "examples_per_second": outcome.num_examples / outcome.train_seconds,
@@ -273,6 +292,8 @@ class Run:
             "peak_memory_bytes": peak,
             "inputs": self.inputs,
         }
+        if self.batches.num_transfer_rows:
+            results["num_transfer_rows"] = self.batches.num_transfer_rows
         if outcome.stopped_by is not None:
             results["stopped_by"] = outcome.stopped_by
         teacher = self.components.teacher
@@ -298,9 +319,11 @@ class Run:
         if not splits:
             return {}
         best, _ = self.setup.load_trained(str(self.folder.model))
-        scores, predictions = evaluate_splits(best, splits, self.task.metrics, self.processes)
-        self.processes.on_main(lambda: self._save_predictions(predictions))
-        return {split: scores[split] for split in self.unseen}
+        logits = predict_splits(best, splits, self.processes)
+        self.processes.on_main(lambda: self._save_predictions(logits))
+        if self._leaves_logits:
+            self._best_weights, self._best_logits = weights_fingerprint(best), self._best_logits | logits
+        return score_splits({split: logits[split] for split in self.unseen}, self.unseen, self.task.metrics)
 
     def _compare_with_student(self, scores: Mapping[str, Scores]) -> None:
         """Warns of a teacher that was weaker than the student it has taught."""
@@ -311,4 +334,4 @@ class Run:
         """The teacher's scores, as it is at the end, on the splits not evaluated so far."""
         if self.role not in TEACHER_MOVES:
             return {split: self.teacher_start[split] for split in self.unseen}
-        return evaluate_splits(teacher, self.unseen, self.task.metrics, self.processes)[0]
+        return score_splits(predict_splits(teacher, self.unseen, self.processes), self.unseen, self.task.metrics)

@@ -12,11 +12,10 @@ from torch import nn
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data.batches import Batches
-from reptile_distil.data.cache import load_features
 from reptile_distil.data.extra_batches import BatchGroups, BatchStream, hold_out
 from reptile_distil.data.features import Features
-from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import Task
+from reptile_distil.data.transfer import join_rows
 from reptile_distil.errors import DataError, LayerMapError
 from reptile_distil.experiments.build_method import (
     BuiltMethod,
@@ -26,9 +25,8 @@ from reptile_distil.experiments.build_method import (
     class_weights,
     forward_options,
 )
-from reptile_distil.experiments.build_task import VALIDATION, data_path
+from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, load_transfer_files
 from reptile_distil.experiments.teachers import (
-    cache_folder,
     check_learning,
     check_reading,
     choose_tokenizers,
@@ -146,7 +144,7 @@ class Setup:
             num_steps=count_steps(train, settings.epochs, settings.max_steps),
             epochs=epoch_weights(components.epochs, self.task),
             processes=self.processes,
-            weights=class_weights(self.config, train.features, self.task.label_names, self.device),
+            weights=class_weights(self.config, train.features.labelled, self.task.label_names, self.device),
         )
         return student, built
 
@@ -230,6 +228,7 @@ def check_pair(config: Config, task: Task) -> None:
     teacher = load_pretrained(name, task, seed=config.seed)
     prepare_to_read(config, task, name, teacher, tokenizers)
     check_learning(config, task, student_source(config), student, tokenizers.student)
+    load_transfer_files(config, task, tokenizers)
     if config.data.packing:
         from reptile_distil.models.packing import check_packable
 
@@ -258,64 +257,46 @@ def build_batches(
     """The tokenised rows of a split: all of them for evaluation, or those that the configuration trains on.
 
     The split `VALIDATION` is what `data.validation_fraction` holds out of the latter. `tokenizer` may be `Tokenizers`.
+    None of them are transfer rows.
     """
     tokenizers = Tokenizers.of(tokenizer)
-    features = _load_features(config, task, split, tokenizers, for_training=for_training)
+    features = load_rows(config, task, split, tokenizers, for_training=for_training)
     batch_size = settings.batch_size if for_training else settings.eval_batch_size
     return _batches_of(features, config, tokenizers, batch_size, for_training=for_training)
 
 
 def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batches:
-    """The training batches of the configured method, each with the extra batches that the method's step takes."""
+    """The training batches of the configured method, each with the extra batches that the method's step takes.
+
+    Where there are transfer rows, they are mixed into the training batches; extra batches that are held out have none.
+    """
     tokenizers = Tokenizers.of(tokenizer)
-    features = _load_features(config, task, "train", tokenizers, for_training=True)
+    has_teacher = config.method != "finetune"
+    features, transfer = load_training_rows(config, task, tokenizers, with_transfer=has_teacher)
 
     def batches_of(rows: Features, batch_size: int | None = None) -> Batches:
         return _batches_of(rows, config, tokenizers, batch_size or config.train.batch_size, for_training=True)
+
+    def training_batches_of(rows: Features) -> Batches:
+        return batches_of(rows if transfer is None else join_rows([rows, transfer]))
 
     reptile = config.reptile
     quiz = config.lgtm if config.method == "lgtm" else config.metadistil if config.method == "metadistil" else None
     if quiz is not None or (config.method == "kd" and config.loss.extra_rows):
         fraction = config.loss.extra_fraction if quiz is None else quiz.quiz_fraction
         features, held_out = hold_out(features, fraction)
-        batches = batches_of(features)
+        batches = training_batches_of(features)
         batches.extra_batches = BatchStream(batches_of(held_out, None if quiz is None else quiz.quiz_batch_size))
     elif config.method == "reptile" and reptile.inner_batch == "held_out":
         features, held_out = hold_out(features, reptile.held_out_fraction)
-        batches, stream = batches_of(features), BatchStream(batches_of(held_out))
+        batches, stream = training_batches_of(features), BatchStream(batches_of(held_out))
         batches.extra_batches = BatchGroups(stream, num_batches=reptile.inner_steps)
     else:
-        batches = batches_of(features)
+        batches = training_batches_of(features)
         if config.method == "reptile" and reptile.inner_steps > 1:
-            following = BatchStream(batches_of(features))
+            following = BatchStream(batches.with_nothing_beside())
             batches.extra_batches = BatchGroups(following, num_batches=reptile.inner_steps, overlapping=True)
     return batches
-
-
-def _load_features(config: Config, task: Task, split: str, tokenizers: Tokenizers, *, for_training: bool) -> Features:
-    fraction = config.data.validation_fraction
-    if fraction is not None and (split == VALIDATION or for_training):
-        to_train_on, validation = hold_out(_load_split(config, task, "train", tokenizers, for_training=True), fraction)
-        return validation if split == VALIDATION else to_train_on
-    return _load_split(config, task, split, tokenizers, for_training=for_training)
-
-
-def _load_split(config: Config, task: Task, split: str, tokenizers: Tokenizers, *, for_training: bool) -> Features:
-    data = config.data
-    source = open_split(task, split, data_path(config))
-
-    def load(tokenizer: Any) -> Features:
-        return load_features(
-            source,
-            tokenizer,
-            max_length=data.max_length,
-            max_rows=data.max_train_rows if for_training else None,
-            check_rows=data.check_rows,
-            cache=cache_folder(config),
-        )
-
-    features = load(tokenizers.student)
-    return features if tokenizers.teacher is None else features.beside(load(tokenizers.teacher))
 
 
 def _batches_of(
@@ -330,6 +311,7 @@ def _batches_of(
         device=choose_device(config.device),
         length_step=LENGTH_STEP if config.compute.cuda_graphs and for_training else 1,
         bias_dtype=autocast_dtype(config) or torch.float32,
+        num_transfer=config.data.transfer.rows_per_batch(batch_size) if features.num_transfer_rows else 0,
     )
 
 

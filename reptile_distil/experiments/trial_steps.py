@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from reptile_distil.data.batches import Batches, length_grouped_batches
+from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.cost import BATCH_SIZES, MIN_ROUNDS, num_warm_ups
 from reptile_distil.runs.state import module_tensors, optimizer_tensors
@@ -110,7 +110,7 @@ def mean_seconds(sizes: Sequence[int], measured: Mapping[int, float]) -> float:
 
 def _time_steps(method: Method, batches: Batches) -> float:
     """Mean seconds of the steps of the first epoch."""
-    order = length_grouped_batches(batches.lengths, batches.batch_size, seed=batches.seed, epoch=1)
+    order = batches.order(1)
     sizes = [int(batches.lengths[rows].max()) * len(rows) for rows in order]
 
     def take(number: int) -> None:

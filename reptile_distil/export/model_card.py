@@ -210,8 +210,10 @@ def _conditions(report: Report) -> str:
 
 def _data_sentence(report: Report) -> str:
     source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
+    unlabelled = report.results.num_transfer_rows
+    beside = f" and {unlabelled:,} rows without labels" if unlabelled else ""
     return escape_markdown(
-        f"Trained on {report.results.num_train_rows:,} rows of {source} in {report.results.num_steps:,} steps, "
+        f"Trained on {report.results.num_train_rows:,} rows of {source}{beside} in {report.results.num_steps:,} steps, "
         f"{report.results.train_seconds:,.0f} seconds on {report.results.device} "
         f"(torch {report.environment.torch}, transformers {report.environment.transformers}). "
         "The values that decide the result:"

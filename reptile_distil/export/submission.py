@@ -20,10 +20,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reptile_distil.config.config import load_config
-from reptile_distil.data.glue_files import find_official_file
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError, RunError
 from reptile_distil.runtime.files import make_folder, write_bytes
+from reptile_distil.sources.glue_files import find_official_file
 
 if TYPE_CHECKING:
     from reptile_distil.experiments.finished_run import FinishedRun
@@ -165,7 +165,7 @@ def majority_prediction(name: str, path: Path | None, *, check_rows: bool = True
     equals, or for STS-B the mean score. Where there is no training set to be read, it is that of the official one,
     from a table here. Raises `DataError` for a broken training file.
     """
-    from reptile_distil.data.sources import load_split  # takes seconds, and a check does without
+    from reptile_distil.sources.splits import load_split  # takes seconds, and a check does without
 
     file = FILES[name]
     task = GLUE[file.student]

@@ -14,12 +14,13 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reptile_distil.data.batches import TASK_WEIGHTS
 from reptile_distil.errors import ConfigError
 from reptile_distil.models.classifier import Outputs
 
 
 class LossTerms(NamedTuple):
-    """A loss and its terms before weighting, each a scalar, the mean over the batch."""
+    """A loss and its terms before weighting, each a scalar, the mean over the batch's rows that have it."""
 
     total: Tensor
     task: Tensor
@@ -74,6 +75,14 @@ class DistillationLoss(nn.Module):
     label, and the distillation term T² * KL(Bernoulli(sigmoid(z_T / T)) ‖ Bernoulli(sigmoid(z_S / T))) of each label,
     both the mean over rows and labels. It is the term above for the two classes "has it" and "has it not", whose
     logits are z and 0 (Hinton, Vinyals, Dean 2015, once for each label).
+
+    A batch may hold transfer rows, which have no label (see `transfer`). Each term is then the mean over the rows that
+    have it, so that alpha means the same whatever the mixture: with the rows x of a batch, of which l have labels,
+
+        L = (1 - alpha) / |l| * sum_{i in l} task loss_i + alpha / |x| * sum_{i in x} T² * KL_i
+
+    and terms on hidden states are taken over all rows, as the distillation term is. So it is in every equation of a
+    method that has L, and with beta in the loss of a teacher that learns (`of_teacher`).
 
     Args:
         alpha: weight of the distillation term, in [0, 1].
@@ -147,7 +156,7 @@ class DistillationLoss(nn.Module):
 
         The gradient goes to the student, and to the teacher where its outputs have a graph.
         """
-        terms = self._logit_terms(student.logits, teacher.logits, labels_of(batch))
+        terms = self._logit_terms(student.logits, teacher.logits, labels_of(batch), batch.get(TASK_WEIGHTS))
         if not self.needs_hidden_states:
             return terms
         states = student.hidden_states, teacher.hidden_states
@@ -161,13 +170,15 @@ class DistillationLoss(nn.Module):
             raise ValueError("a loss with terms on hidden states needs more than logits: call its compare()")
         return self._logit_terms(student_logits, teacher_logits.detach(), labels)
 
-    def _logit_terms(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> LossTerms:
+    def _logit_terms(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, row_weights: Tensor | None = None
+    ) -> LossTerms:
         if student_logits.shape != teacher_logits.shape:
             raise ValueError(
                 f"student logits have shape {tuple(student_logits.shape)}, "
                 f"teacher logits {tuple(teacher_logits.shape)}: expected the same rows and classes"
             )
-        task = task_loss(student_logits, labels, self.class_weights)
+        task = task_loss(student_logits, labels, self.class_weights, row_weights)
         logits = _in_float(student_logits), _in_float(teacher_logits)
         if labels.ndim == 2:
             logits = _as_two_classes(logits[0]), _as_two_classes(logits[1])
@@ -196,7 +207,14 @@ def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["labels"]
 
 
-def task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def task_loss_of(logits: Tensor, batch: Mapping[str, Tensor], class_weights: Tensor | None = None) -> Tensor:
+    """`task_loss` of a batch's logits, over those of its rows that have labels. Raises as `labels_of`."""
+    return task_loss(logits, labels_of(batch), class_weights, batch.get(TASK_WEIGHTS))
+
+
+def task_loss(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, row_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy for logits (B, C > 1), mean squared error for (B, 1); the mean over labels (B,).
 
     For labels (B, C), a 0 or 1 for each, the binary cross-entropy of each, the mean over rows and labels.
@@ -204,18 +222,46 @@ def task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = Non
     Under `class_weights` w (C,) it is sum_i w[y_i] * CE_i / B, and for a multi-label task the terms of positive labels
     are multiplied by w. It is divided by the number of rows, not by the sum of their weights as PyTorch does, so that
     the losses of a batch's parts add up to the batch's. Raises `ValueError` for weights where there are no classes.
+
+    Under `row_weights` v (B,) it is sum_i v_i * loss_i / B. The labels of rows with v = 0 are not read, whatever they
+    are. With B / |l| for the |l| rows of a batch that have labels and 0 for the others it is the mean over the former,
+    and the losses of a batch's parts still add up to it.
     """
     logits = _in_float(logits)
     weights = None if class_weights is None else class_weights.to(logits)
+    if row_weights is not None:
+        return _weighted_task_loss(logits, labels, weights, row_weights)
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
     if weights is not None:
-        if logits.shape[1] == 1:
-            raise ValueError("class weights are for classes, and one logit is regression")
-        return (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
+        return (_of_classes(weights, logits)[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)
+
+
+def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None, row_weights: Tensor) -> Tensor:
+    weights = None if class_weights is None or labels.ndim == 2 else _of_classes(class_weights, logits)
+    # Not a selection of rows, whose number a GPU would be asked for.
+    has_label = row_weights > 0
+    known = torch.where(has_label if labels.ndim == 1 else has_label[:, None], labels, torch.zeros_like(labels))
+    if labels.ndim == 2:
+        each = F.binary_cross_entropy_with_logits(
+            logits, known.to(logits.dtype), pos_weight=class_weights, reduction="none"
+        )
+        losses = each.mean(dim=1)
+    elif logits.shape[1] == 1:
+        losses = (logits.squeeze(1) - known.to(logits.dtype)).square()
+    else:
+        losses = F.cross_entropy(logits, known, reduction="none")
+        losses = losses if weights is None else weights[known] * losses
+    return (row_weights.to(losses.dtype) * losses).mean()
+
+
+def _of_classes(class_weights: Tensor, logits: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        raise ValueError("class weights are for classes, and one logit is regression")
+    return class_weights
 
 
 def balanced_weights(labels: NDArray[Any], label_names: Sequence[str]) -> Tensor:

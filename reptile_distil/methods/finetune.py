@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.losses.distillation import LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import LossTerms, task_loss_of
 from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import Student
 from reptile_distil.runtime.processes import ALONE, Processes
@@ -39,5 +39,5 @@ class FineTuner:
         return self.gradient_step.take(self._compute_loss, batch, self.student.parameters())
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        loss = task_loss(self.student(batch), labels_of(batch), self.class_weights)
+        loss = task_loss_of(self.student(batch), batch, self.class_weights)
         return LossTerms(loss, loss, torch.zeros_like(loss))

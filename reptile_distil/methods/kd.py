@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, task_loss_of
 from reptile_distil.methods.step import GradientStep, Logs, accumulate_gradient, check_trainable
 from reptile_distil.models.classifier import Outputs, wrap_pair
 from reptile_distil.runtime.processes import ALONE, Processes, whole
@@ -79,5 +79,5 @@ class KnowledgeDistiller:
         return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
 
     def _compute_extra_loss(self, extra_batch: Batch) -> LossTerms:
-        loss = task_loss(self.student(extra_batch), labels_of(extra_batch), self.loss.class_weights)
+        loss = task_loss_of(self.student(extra_batch), extra_batch, self.loss.class_weights)
         return LossTerms(self.extra_rows * loss, loss, torch.zeros_like(loss))

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss_of
 from reptile_distil.methods.step import (
     GradientStep,
     Logs,
@@ -270,5 +270,5 @@ class InfluenceDistiller:
         return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
 
     def _quiz_loss(self, quiz_batch: Batch) -> LossTerms:
-        loss = task_loss(self.student(quiz_batch), labels_of(quiz_batch), self.loss.class_weights)
+        loss = task_loss_of(self.student(quiz_batch), quiz_batch, self.loss.class_weights)
         return LossTerms(loss, loss, torch.zeros_like(loss))

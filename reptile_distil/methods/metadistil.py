@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, task_loss_of
 from reptile_distil.methods.step import GradientStep, Logs, check_trainable
 from reptile_distil.models.classifier import wrap_pair
 
@@ -120,7 +120,7 @@ class MetaDistiller:
         self.student.eval()
         logits = torch.func.functional_call(self.student, theta_s_prime, (quiz_batch,))
         self.student.train()
-        return task_loss(logits, labels_of(quiz_batch), self.loss.class_weights)
+        return task_loss_of(logits, quiz_batch, self.loss.class_weights)
 
     def update_teacher(self, quiz_loss: Tensor) -> Tensor:
         """(2): one step of the teacher down the quiz loss; returns the norm of its gradient before clipping."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward
-from reptile_distil.losses.distillation import LossTerms, labels_of, task_loss
+from reptile_distil.losses.distillation import LossTerms, task_loss_of
 from reptile_distil.methods.step import ADAMW, AdamwName, GradientStep, Logs, can_be_fused, decay_groups, forget_moments
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model
@@ -219,7 +219,7 @@ class TeacherRegularization:
         return {"teacher_task_loss": logs["loss"]}
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        loss = task_loss(self.teacher(batch), labels_of(batch), self.class_weights)
+        loss = task_loss_of(self.teacher(batch), batch, self.class_weights)
         return LossTerms(loss, loss, torch.zeros_like(loss))
 
     def _weights(self) -> list[torch.Tensor]:

@@ -76,6 +76,9 @@ class Results(_Kept):
     best_epoch: PositiveInt
     num_steps: NonNegativeInt
     num_train_rows: NonNegativeInt
+    """Training rows with labels."""
+    num_transfer_rows: NonNegativeInt = 0
+    """Training rows without labels, from which a student learns by its teacher's soft labels alone."""
     num_parameters: NonNegativeInt
     train_seconds: NonNegativeFloat
     examples_per_second: NonNegativeFloat

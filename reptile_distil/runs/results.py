@@ -116,6 +116,7 @@ def _fact_rows(results: Results) -> Rows:
         ("best epoch", f"{results.best_epoch}"),
         ("steps", f"{results.num_steps:,}"),
         ("training rows", f"{results.num_train_rows:,}"),
+        *([("rows without labels", f"{results.num_transfer_rows:,}")] if results.num_transfer_rows else []),
         ("parameters", f"{results.num_parameters:,}"),
         ("seconds of training", f"{results.train_seconds:.1f}"),
         ("examples a second", f"{results.examples_per_second:,.0f}"),

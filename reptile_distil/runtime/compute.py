@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
@@ -102,6 +103,14 @@ def compile_forward(model: nn.Module, device: str) -> None:
     # another model of the same shape is used again for the student.
     compiled_autograd_config.donated_buffer = False
     model.compile(dynamic=True)
+
+
+def without_compiling() -> contextlib.AbstractContextManager[Any]:
+    """Inside, a compiled model that meets what it was not compiled for raises `RuntimeError`, and compiles nothing."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled; the compiler takes a second to import
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("fail_on_recompile")
+    return stance
 
 
 def _check_compiler(device: str) -> None:

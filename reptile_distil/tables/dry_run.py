@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptile_distil.config.sections import Role
-from reptile_distil.data.sources import open_split
 from reptile_distil.errors import DataError, ModelError, ReptileDistilError, RunError
 from reptile_distil.experiments.dry_run import (
     Measured,
@@ -35,6 +34,7 @@ from reptile_distil.models.loading import load_config_file
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runtime.hub import reachability_cached
 from reptile_distil.runtime.text_tables import plain_table
+from reptile_distil.sources.splits import open_split
 from reptile_distil.tables.config import Cell, TableConfig
 
 

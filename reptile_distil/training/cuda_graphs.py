@@ -19,6 +19,7 @@ from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
 from reptile_distil.methods.step import Logs, Transformers4AdamW
 from reptile_distil.models.half_precision import mark_changed
+from reptile_distil.runtime.compute import without_compiling
 from reptile_distil.runtime.measuring import is_out_of_memory
 from reptile_distil.training.loop import Method
 
@@ -129,7 +130,9 @@ class GraphedSteps:
         # Also weights that have not changed since an evaluation: refreshing their copies is part of the graph.
         self._mark_changed()
         try:
-            replay = self._recorder.record(lambda: self._take(inputs))
+            # Compiled models were compiled for this shape in its first steps: a compiler cannot run in a recording.
+            with without_compiling():
+                replay = self._recorder.record(lambda: self._take(inputs))
         except ReptileDistilError:
             raise
         except RuntimeError as error:

@@ -56,7 +56,7 @@ class DivergenceWatch:
             if not math.isfinite(value)
         )
         batch = progress.batches_done - 1 - (progress.step - step)
-        rows = ", ".join(map(str, self._batches.row_ids(progress.epochs_done + 1, batch)))
+        rows = self._batches.name_rows(progress.epochs_done + 1, batch)
         rates = ", ".join(f"{name} {rate:.2e}" for name, rate in self._rates[step].items())
         raise DivergedError(
             f"{self._title}: step {step}: {name} is {value} (learning rates: {rates}; training rows, counted from 0: "

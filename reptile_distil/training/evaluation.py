@@ -66,15 +66,6 @@ def predictions_of(logits: NDArray[Any], batches: Batches) -> NDArray[Any]:
     return predictions_from_logits(logits, multi_label=batches.features.has_label_sets)
 
 
-def evaluate_splits(
-    model: Classifier, splits: Mapping[str, Batches], metrics: Sequence[str], processes: Processes = ALONE
-) -> tuple[dict[str, Scores], dict[str, NDArray[Any]]]:
-    """The scores of each split, and what the model says of each row (N,) of it."""
-    logits = predict_splits(model, splits, processes)
-    predictions = {split: predictions_of(of_split, splits[split]) for split, of_split in logits.items()}
-    return score_splits(logits, splits, metrics), predictions
-
-
 def predict_splits(
     model: Classifier, splits: Mapping[str, Batches], processes: Processes = ALONE
 ) -> dict[str, NDArray[np.float32]]:
@@ -134,8 +125,8 @@ class Evaluator:
         self.teacher = teacher
         self.teacher_moves = teacher_moves
         self.processes = processes
-        self.predictions: dict[str, NDArray[Any]] = {}
-        """By split, the student's predictions (N,) in the latest evaluation."""
+        self.logits: dict[str, NDArray[np.float32]] = {}
+        """By split, the student's logits (N, C) in the latest evaluation."""
         self.teacher_start: dict[str, Scores] = {}
         """The teacher's scores at its start, by split."""
         self.teacher_scores: dict[str, Scores] = {}
@@ -158,8 +149,7 @@ class Evaluator:
 
     def evaluate(self) -> Evaluation:
         """The student's scores by split and, where there is a teacher, the teacher's and how both compare."""
-        logits = self._predict(self.student)
-        self.predictions = {split: predictions_of(of_split, self.dev[split]) for split, of_split in logits.items()}
+        self.logits = logits = self._predict(self.student)
         scores = self._score(logits)
         first = next(iter(self.dev))
         score = selection_score(scores[first])

@@ -320,9 +320,7 @@ class TrainingLoop:
 
         Silent where there is neither a terminal nor a notebook.
         """
-        batches = self.batches
-        epochs, steps = divmod(self.num_steps, batches.num_batches)
-        total = epochs * batches.num_rows + min(steps * batches.batch_size, batches.num_rows)
+        total = self.batches.count_examples(self.num_steps)
         disable = not self.settings.show_progress or (None if "ipykernel.zmqshell" not in sys.modules else False)
         initial = self.progress.num_examples
         return tqdm(total=total, initial=initial, unit="ex", disable=disable, dynamic_ncols=True, leave=False)

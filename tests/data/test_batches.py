@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from reptile_distil.data import toy
-from reptile_distil.data.batches import Batches, draw_rows, length_grouped_batches, tokenize
+from reptile_distil.data.batches import Batches, draw_rows, tokenize
 from reptile_distil.data.features import Features
+from reptile_distil.data.order import length_grouped_batches
 from reptile_distil.errors import DataError
 from reptile_distil.models.classifier import Classifier, Teacher
 from reptile_distil.models.toy import toy_tokenizer

@@ -15,11 +15,11 @@ import transformers
 from reptile_distil.config.config import load_config
 from reptile_distil.data import cache as feature_cache
 from reptile_distil.data.cache import default_folder, load_features
-from reptile_distil.data.sources import open_split
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.setup import build_batches
+from reptile_distil.sources.splits import open_split
 from tests.helpers.paths import CONFIGS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

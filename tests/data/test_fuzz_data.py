@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reptile_distil.data.batches import quiet_datasets
-from reptile_distil.data.sources import load_split
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError
+from reptile_distil.sources.splits import load_split
 from tests.helpers.fuzzing import assert_one_sentence, examples
 
 # Task, split, file, header, which columns hold the texts and the label, and how labels are spelled; as published.

@@ -11,10 +11,10 @@ import torch
 
 from reptile_distil.data import toy
 from reptile_distil.data.cache import load_features
-from reptile_distil.data.sources import load_split, open_split
 from reptile_distil.data.tasks import Task, get_task
 from reptile_distil.errors import DataError, ModelError
 from reptile_distil.models.toy import is_toy_model, toy_config, toy_tokenizer
+from reptile_distil.sources.splits import load_split, open_split
 
 NAMES = ("toy-sentence", "toy-pair", "toy-threeway", "toy-regression")
 CLASSIFICATION = ("toy-sentence", "toy-pair", "toy-threeway")

@@ -332,3 +332,39 @@ def test_a_teacher_that_is_asked_nothing_more_takes_no_memory(kd, monkeypatch, o
     assert set(seen) == {is_let_go}
     assert results["teacher"]["num_parameters"] == sum(weight.numel() for weight in teachers[0].parameters())
     assert results["latency"]["batches"].keys() == {"1", "32"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("data.validation_fraction=0.2",),
+        ("precision=bf16",),
+    ],
+    ids=str,
+)
+def test_a_teachers_run_leaves_its_dev_logits_to_its_students(tiny, cache, asked, monkeypatch, tmp_path, options):
+    logits, of = [], kept.TeacherLogits.of
+
+    def recorded(self, *arguments):
+        result = of(self, *arguments)
+        logits.append(result[0])
+        return result
+
+    monkeypatch.setattr(kept.TeacherLogits, "of", recorded)
+    shared = (f"data.cache_dir={cache}", "method=kd", "kd.keep_logits=false", *options)
+    found = tiny(*shared, f"runs_dir={tmp_path}/found")
+    found.fit_teacher()
+    found.fit()
+    assert asked["passes"] == 0
+    teacher = found.teacher_folder
+    again = tiny(
+        "data.cache_dir=false", *shared[1:], f"teacher.finetuned={teacher.model}", f"output_dir={tmp_path}/again"
+    )
+    again.fit()
+    assert asked["passes"] > 0
+    half = len(logits) // 2
+    assert half > 0
+    for first, second in zip(logits[:half], logits[half:], strict=True):
+        assert np.array_equal(first, second)
+    assert same_bits(found, again)

@@ -32,7 +32,7 @@ from reptile_distil.runtime.interrupts import Interrupted
 from reptile_distil.runtime.processes import ALONE, shard_model, start_processes, stop_processes, whole, whole_copy
 from reptile_distil.training.callbacks import RunCallbacks, RunInfo, StopTraining
 from reptile_distil.training.evaluation import Evaluator, predict_logits
-from tests.helpers.models import batch, bert, with_rows
+from tests.helpers.models import batch, bert, mixed, with_rows
 from tests.helpers.paths import TINY
 
 METHODS = (
@@ -45,6 +45,8 @@ METHODS = (
     "kd-hidden",
     "reptile-padded",
     "prokt",
+    "kd-mixed",
+    "reptile-mixed",
 )
 STUDENT_FIRST = "reptile-student-first"
 INNER = "reptile-inner"
@@ -115,7 +117,8 @@ def train(name, plan, **options):
     method, teacher, student = build(name, micro_batch_size=micro_batch_size, **options)
     for step, size in enumerate(sizes):
         inner = [batch(size, seed=100 + step), batch(9, seed=200 + step)] if name == INNER else []
-        logs = method.step(batch(size, seed=step), *([inner] if inner else []))
+        lesson = mixed(batch(size, seed=step)) if name.endswith("-mixed") else batch(size, seed=step)
+        logs = method.step(lesson, *([inner] if inner else []))
     return {
         "logs": logs,
         "teacher": {key: whole(weight.detach()) for key, weight in teacher.named_parameters()},

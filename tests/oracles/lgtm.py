@@ -8,15 +8,16 @@ from tests.oracles.prokt import literal_distance, literal_logits, literal_loss, 
 
 
 def literal_influence_loss(student, teacher, batch, settings):
-    """L, differentiable in the teacher, of a student that is none."""
-    rows = []
+    """L, differentiable in the teacher, of a student that is none; of a mixed batch as `literal_loss`."""
+    tasks, distances = [], []
     for row in range(len(batch["labels"])):
         z_s = literal_logits(student, batch, row).detach()
         z_t = literal_logits(teacher, batch, row)
-        distance = literal_distance(z_s, z_t, settings["temperature"], settings["soft"])
-        task = literal_task(z_s, batch["labels"][row])
-        rows.append((1 - settings["alpha"]) * task + settings["alpha"] * distance)
-    return sum(rows) / len(rows)
+        distances.append(literal_distance(z_s, z_t, settings["temperature"], settings["soft"]))
+        if "has_label" not in batch or batch["has_label"][row]:
+            tasks.append(literal_task(z_s, batch["labels"][row]))
+    task, distance = sum(tasks) / len(tasks), sum(distances) / len(distances)
+    return (1 - settings["alpha"]) * task + settings["alpha"] * distance
 
 
 def literal_quiz_gradient(student, quiz):

@@ -20,7 +20,7 @@ def literal_task_loss(z, labels):
     return -torch.log_softmax(z, 1)[torch.arange(len(labels)), labels].mean()
 
 
-def literal_lesson(z_s, z_t, labels, alpha, temperature, soft):
+def literal_lesson(z_s, z_t, batch, alpha, temperature, soft):
     p, q = torch.softmax(z_t / temperature, 1), torch.softmax(z_s / temperature, 1)
     if z_s.shape[1] == 1:
         distillation = ((z_s - z_t) ** 2).mean()
@@ -28,7 +28,8 @@ def literal_lesson(z_s, z_t, labels, alpha, temperature, soft):
         distillation = temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
     else:
         distillation = temperature**2 * ((p - q) ** 2).mean()
-    return (1 - alpha) * literal_task_loss(z_s, labels) + alpha * distillation
+    rows = [row for row in range(len(z_s)) if "has_label" not in batch or batch["has_label"][row]]
+    return (1 - alpha) * literal_task_loss(z_s[rows], batch["labels"][rows]) + alpha * distillation
 
 
 def literal_quiz_loss(theta_t, theta_s, batch, quiz, teacher, student, settings):
@@ -36,7 +37,7 @@ def literal_quiz_loss(theta_t, theta_s, batch, quiz, teacher, student, settings)
 
     def lesson(theta_s):
         z_s, z_t = logits(student, theta_s, batch), logits(teacher, theta_t, batch)
-        return literal_lesson(z_s, z_t, batch["labels"], settings["alpha"], settings["temperature"], settings["soft"])
+        return literal_lesson(z_s, z_t, batch, settings["alpha"], settings["temperature"], settings["soft"])
 
     theta_s_prime = {}
     for name, gradient in grad(lesson)(theta_s).items():
@@ -62,6 +63,6 @@ def literal_metadistil_step(batch, quiz, teacher, student, settings, student_opt
     with torch.no_grad():
         z_t = teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     z_s = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    literal_lesson(z_s, z_t, batch["labels"], settings["alpha"], settings["temperature"], settings["soft"]).backward()
+    literal_lesson(z_s, z_t, batch, settings["alpha"], settings["temperature"], settings["soft"]).backward()
     clip([theta.grad for theta in student.parameters()], settings["max_grad_norm"])
     student_optimizer.step()

@@ -27,14 +27,18 @@ def literal_distance(z, target, temperature, soft):
 
 
 def literal_loss(model, other, batch, weight, settings):
-    """(1 - weight) * task loss + weight * distance to the other model, which gets no gradient."""
-    rows = []
+    """(1 - weight) * task loss + weight * distance to the other model, which gets no gradient.
+
+    Each is the mean over the rows that have it: of a mixed batch, those with a label have a task loss.
+    """
+    tasks, distances = [], []
     for row in range(len(batch["labels"])):
         z = literal_logits(model, batch, row)
         target = literal_logits(other, batch, row).detach()
-        distance = literal_distance(z, target, settings["temperature"], settings["soft"])
-        rows.append((1 - weight) * literal_task(z, batch["labels"][row]) + weight * distance)
-    return sum(rows) / len(rows)
+        distances.append(literal_distance(z, target, settings["temperature"], settings["soft"]))
+        if "has_label" not in batch or batch["has_label"][row]:
+            tasks.append(literal_task(z, batch["labels"][row]))
+    return (1 - weight) * sum(tasks) / len(tasks) + weight * sum(distances) / len(distances)
 
 
 def literal_step(model, loss, optimizer, max_grad_norm):

@@ -23,7 +23,9 @@ def literal_loss(student, teacher, batch, alpha, temperature):
     student_logits = student(**inputs).logits
     with torch.no_grad():
         teacher_logits = teacher(**inputs).logits
-    task = -torch.log_softmax(student_logits, 1)[torch.arange(len(batch["labels"])), batch["labels"]].mean()
+    has_label = batch.get("has_label", torch.ones(len(batch["labels"]), dtype=torch.bool))  # some rows of a mixed batch
+    rows = [row for row in range(len(batch["labels"])) if has_label[row]]
+    task = -torch.log_softmax(student_logits, 1)[rows, batch["labels"][rows]].mean()
     p = torch.softmax(teacher_logits / temperature, 1)
     q = torch.softmax(student_logits / temperature, 1)
     kl = (p * (p.log() - q.log())).sum(1).mean()

@@ -2,12 +2,14 @@
 
 python -m tests.peers.compare --data FOLDER --teacher DIR --student DIR [--rounds 5]: FOLDER has train.tsv and dev.tsv
 (sentence, label 0 or 1), DIR are models with two classes and their tokenizers. All train on the same rows, in turn.
-`ours, first` finds an empty cache; `ours, later` is the next run with the same teacher and rows, of another seed.
+`ours, first` finds an empty cache, or a copy of `--cache`, which may be that of the teacher's own run; `ours, later` is
+the next run with the same teacher and rows, of another seed.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in ("data", "teacher", "student"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--cache", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -32,6 +35,8 @@ def main(argv=None):
     measured = {name: [] for name in given.contenders}
     for number in range(given.rounds):
         with tempfile.TemporaryDirectory() as folder:
+            if given.cache:
+                shutil.copytree(given.cache, Path(folder) / "cache")
             for name in given.contenders:
                 measured[name].append(run(name, given, Path(folder)))
                 sys.stderr.write(f"round {number + 1}, {name}: {json.dumps(measured[name][-1])}\n")

@@ -23,6 +23,7 @@ A_FEW = (
 NEED_A_REAL_ONE = (
     "tests/benchmark",  # measures memory in processes of its own
     "tests/runtime/test_compute.py::test_on_a_gpu_a_run_ends_near_one_on_the_cpu[true",  # compiles for the GPU
+    "tests/training/test_cuda_graphs.py::test_on_a_gpu_compiled_steps",
 )
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))

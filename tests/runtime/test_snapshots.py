@@ -9,14 +9,14 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from reptile_distil.data import sources
-from reptile_distil.data.sources import load_split
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import DataError, ModelError
 from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runtime import hub as hub_module
 from reptile_distil.runtime.snapshots import find_model_snapshot
+from reptile_distil.sources import hub_datasets, splits
+from reptile_distil.sources.splits import load_split
 from tests.helpers import repositories
 from tests.helpers.hub import Hub, may_be_asked
 
@@ -44,7 +44,7 @@ def hub(monkeypatch, tmp_path):
 def new_process():
     """Nothing is remembered from another test."""
     find_model_snapshot.cache_clear()
-    sources._say_once.cache_clear()
+    hub_datasets.say_once.cache_clear()
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_splits_of_two_revisions_are_never_mixed(hub, go_offline):
     (whole,) = {path.parent for path in Path(constants.HF_HUB_CACHE).glob("datasets--*/snapshots/*/sst2/test-*")}
     go_offline()
     for split in ("train", "dev"):
-        assert sources._find_hub_folder(GLUE["sst2"], split) == whole
+        assert splits._find_hub_folder(GLUE["sst2"], split) == whole
 
 
 def test_a_data_set_that_is_not_there_is_one_sentence(hub):

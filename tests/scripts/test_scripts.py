@@ -27,6 +27,16 @@ def test_finetune_trains_the_teacher(call, tmp_path):
     assert (tmp_path / "runs/toy-sentence/teacher-seed42/results.json").exists()
 
 
+def test_audit_prints_a_row_for_each_stage_and_writes_every_value(call, tmp_path):
+    few = ("--batches", "2", "--probe-rows", "8", "--stages", "0.2", "0.6", "--json", str(tmp_path / "audit.json"))
+    code, out, _ = call("audit", "data.validation_fraction=0.3", "train.epochs=2", *few)
+    assert code == 0
+    assert len(out.strip().splitlines()) == 4
+    written = json.loads((tmp_path / "audit.json").read_text())
+    assert [len(stage["batches"]) for stage in written["stages"]] == [2, 2]
+    assert (written["method"], written["num_probe_rows"]) == ("reptile", 8)
+
+
 def test_finetune_trains_the_student_alone_when_asked(call, tmp_path):
     code, out, _ = call("finetune", "--model", "student")
     assert code == 0
@@ -438,6 +448,7 @@ WRITING = {
     "submit": ("--runs", "./none", "--output"),
     "benchmark --json": ("--lengths", "none", "--json"),
     "benchmark --plot": ("--lengths", "none", "--plot"),
+    "audit": ("--config", str(TINY), "data.validation_fraction=0.3", "--json"),
 }
 
 

@@ -24,6 +24,7 @@ from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.runs.state import load_optimizer, optimizer_tensors, optimizer_values
+from reptile_distil.runtime.compute import without_compiling
 from reptile_distil.training import cuda_graphs
 from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps, check_graphs
 from tests.helpers.models import batch, bert
@@ -76,10 +77,13 @@ def graphed(recorders):
     return graphed
 
 
-def build(name, *, device="cpu", dtype=torch.float64, dropout=0.0, autocast_dtype=None):
-    """One of METHODS: the method, its optimizers, and the models that it changes."""
+def build(name, *, device="cpu", dtype=torch.float64, dropout=0.0, autocast_dtype=None, compiler=None):
+    """One of METHODS: the method, its optimizers, and the models that it changes; compiled by a backend."""
     teacher = Teacher(bert(4, seed=1, dtype=dtype).to(device), autocast_dtype=autocast_dtype)
     student = Student(bert(2, seed=2, dtype=dtype, dropout=dropout).to(device), autocast_dtype=autocast_dtype)
+    if compiler:
+        for model in (teacher.model, student.model):
+            model.compile(dynamic=True, backend=compiler)
     optimizer = adamw(student, lr=1e-2, eps=1e-4, weight_decay=0.1)
     shared = {"student_optimizer": optimizer}
     if name == "finetune":
@@ -148,6 +152,55 @@ def test_steps_from_graphs_equal_steps_one_by_one_under_a_falling_learning_rate(
         assert list(step) == list(expected_step)
         for key, value in step.items():
             torch.testing.assert_close(value, expected_step[key], rtol=0, atol=1e-6, msg=key)
+
+
+@pytest.fixture
+def compiler():
+    """All of the compiler but the writing of kernels; it begins anew in each test."""
+    torch._dynamo.reset()
+    yield "eager"
+    torch._dynamo.reset()
+
+
+class RecordsCompiled(FakeRecorder):
+    """Replays as CUDA's own graph would: nothing can be compiled."""
+
+    def record(self, step):
+        replay = super().record(step)
+
+        def without_a_compiler():
+            with without_compiling():
+                return replay()
+
+        return without_a_compiler
+
+
+@pytest.mark.parametrize("name", ["adamw", *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n != "adamw")])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_models_are_compiled_before_their_step_is_recorded(name, compiler):
+    method, optimizers, models = build(name, compiler=compiler)
+    graphs = GraphedSteps(method, optimizers, batch_size=8, new_recorder=RecordsCompiled)
+    take_steps(graphs, optimizers, some_batches())
+    plain, plain_optimizers, plain_models = build(name)
+    take_steps(plain, plain_optimizers, some_batches())
+    assert graphs.num_graphs == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert_same(models, plain_models, atol=1e-6)  # learning rates on the device are float32
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_model_that_is_not_compiled_yet_cannot_be_recorded(recorders, compiler):
+    method, optimizers, _ = build("finetune", compiler=compiler)
+    recorder = FakeRecorder()
+    recorder.record = lambda step: step()
+    graphs = GraphedSteps(method, optimizers, batch_size=8, new_recorder=lambda: recorder)
+    for _ in range(WARM_UP_STEPS):
+        graphs.step(batch())
+    torch._dynamo.reset()
+    with pytest.raises(
+        RunError, match=r"compute.cuda_graphs = true: this model's step cannot be recorded \(.*recompil"
+    ):
+        graphs.step(batch())
 
 
 def test_a_shape_is_recorded_after_its_warm_up_and_replayed_ever_after(graphed, recorders):
@@ -434,7 +487,6 @@ def test_graphs_are_refused_to_several_processes():
         (["method=lgtm"], "lgtm cannot be computed with compute.cuda_graphs: set it to false"),
         (["compare_with=[metadistil]"], "metadistil cannot be computed with compute.cuda_graphs: set it to false"),
         (["data.packing=true"], "data.packing cannot be used with compute.cuda_graphs: choose one of the two"),
-        (["compute.compile=true"], "compute.compile cannot be used with compute.cuda_graphs: choose one"),
         (["distributed.shard=true"], "distributed.shard cannot be used with compute.cuda_graphs: choose one"),
         (["train.micro_batch_size=4"], "train.micro_batch_size cannot be used with compute.cuda_graphs"),
         (["teacher.train.micro_batch_size=4"], "teacher.train.micro_batch_size cannot be used with compute.cuda_gr"),
@@ -459,6 +511,7 @@ def test_what_cannot_be_recorded_is_refused_in_one_sentence(tmp_path, overrides,
         ["reptile.share_forward=false"],
         ["loss.hidden=0.1"],
         ["precision=bf16"],
+        ["compute.compile=true"],
         ["method=kd", "compute.attention=eager"],
     ],
 )
@@ -486,6 +539,18 @@ def test_on_a_gpu_steps_from_graphs_equal_steps_one_by_one(name, autocast_dtype,
     for step, expected_step in zip(logs, expected, strict=True):
         for key, value in step.items():
             torch.testing.assert_close(value, expected_step[key], rtol=tolerance, atol=tolerance, msg=key)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_on_a_gpu_compiled_steps_from_graphs_equal_steps_one_by_one(name):
+    method, optimizers, models = on_gpu(name, compiler="inductor")
+    take_steps(method, optimizers, some_batches("cuda"))
+    plain, plain_optimizers, plain_models = build(name, device="cuda", dtype=torch.float32)
+    take_steps(plain, plain_optimizers, some_batches("cuda"))
+    assert method.num_graphs == 2
+    assert_same(models, plain_models, atol=1e-4)
 
 
 @pytest.mark.cuda

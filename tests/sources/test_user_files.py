@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from reptile_distil.data.features import Features
-from reptile_distil.data.sources import load_split, own_label_names
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError
+from reptile_distil.sources.splits import load_split, own_label_names
 
 ROWS = [("a good film", "yes"), ("dull", "no"), ("it is, well", "yes")]
 

@@ -2,9 +2,9 @@ import logging
 
 import pytest
 
-from reptile_distil.data.glue_files import find_official_file, read_official_file
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import DataError
+from reptile_distil.sources.glue_files import find_official_file, read_official_file
 
 
 def read(folder, task, split, **files):

@@ -6,30 +6,26 @@ With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reptile_distil.data import toy
-from reptile_distil.data.glue_files import files_read_with, find_official_file, read_official_file
 from reptile_distil.data.rows import Rows, class_names, digest_dataset, read_dataset
-from reptile_distil.data.tasks import HubDataset, Task
-from reptile_distil.data.user_files import read_user_file
+from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.files import digest_files
-from reptile_distil.runtime.hub import hub_is_reachable, require_hub
-from reptile_distil.runtime.snapshots import cached_commit, cached_snapshots, download_snapshot, whole_snapshot
+from reptile_distil.runtime.hub import require_hub
+from reptile_distil.runtime.snapshots import cached_snapshots, download_snapshot
+from reptile_distil.sources.glue_files import files_read_with, find_official_file, read_official_file
+from reptile_distil.sources.hub_datasets import open_hub_dataset, say_once
+from reptile_distil.sources.user_files import read_user_file
 
 if TYPE_CHECKING:
     import datasets
-
-logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
 Loaded = TypeVar("Loaded")
@@ -85,7 +81,7 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
             return Source(task, split, name, lambda: name, partial(toy.read_split, task, split))
         if task.hub is not None:
             place = f"hub data set {task.hub.name}"
-            return _dataset_source(task, split, _open_own_hub(task.hub, task.hub.splits[split]), place)
+            return _dataset_source(task, split, open_hub_dataset(task.hub, task.hub.splits[split]), place)
         if task.files is not None:
             return _open_own(task, split, (path or Path()) / task.files[split])
         if task.folder is None:
@@ -93,6 +89,17 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
         return _open_hub(task, split) if path is None else _open_folder(task, split, path)
     except OSError as error:  # a path that is too long, or runs through a file
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def open_transfer_file(task: Task, file: Path) -> Source:
+    """Rows with the task's text columns and without labels, not read yet, in a file or folder as an own task's.
+
+    Raises as `open_split` does.
+    """
+    beside = replace(
+        task, files={TRANSFER: str(file)}, splits={TRANSFER: ()}, folder=None, hub=None, is_generated=False
+    )
+    return open_split(beside, TRANSFER, None)
 
 
 def _as_dataset(task: Task, rows: Rows) -> datasets.Dataset:
@@ -115,7 +122,7 @@ def own_label_names(task: Task, path: Path | None) -> tuple[str, ...]:
     """
     split = next(iter(task.splits))
     if task.hub is not None:
-        dataset: datasets.Dataset | None = _open_own_hub(task.hub, task.hub.splits[split])
+        dataset: datasets.Dataset | None = open_hub_dataset(task.hub, task.hub.splits[split])
     else:
         dataset = _open_own_dataset(split, (path or Path()) / (task.files or {})[split])
     if dataset is None:
@@ -224,7 +231,7 @@ def _open_hub(task: Task, split: str) -> Source:
         dataset = _open_saved_split(_hub_split(split), folder)
         if dataset is None:
             raise DataError(f"{place}: no {_hub_split(split)} split in {folder}")
-        _say_once(f"{place}: read from {folder}")
+        say_once(f"{place}: read from {folder}")
     return _dataset_source(task, split, dataset, place)
 
 
@@ -272,101 +279,10 @@ def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
         raise DataError(f"{HUB_NAME} {task.name} in the cache {cache} is damaged: {first_sentence(error)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
-    _say_once(f"hub data set {HUB_NAME} {task.name}: read from {builder.cache_dir}")
+    say_once(f"hub data set {HUB_NAME} {task.name}: read from {builder.cache_dir}")
     return dataset
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    """One line for all splits of a data set."""
-    logger.info("%s", line)
 
 
 def _dataset_source(task: Task, split: str, dataset: datasets.Dataset, place: str) -> Source:
     read = partial(read_dataset, task, split, dataset, place)
     return Source(task, split, place, partial(digest_dataset, task, dataset), read)
-
-
-def _open_own_hub(hub: HubDataset, split: str) -> datasets.Dataset:
-    """A split of a data set of the hub, from the cache where this revision is there whole; its code is never run."""
-    named = f"data set {hub.name}" + (f", config {hub.config}" if hub.config else "")
-    if Path(hub.name).exists():  # `datasets` would read that instead
-        raise DataError(f"{named}: a file or folder {hub.name} lies here too: start elsewhere, or give task.files")
-    dataset = _load_own_hub(hub.name, hub.config, hub.revision)
-    if split not in dataset:
-        raise DataError(f"{named}: has no split {split!r}, only {', '.join(dataset)}: give task.splits")
-    return dataset[split]
-
-
-@functools.cache  # a process reads one revision, and asks for it once
-def _load_own_hub(name: str, config: str | None, revision: str | None) -> datasets.DatasetDict:
-    import datasets
-
-    named = f"data set {name}" + (f", config {config}" if config else "")
-    commit = cached_commit(name, "dataset", revision)
-    cached = _load_prepared(name, config, commit) if config or not hub_is_reachable() else None
-    if cached is not None:
-        return cached
-    folder = whole_snapshot(name, "dataset", commit)
-    if folder is None:
-        remedy = "call the same command once with a network, or give files of your own: task.files"
-        require_hub(f"{named}, revision {revision or 'main'},", remedy)
-        commit = download_snapshot(name, "dataset", ["README.md", ".gitattributes"], DataError, revision).name
-    _say_once(f"{named}: read from {folder or f'revision {commit} on the hub'}")
-    try:
-        with _uncounted():
-            builder = datasets.load_dataset_builder(str(folder or name), config, revision=None if folder else commit)
-        if folder is None and builder.hash != commit:  # `datasets` takes another revision where it cannot have this one
-            raise DataError(f"{named}: revision {commit} cannot be read from the hub now; try again")
-        builder.download_and_prepare()
-        loaded = builder.as_dataset()
-    except DataError:
-        raise
-    except Exception as error:
-        why = first_sentence(error)
-        if "scripts are no longer supported" in why:
-            why = "it is made by code, which is never run; task.revision=refs/convert/parquet may have its files"
-        elif "gated" in why:
-            why = "the hub gives it only to those who have asked for it on its page, and log in with `hf auth login`"
-        elif isinstance(error, ValueError) and "onfig" in why:
-            why = f"give one of its configurations as task.config ({why})"
-        raise DataError(f"{named}: cannot be loaded: {why}") from None
-    assert isinstance(loaded, datasets.DatasetDict)
-    return loaded
-
-
-@contextlib.contextmanager
-def _uncounted() -> Iterator[None]:
-    """Inside, `datasets` reports no loads to another host, which behind a firewall takes three seconds each."""
-    import datasets
-
-    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-
-
-def _load_prepared(name: str, config: str | None, commit: str) -> datasets.DatasetDict | None:
-    """What an earlier load of this very commit left in the cache of `datasets`, or None."""
-    import datasets
-    from datasets.naming import camelcase_to_snakecase
-    from datasets.packaged_modules.cache.cache import Cache
-
-    owner, _, own_name = name.rpartition("/")
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "___".join(filter(None, (owner, camelcase_to_snakecase(own_name))))
-    found = sorted(root.glob(f"{config or '*'}/*/{commit}/dataset_info.json")) if commit else []
-    if len(found) != 1:
-        return None
-    of_config, version = found[0].parts[-4:-2]
-    try:
-        options = {"repo_id": name, "dataset_name": camelcase_to_snakecase(own_name), "config_name": of_config}
-        loaded = Cache(**options, version=version, hash=commit).as_dataset()
-    except (OSError, ValueError):
-        return None
-    except Exception as error:
-        reason = first_sentence(error)
-        raise DataError(f"data set {name} in the cache {found[0].parent} is damaged: {reason}") from error
-    _say_once(f"data set {name}, config {of_config}: read from {found[0].parent}")
-    return loaded

@@ -4,12 +4,20 @@ import csv
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reptile_distil.data.rows import Field, Rows, parse_own_labels, read_lines, select_columns, split_fields
-from reptile_distil.data.tasks import Task
+from reptile_distil.data.rows import (
+    Field,
+    Rows,
+    label_columns,
+    parse_own_labels,
+    read_lines,
+    select_columns,
+    split_fields,
+)
+from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -28,20 +36,23 @@ class _Constant(NamedTuple):
 
 
 def read_user_file(task: Task, split: str, file: Path) -> Rows:
-    """Rows of a user's own file; the test split may lack the label column, or labels in it."""
+    """Rows of a user's own file; the test split may lack the label column, or labels in it; transfer rows have none."""
     kind = kind_of(file)
-    labels = task.label_columns or (task.label_column,)
+    labels = () if split == TRANSFER else task.label_columns or (task.label_column,)
     if kind in (".csv", ".tsv"):
         rows: _Rows = _split_table(file, task, kind)
     else:
         read = _split_json if kind == ".json" else _split_jsonl
         rows = read(file, task.text_columns, labels)
+    if (first := next(rows, None)) is not None:
+        label_columns(task, split, first[1], str(file))
+        rows = chain((first,), rows)
     records = list(
         select_columns(
             file,
             rows,
             texts=task.text_columns,
-            label=task.label_columns or task.label_column,
+            label=(task.label_columns or task.label_column) if labels else None,
             label_is_optional=split.startswith("test"),
         )
     )
@@ -49,7 +60,9 @@ def read_user_file(task: Task, split: str, file: Path) -> Rows:
         raise DataError(f"{file} has no rows")
     unit = "row" if kind == ".json" else "line"
     numbers, texts, values = zip(*records, strict=True)
-    found = parse_own_labels(task, split, values, str(file), lambda row: f"{file}, {unit} {numbers[row]}")
+    found = None
+    if labels:
+        found = parse_own_labels(task, split, values, str(file), lambda row: f"{file}, {unit} {numbers[row]}")
     return Rows(str(file), tuple(zip(*texts, strict=True)), found)
 
 

@@ -8,10 +8,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from reptile_distil.data import sources
-from reptile_distil.data.sources import load_split, own_label_names
 from reptile_distil.data.tasks import HubDataset, Task
 from reptile_distil.errors import DataError
+from reptile_distil.sources import hub_datasets
+from reptile_distil.sources.splits import load_split, own_label_names
 from tests.helpers import repositories
 from tests.helpers.hub import Hub, may_be_asked
 
@@ -44,7 +44,7 @@ def hub(monkeypatch, tmp_path):
         hub.publish(NAME, repositories.reviews(), kind="datasets")
         yield hub
     huggingface_hub.close_session()
-    sources._load_own_hub.cache_clear()
+    hub_datasets._load.cache_clear()
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def offline(hub, monkeypatch):
 
     def offline():
         hub.stop()
-        sources._load_own_hub.cache_clear()
+        hub_datasets._load.cache_clear()
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -74,7 +74,7 @@ def task(name=NAME, *, labels=("negative", "positive"), label="label", splits=SP
 
 
 def load(split="train", name=NAME, **options):
-    sources._load_own_hub.cache_clear()
+    hub_datasets._load.cache_clear()
     return load_split(task(name, **options), split, None).to_dict()
 
 

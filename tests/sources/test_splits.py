@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from reptile_distil.data import sources
-from reptile_distil.data.sources import load_split
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import DataError
 from reptile_distil.runtime import hub
+from reptile_distil.sources import splits as sources
+from reptile_distil.sources.splits import load_split
 
 SST2_NAMES = ["negative", "positive"]
 

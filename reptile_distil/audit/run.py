@@ -1,0 +1,160 @@
+"""Audits the teacher of a configuration: trains as its run would, and measures at some points on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from reptile_distil.audit.one_step import OneStepAudit, Stage, steps_from
+from reptile_distil.config.config import Config
+from reptile_distil.config.sections import TEACHER_MOVES
+from reptile_distil.data.batches import StepBatches
+from reptile_distil.errors import ConfigError
+from reptile_distil.experiments.build_method import build_loss, build_schedules, class_weights, forward_options
+from reptile_distil.experiments.build_task import VALIDATION
+from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.experiments.setup import Components, Setup, prepare_model
+from reptile_distil.experiments.teachers import epoch_weights, prepare_to_read
+from reptile_distil.models.classifier import Teacher
+from reptile_distil.models.pretrained import load_finetuned
+from reptile_distil.models.tokenizer import Tokenizers, check_same_tokenizer, load_tokenizer
+from reptile_distil.runtime.randomness import random_numbers_repeated
+from reptile_distil.training.loop import count_steps
+
+
+class AuditSettings(NamedTuple):
+    """What is measured, and where."""
+
+    stages: Sequence[float] = (0.1, 0.5, 0.9)
+    """Fractions of the run's steps at which it is measured."""
+    num_batches: int = 200
+    """Batches at each stage."""
+    num_probe_rows: int = 256
+    """Rows that the loss is measured on after each batch: drawn anew from the validation rows."""
+    other: str | None = None
+    """Folder or hub name of a second teacher, to be compared with the run's own."""
+
+
+def check_audit(config: Config, settings: AuditSettings) -> None:
+    """Raises `ConfigError` for what cannot be audited, before anything is loaded."""
+    moves = config.method in TEACHER_MOVES
+    if not moves and config.method != "kd":
+        raise ConfigError(f"method = {config.method!r}: an audit needs a teacher; choose kd or a method that moves one")
+    if not moves and settings.other is None:
+        raise ConfigError("method = 'kd': its teacher does not move; give --other DIR, a second one to compare it with")
+    if config.teachers:
+        raise ConfigError("teachers: an audit compares single teachers; choose one as teacher.finetuned")
+    if config.data.validation_fraction is None:
+        raise ConfigError(
+            "data.validation_fraction is not set: the loss is measured on training rows that are held out, never on "
+            "the dev split; set it, for example to 0.2"
+        )
+    for name, is_on in {
+        "compute.cuda_graphs": config.compute.cuda_graphs,
+        "distributed.shard": config.distributed.shard,
+    }.items():
+        if is_on:
+            raise ConfigError(f"{name} = True: an audit puts weights back after each step, and takes none; use false")
+    if not settings.stages or not all(0 <= stage < 1 for stage in settings.stages):
+        raise ConfigError(f"--stages {_listed(settings.stages)}: expected fractions of the run, from 0 to below 1")
+    for option, number in (("--batches", settings.num_batches), ("--probe-rows", settings.num_probe_rows)):
+        if number < 2:
+            raise ConfigError(f"{option} {number}: expected at least 2")
+
+
+def audit(config: Config, settings: AuditSettings, report: Callable[[list[Stage]], None]) -> list[Stage]:
+    """Trains as `distil.py` would, without a run folder, and measures at each stage; `report` gets what is done so far.
+
+    The teacher is fine-tuned first where it is missing. Raises `ConfigError` as `check_audit` does, and for several
+    processes or more probe rows than are held out.
+    """
+    check_audit(config, settings)
+    experiment = Experiment(config.with_values(compare_with=()))
+    if experiment.processes.count > 1:
+        raise ConfigError(f"an audit takes one process, but {experiment.processes.count} were started")
+    if config.teacher.finetuned is None:
+        experiment.check_pair()
+        experiment.fit_teacher(wait=True)
+    with experiment.own_settings():
+        components, _ = experiment.prepare(config.method)
+        return _Audit(experiment.setup, components, settings).run(report)
+
+
+class _Audit:
+    def __init__(self, setup: Setup, components: Components, settings: AuditSettings) -> None:
+        config, role = setup.config, setup.config.method
+        self.settings = settings
+        self.train, self.probes = components.data["train"], components.data[VALIDATION]
+        if settings.num_probe_rows > self.probes.num_rows:
+            raise ConfigError(
+                f"--probe-rows {settings.num_probe_rows}: only {self.probes.num_rows} training rows are held out; ask "
+                "for fewer, or raise data.validation_fraction"
+            )
+        student, (self.method, self.optimizers) = setup.assemble(role, components)
+        teacher = components.teacher
+        assert teacher is not None  # check_audit has seen to it
+        self.num_steps = count_steps(self.train, config.train.epochs, config.train.max_steps)
+        mu_until = config.reptile.mu_until if role == "reptile" else 1.0
+        self.schedules = build_schedules(self.optimizers, self.train, config.train, mu_until=mu_until)
+        setup.processes.seed_dropout(config.seed)
+        frozen = copy.deepcopy(teacher)
+        if components.epochs:
+            frozen.model.load_state_dict(epoch_weights(components.epochs, setup.task)[-1]())
+        weights = class_weights(config, self.train.features, setup.task.label_names, setup.device)
+        self.one_step = OneStepAudit(
+            method=self.method,
+            student=student,
+            teacher=teacher,
+            student_optimizer=self.optimizers["lr"],
+            optimizers=list(self.optimizers.values()),
+            loss=build_loss(config, teacher.model, student.model, weights),
+            max_grad_norm=config.train.max_grad_norm,
+            micro_batch_size=config.train.micro_batch_size,
+            frozen=frozen,
+            other=None if settings.other is None else _load_other(setup, settings.other, components),
+            takes_steps=role in TEACHER_MOVES and role != "checkpoints",
+        )
+
+    def run(self, report: Callable[[list[Stage]], None]) -> list[Stage]:
+        """Trains from stage to stage, and measures at each."""
+        stages: list[Stage] = []
+        steps, done = steps_from(self.train, 0), 0
+        for until in sorted({round(fraction * self.num_steps) for fraction in self.settings.stages}):
+            for _ in tqdm(range(until - done), desc=f"training to step {until}", disable=None, leave=False):
+                self._take_step(next(steps))
+            done = until
+            with random_numbers_repeated(torch.device(self.train.device)):  # the run goes on as if unobserved
+                stages.append(self._measure(until))
+            report(stages)
+        return stages
+
+    def _take_step(self, batches: StepBatches) -> None:
+        self.method.step(batches.batch, *batches.extra)
+        for schedule in self.schedules.values():
+            schedule.step()
+
+    def _measure(self, step: int) -> Stage:
+        stage, ahead = Stage(step), steps_from(self.train, step)
+        for index in tqdm(range(self.settings.num_batches), desc=f"auditing at step {step}", disable=None, leave=False):
+            rng = np.random.default_rng([step, index])
+            rows = np.sort(rng.choice(self.probes.num_rows, size=self.settings.num_probe_rows, replace=False))
+            stage.measured.append(self.one_step.measure(next(ahead), self.probes.batch(rows), seed=index))
+        return stage
+
+
+def _load_other(setup: Setup, name: str, components: Components) -> Teacher:
+    tokenizer = load_tokenizer(name)
+    check_same_tokenizer(name, tokenizer, "the student", components.tokenizer)
+    model = load_finetuned(name, setup.task, setup.config.teacher.label_names)
+    prepare_to_read(setup.config, setup.task, name, model, Tokenizers(components.tokenizer))
+    prepare_model(model, setup.config, setup.device)
+    return Teacher(model, **forward_options(setup.config))
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
