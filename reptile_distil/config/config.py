@@ -15,9 +15,8 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 from reptile_distil.config.combinations import check_graphed_steps, check_own_methods
 from reptile_distil.config.data_section import DataConfig
 from reptile_distil.config.defining_settings import flatten, keep_defining
-from reptile_distil.config.loss_sections import LossConfig
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
+from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, LossConfig, ProktConfig
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import (
     OWN_SECTIONS,

@@ -18,6 +18,7 @@ from reptile_distil.builders.plugins import check_plugins
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
@@ -64,6 +65,7 @@ class Experiment:
     Args:
         config: the configuration.
         callbacks: objects whose hooks are called as the runs go (see `Callback`).
+        task: what the configuration describes, where some of its splits are not to be looked at; None: all of it.
 
     >>> experiment = Experiment.from_yaml("configs/quickstart.yaml", "method=finetune", "train.max_steps=3")
     >>> experiment
@@ -79,7 +81,7 @@ class Experiment:
     dict_keys(['negative', 'positive'])
     """
 
-    def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+    def __init__(self, config: Config, *, callbacks: Sequence[object] = (), task: Task | None = None) -> None:
         if not isinstance(config, Config):
             raise TypeError(f"Experiment takes a Config, not {config!r}: for a file Experiment.from_yaml(path)")
         self.callbacks = check_callbacks(callbacks)
@@ -96,7 +98,7 @@ class Experiment:
         self._precision = precision = choose_precision(config.precision, self.device)
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
-        self.task = build_task(config)
+        self.task = task or build_task(config)
         self.setup = Setup(config, self.task, self.device, self.processes)
         runs = Path(config.runs_dir, config.task_name)
         self.folder = RunFolder(config.output_dir or runs / f"{folder_name(config.method)}-seed{config.seed}")

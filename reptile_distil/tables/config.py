@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName, PathText, Role
+from reptile_distil.config.table_sections import EngineConfig, SearchConfig
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
@@ -50,6 +51,9 @@ class TableKeys(BaseModel):
     """Start of the names of the table's files in runs_dir."""
     output: PathText | None = None
     """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
+    engine: EngineConfig = EngineConfig()
+    search: SearchConfig | None = None
+    """Instead of a table: a search for better values of some keys, for each row on each task."""
 
 
 # Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
@@ -141,6 +145,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     except ValidationError as error:
         raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
+    _refuse_options_of_other_engines(keys.engine, command)
     common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
     if any(cell.config.precision == "auto" for cell in cells):
@@ -154,7 +159,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
     for task in tasks:
-        if task.is_own and not task.dev_splits:
+        if task.is_own and not task.dev_splits and keys.search is None:
             raise ConfigError(
                 f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
             )
@@ -172,13 +177,15 @@ def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[st
     The teachers come first. A student's command started before its teacher is there fine-tunes it, or waits for the
     command that is at it.
     """
-    kept = [item for item in overrides if item.partition("=")[0] not in ("tasks", "methods", "seeds")]
+    own = ("tasks", "methods", "seeds", "engine")
+    kept = [item for item in overrides if item.partition("=")[0].partition(".")[0] not in own]
     tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
     for cell in table.cells:
         task = tasks[cell.task.name]
         cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
         cell_of_one += [f"methods=[{cell.row}]", f"seeds=[{cell.seed}]"]
         cell_of_one += ["teacher.keep_epochs=true"] if cell.config.teacher.keep_epochs else []
+        cell_of_one += ["engine.name=local"] if table.keys.engine.name != "local" else []
         yield ["python", script, "--config", str(path), *kept, *cell_of_one, "--only-runs"]
 
 
@@ -238,7 +245,8 @@ def _cell(
     values |= {"task": task, "seed": seed}
     config = _check(values, where, path)
     cell = Cell(build_task(config), row, seed, config)
-    choose_device(config.device)
+    if keys.engine.name == "local":  # where an engine computes, another device may be
+        choose_device(config.device)
     if "train" not in cell.task.splits:
         raise ConfigError(f"{origins['tasks']}: tasks: {name} has no train split; evaluate.py scores a model on it")
     if row in keys.variants:
@@ -276,6 +284,17 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
                 f"{did_you_mean(method, known)}"
+            )
+
+
+def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str, Any]) -> None:
+    """A file may hold the options of every engine, but who gives one on the command line expects an effect."""
+    given = command.get("engine")
+    for other in given if isinstance(given, Mapping) else ():
+        if other not in ("name", engine.name):
+            raise ConfigError(
+                f"command line: engine.{other} has no effect on engine {engine.name}; leave it out, or give "
+                f"--engine {other}"
             )
 
 
