@@ -57,7 +57,8 @@ def join_rows(parts: Sequence[Features]) -> Features:
         if set(part.columns) != set(first.columns):
             ours, theirs = ", ".join(first.columns), ", ".join(part.columns)
             raise DataError(f"rows with {theirs} cannot be joined to rows with {ours}")
-    of_teacher = [part.of_teacher for part in parts if part.of_teacher is not None]
+    # Their labels are no part of a batch: those of files have none, others may be hidden.
+    of_teacher = [replace(part.of_teacher, labels=None) for part in parts if part.of_teacher is not None]
     has_transfer_rows = any(part.is_labelled is not None for part in parts)
     columns, starts = _join_tokens(parts)
     return Features(
