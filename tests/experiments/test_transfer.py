@@ -317,6 +317,23 @@ def test_more_labelled_rows_than_there_are_others_beside_are_refused_before_anyt
     assert not experiment.teacher_folder.results.exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("method=lgtm",),
+        ("method=metadistil",),
+        ("method=kd", "loss.extra_rows=1"),
+        ("method=reptile", "reptile.inner_batch=held_out", "reptile.share_forward=false"),
+    ],
+)
+@pytest.mark.parametrize("rows", ["data.transfer.labelled_rows=3", "data.max_train_rows=3"])
+def test_too_few_labelled_rows_for_a_quiz_are_refused_before_a_teacher_is_trained(tiny, options, rows):
+    experiment = tiny(*options, rows)
+    with pytest.raises(DataError, match=r"a fraction of 0.1 of 3 training rows is 0 rows: neither none nor all"):
+        experiment.fit()
+    assert not experiment.teacher_folder.results.exists()
+
+
 def test_runs_from_before_there_were_transfer_rows_are_known_again():
     """None of its keys is among the settings that decide a run without them."""
     for role in ("teacher", "finetune", "kd", "reptile"):
