@@ -1,11 +1,12 @@
 """A configuration's teacher audited, from YAML to the table."""
 
+import numpy as np
 import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.audit.run import AuditSettings, audit, check_audit
 from reptile_distil.config.config import load_config
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, ReptileDistilError
 from tests.helpers.paths import TINY
 
 FEW = AuditSettings(stages=(0.0, 0.5), num_batches=2, num_probe_rows=8)
@@ -85,6 +86,37 @@ def test_what_cannot_be_audited_is_refused_in_one_sentence(config, overrides, se
     assert "\n" not in str(caught.value)
 
 
-def test_more_probe_rows_than_are_held_out_are_refused(config):
-    with pytest.raises(ConfigError, match=r"--probe-rows 500: only 21 training rows are held out"):
-        audit(config(), FEW._replace(num_probe_rows=500), lambda stages: None)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_probe_rows": 500}, r"--probe-rows 500: only 21 training rows are held out"),
+        ({"other": "./gone"}, r"gone: no such folder"),
+        ({"other": str(TINY)}, r"tiny.yaml"),
+    ],
+)
+def test_what_only_the_files_show_is_refused_before_a_teacher_is_trained(tmp_path, settings, message):
+    config = load_config(TINY, ["data.validation_fraction=0.3", f"runs_dir={tmp_path}"])
+    with pytest.raises(ReptileDistilError, match=message):
+        audit(config, FEW._replace(**settings), lambda stages: None)
+    assert not Experiment(config).teacher_folder.results.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("method=reptile", "reptile.every=3", "reptile.share_forward=false"),
+        pytest.param(("method=lgtm", "lgtm.every=3"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_stage_comes_before_a_step_that_moves_the_teacher(config, options):
+    """Else one move would be none, for all batches of the stage."""
+    stages = audit(config(*options, "train.lr=1e-2"), FEW._replace(stages=(0.2, 0.6)), lambda stages: None)
+    assert [stage.step for stage in stages] == [0, 3]  # of 8 steps: instead of 2 and 5
+    for stage in stages:
+        assert all(moved != so_far for moved, so_far in zip(stage.column("moved"), stage.column("so_far"), strict=True))
+
+
+def test_transfer_rows_count_in_no_balanced_weight(config):
+    options = ("data.transfer.labelled_rows=16", "loss.class_weights=balanced", "method=reptile")
+    (stage,) = audit(config(*options), FEW._replace(stages=(0.0,)), lambda stages: None)
+    assert all(np.isfinite(value) for value in stage.measured[0].values())
