@@ -25,7 +25,7 @@ from reptile_distil.experiments.build_method import (
     class_weights,
     forward_options,
 )
-from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows
+from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, warn_of_scored_rows
 from reptile_distil.experiments.teachers import (
     check_learning,
     check_reading,
@@ -161,6 +161,8 @@ class Setup:
         else:
             splits = (self.task.selection_split, *self.task.dev_splits[1:])
         dev = {split: build_batches(self.config, self.task, split, tokenizers, settings) for split in splits}
+        if self.config.data.transfer.files:
+            warn_of_scored_rows(train.features, {split: batches.features for split, batches in dev.items()})
         return {"train": train, **dev}
 
     def _placed(self, model: Any) -> Any:
