@@ -31,10 +31,11 @@ def config(teacher):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method=reptile",),
         ("method=lgtm",),
         ("method=reptile", "loss.hidden=0.1", "train.micro_batch_size=4", "reptile.share_forward=false"),
-        ("method=reptile", "reptile.inner_steps=2", "reptile.share_forward=false"),
+        pytest.param(
+            ("method=reptile", "reptile.inner_steps=2", "reptile.share_forward=false"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_teacher_that_moves_is_measured_at_each_stage(config, overrides):
@@ -48,12 +49,7 @@ def test_a_teacher_that_moves_is_measured_at_each_stage(config, overrides):
     assert stages[1].column("frozen") != stages[1].column("so_far")
 
 
-def test_two_audits_measure_the_same(config):
-    first, second = (audit(config("method=reptile"), FEW, lambda stages: None) for _ in range(2))
-    assert [stage.measured for stage in first] == [stage.measured for stage in second]
-
-
-def test_a_stage_does_not_depend_on_what_was_measured_before_it(config):
+def test_a_stage_is_measured_again_to_the_bit_whatever_was_measured_before_it(config):
     both = audit(config("method=reptile"), FEW, lambda stages: None)
     (late,) = audit(config("method=reptile"), FEW._replace(stages=(0.5,)), lambda stages: None)
     assert late.measured == both[1].measured != both[0].measured
@@ -104,13 +100,13 @@ def test_what_only_the_files_show_is_refused_before_a_teacher_is_trained(tmp_pat
 @pytest.mark.parametrize(
     "options",
     [
-        ("method=reptile", "reptile.every=3", "reptile.share_forward=false"),
-        pytest.param(("method=lgtm", "lgtm.every=3"), marks=pytest.mark.slow),
+        ("method=reptile", "reptile.every=3", "reptile.share_forward=false", "reptile.mu=0.05"),
+        pytest.param(("method=lgtm", "lgtm.every=3", "lgtm.teacher_lr=0.05"), marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_comes_before_a_step_that_moves_the_teacher(config, options):
     """Else one move would be none, for all batches of the stage."""
-    stages = audit(config(*options, "train.lr=1e-2"), FEW._replace(stages=(0.2, 0.6)), lambda stages: None)
+    stages = audit(config(*options), FEW._replace(stages=(0.2, 0.6)), lambda stages: None)
     assert [stage.step for stage in stages] == [0, 3]  # of 8 steps: instead of 2 and 5
     for stage in stages:
         assert all(moved != so_far for moved, so_far in zip(stage.column("moved"), stage.column("so_far"), strict=True))
