@@ -32,7 +32,7 @@ class AuditSettings(NamedTuple):
     """What is measured, and where."""
 
     stages: Sequence[float] = (0.1, 0.5, 0.9)
-    """Fractions of the run's steps at which it is measured."""
+    """Fractions of the run's steps at which it is measured: before a step that moves the teacher, where not all do."""
     num_batches: int = 200
     """Batches at each stage."""
     num_probe_rows: int = 256
@@ -78,39 +78,39 @@ def audit(config: Config, settings: AuditSettings, report: Callable[[list[Stage]
     experiment = Experiment(config.with_values(compare_with=()))
     if experiment.processes.count > 1:
         raise ConfigError(f"an audit takes one process, but {experiment.processes.count} were started")
-    if config.teacher.finetuned is None:
-        experiment.check_pair()
+    experiment.check_pair()
+    with experiment.own_settings():
+        components, is_stand_in = experiment.prepare(config.method)
+        _check_probes(components, settings)
+        other = None if settings.other is None else _load_other(experiment.setup, settings.other, components)
+    if is_stand_in:
         experiment.fit_teacher(wait=True)
     with experiment.own_settings():
-        components, _ = experiment.prepare(config.method)
-        return _Audit(experiment.setup, components, settings).run(report)
+        if is_stand_in:
+            components, _ = experiment.prepare(config.method)
+        return _Audit(experiment.setup, components, settings, other).run(report)
 
 
 class _Audit:
-    def __init__(self, setup: Setup, components: Components, settings: AuditSettings) -> None:
+    def __init__(self, setup: Setup, components: Components, settings: AuditSettings, other: Teacher | None) -> None:
         config, role = setup.config, setup.config.method
         self.settings = settings
         self.train, self.probes = components.data["train"], components.data[VALIDATION]
-        if settings.num_probe_rows > self.probes.num_rows:
-            raise ConfigError(
-                f"--probe-rows {settings.num_probe_rows}: only {self.probes.num_rows} training rows are held out; ask "
-                "for fewer, or raise data.validation_fraction"
-            )
         student, built = setup.assemble(role, components)
         self.method, self.optimizers = built.method, built.optimizers
         teacher = components.teacher
         assert teacher is not None  # check_audit has seen to it
         self.num_steps = count_steps(self.train, config.train.epochs, config.train.max_steps)
+        self.moves_every = {"reptile": config.reptile.every, "lgtm": config.lgtm.every}.get(role, 1)
         mu_until = config.reptile.mu_until if role == "reptile" else 1.0
         self.schedules = build_schedules(self.optimizers, self.train, config.train, mu_until=mu_until)
         setup.processes.seed_dropout(config.seed)
         frozen = copy.deepcopy(teacher)
         if components.epochs:
             frozen.model.load_state_dict(epoch_weights(components.epochs, setup.task)[-1]())
-        weights = class_weights(config, self.train.features, setup.task.label_names, setup.device)
-        loss: Any = built.modules.get(
-            "loss"
-        )  # the method's where that has weights, which the student's optimizer holds
+        weights = class_weights(config, self.train.features.labelled, setup.task.label_names, setup.device)
+        # The method's own where it has weights, which the student's optimizer holds.
+        loss: Any = built.modules.get("loss")
         self.one_step = OneStepAudit(
             method=self.method,
             student=student,
@@ -121,7 +121,7 @@ class _Audit:
             max_grad_norm=config.train.max_grad_norm,
             micro_batch_size=config.train.micro_batch_size,
             frozen=frozen,
-            other=None if settings.other is None else _load_other(setup, settings.other, components),
+            other=other,
             takes_steps=role in TEACHER_MOVES and role != "checkpoints",
         )
 
@@ -129,7 +129,7 @@ class _Audit:
         """Trains from stage to stage, and measures at each."""
         stages: list[Stage] = []
         steps, done = steps_from(self.train, 0), 0
-        for until in sorted({round(fraction * self.num_steps) for fraction in self.settings.stages}):
+        for until in sorted({self._step_at(fraction) for fraction in self.settings.stages}):
             for _ in tqdm(range(until - done), desc=f"training to step {until}", disable=None, leave=False):
                 self._take_step(next(steps))
             done = until
@@ -137,6 +137,10 @@ class _Audit:
                 stages.append(self._measure(until))
             report(stages)
         return stages
+
+    def _step_at(self, fraction: float) -> int:
+        """The steps before a stage: a multiple of those from one move of the teacher to the next."""
+        return round(fraction * self.num_steps) // self.moves_every * self.moves_every
 
     def _take_step(self, batches: StepBatches) -> None:
         self.method.step(batches.batch, *batches.extra)
@@ -150,6 +154,15 @@ class _Audit:
             rows = np.sort(rng.choice(self.probes.num_rows, size=self.settings.num_probe_rows, replace=False))
             stage.measured.append(self.one_step.measure(next(ahead), self.probes.batch(rows), seed=index))
         return stage
+
+
+def _check_probes(components: Components, settings: AuditSettings) -> None:
+    num_rows = components.data[VALIDATION].num_rows
+    if settings.num_probe_rows > num_rows:
+        raise ConfigError(
+            f"--probe-rows {settings.num_probe_rows}: only {num_rows} training rows are held out; ask for fewer, or "
+            "raise data.validation_fraction"
+        )
 
 
 def _load_other(setup: Setup, name: str, components: Components) -> Teacher:

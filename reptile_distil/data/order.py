@@ -29,7 +29,8 @@ def mixed_batches(
 
     An epoch has every row with a label once, in the very batches that `length_grouped_batches` makes of these rows
     alone, `batch_size - num_transfer` in each. The transfer rows go on from epoch to epoch (see
-    `transfer_rows_of_epoch`). Where a batch has fewer rows with labels, it has fewer transfer rows in proportion.
+    `transfer_rows_of_epoch`). Where a batch has fewer rows with labels, it has fewer transfer rows in proportion, but
+    one at least.
     """
     labelled, transfer = np.flatnonzero(is_labelled), np.flatnonzero(~is_labelled)
     num_labelled = batch_size - num_transfer
@@ -50,9 +51,12 @@ def mixed_batches(
 
 
 def sizes_beside(num_rows: int, num_labelled: int, num_transfer: int) -> list[int]:
-    """Transfer rows in each batch of an epoch, whose rows with labels are `num_rows`, `num_labelled` in each batch."""
+    """Transfer rows in each batch of an epoch, whose rows with labels are `num_rows`, `num_labelled` in each batch.
+
+    A smaller batch has them in proportion, but one at least.
+    """
     whole, rest = divmod(num_rows, num_labelled)
-    return [num_transfer] * whole + ([round(num_transfer * rest / num_labelled)] if rest else [])
+    return [num_transfer] * whole + ([max(1, round(num_transfer * rest / num_labelled))] if rest else [])
 
 
 def _window(num_rows: int, batch_size: int) -> int:

@@ -6,7 +6,7 @@ would use one fails, or is NaN. What a batch's `task_weights` say of them is in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,8 @@ def join_rows(parts: Sequence[Features]) -> Features:
         if set(part.columns) != set(first.columns):
             ours, theirs = ", ".join(first.columns), ", ".join(part.columns)
             raise DataError(f"rows with {theirs} cannot be joined to rows with {ours}")
-    of_teacher = [part.of_teacher for part in parts if part.of_teacher is not None]
+    # Their labels are no part of a batch: those of files have none, others may be hidden.
+    of_teacher = [replace(part.of_teacher, labels=None) for part in parts if part.of_teacher is not None]
     has_transfer_rows = any(part.is_labelled is not None for part in parts)
     columns, starts = _join_tokens(parts)
     return Features(
@@ -69,6 +70,18 @@ def join_rows(parts: Sequence[Features]) -> Features:
         join_rows(of_teacher) if of_teacher else None,
         np.concatenate([_labelled(part) for part in parts]) if has_transfer_rows else None,
     )
+
+
+def count_shared(rows: Features, others: Features) -> int:
+    """How many of `others` have the same tokens as one of the rows."""
+    known = set(_tokens_of(rows))
+    return sum(tokens in known for tokens in _tokens_of(others))
+
+
+def _tokens_of(rows: Features) -> Iterator[bytes]:
+    ids = rows.columns["input_ids"]
+    for start, length in zip(rows.starts, rows.lengths, strict=True):
+        yield ids[start : start + length].astype(np.int64).tobytes()
 
 
 def _join_tokens(parts: Sequence[Features]) -> tuple[Mapping[str, NDArray[Any]], Indices]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from reptile_distil.data.cache import load_features
 from reptile_distil.data.extra_batches import hold_out
 from reptile_distil.data.features import Features
 from reptile_distil.data.tasks import HubDataset, Task, get_task
-from reptile_distil.data.transfer import hide_labels, join_rows, without_labels
+from reptile_distil.data.transfer import count_shared, hide_labels, join_rows, without_labels
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiments.teachers import cache_folder
 from reptile_distil.metric_names import OF_NUMBERS
 from reptile_distil.models.tokenizer import Tokenizers
 from reptile_distil.sources.splits import Source, open_split, open_transfer_file, own_label_names
+
+logger = logging.getLogger(__name__)
 
 VALIDATION = "validation"
 """Name of the split that `data.validation_fraction` makes of training rows."""
@@ -114,6 +118,20 @@ def load_transfer_files(config: Config, task: Task, tokenizers: Tokenizers) -> l
     path = data_path(config) or Path()
     sources = [open_transfer_file(task, path / file) for file in config.data.transfer.files]
     return [_tokenise(config, source, tokenizers) for source in sources]
+
+
+def warn_of_scored_rows(train: Features, scored: Mapping[str, Features]) -> None:
+    """A line in the log for each split that has rows which are among the transfer rows of `train` too."""
+    if train.is_labelled is None:
+        return
+    transfer = train.select(np.flatnonzero(~train.is_labelled))
+    for split, rows in scored.items():
+        if shared := count_shared(transfer, rows):
+            logger.warning(
+                "%d of the %d rows of %s are in data.transfer.files too, so that its scores are not those of unseen "
+                "rows: leave them out of the files",
+                *(shared, len(rows), split),
+            )
 
 
 def _hold_out_validation(config: Config, task: Task, tokenizers: Tokenizers) -> tuple[Features, Features | None]:

@@ -24,7 +24,7 @@ from reptile_distil.experiments.build_method import (
     build_method,
     forward_options,
 )
-from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, load_transfer_files
+from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, warn_of_scored_rows
 from reptile_distil.experiments.teachers import (
     check_learning,
     check_reading,
@@ -161,6 +161,8 @@ class Setup:
         else:
             splits = (self.task.selection_split, *self.task.dev_splits[1:])
         dev = {split: build_batches(self.config, self.task, split, tokenizers, settings) for split in splits}
+        if self.config.data.transfer.files:
+            warn_of_scored_rows(train.features, {split: batches.features for split, batches in dev.items()})
         return {"train": train, **dev}
 
     def _placed(self, model: Any) -> Any:
@@ -228,7 +230,9 @@ def check_pair(config: Config, task: Task) -> None:
     teacher = load_pretrained(name, task, seed=config.seed)
     prepare_to_read(config, task, name, teacher, tokenizers)
     check_learning(config, task, student_source(config), student, tokenizers.student)
-    load_transfer_files(config, task, tokenizers)
+    if config.data.transfer.files or _held_out_fraction(config) is not None:
+        train = build_training_batches(config, task, tokenizers)
+        class_weights(config, train.features.labelled, task.label_names, "cpu")
     if config.data.packing:
         from reptile_distil.models.packing import check_packable
 
@@ -283,23 +287,30 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
     def training_batches_of(rows: Features) -> Batches:
         return batches_of(rows if transfer is None else join_rows([rows, transfer]))
 
-    reptile = config.reptile
-    quiz = config.lgtm if config.method == "lgtm" else config.metadistil if config.method == "metadistil" else None
-    if quiz is not None or (config.method == "kd" and config.loss.extra_rows):
-        fraction = config.loss.extra_fraction if quiz is None else quiz.quiz_fraction
+    reptile, fraction = config.reptile, _held_out_fraction(config)
+    if fraction is not None:
         features, held_out = hold_out(features, fraction)
+        quiz_batch_size = {"lgtm": config.lgtm.quiz_batch_size, "metadistil": config.metadistil.quiz_batch_size}
+        stream = BatchStream(batches_of(held_out, quiz_batch_size.get(config.method)))
         batches = training_batches_of(features)
-        batches.extra_batches = BatchStream(batches_of(held_out, None if quiz is None else quiz.quiz_batch_size))
-    elif config.method == "reptile" and reptile.inner_batch == "held_out":
-        features, held_out = hold_out(features, reptile.held_out_fraction)
-        batches, stream = training_batches_of(features), BatchStream(batches_of(held_out))
-        batches.extra_batches = BatchGroups(stream, num_batches=reptile.inner_steps)
+        batches.extra_batches = (
+            stream if config.method != "reptile" else BatchGroups(stream, num_batches=reptile.inner_steps)
+        )
     else:
         batches = training_batches_of(features)
         if config.method == "reptile" and reptile.inner_steps > 1:
             following = BatchStream(batches.with_nothing_beside())
             batches.extra_batches = BatchGroups(following, num_batches=reptile.inner_steps, overlapping=True)
     return batches
+
+
+def _held_out_fraction(config: Config) -> float | None:
+    """Of the training rows with labels, the fraction that the method keeps for its extra batches; None for none."""
+    if config.method == "kd":
+        return config.loss.extra_fraction if config.loss.extra_rows else None
+    if config.method == "reptile":
+        return config.reptile.held_out_fraction if config.reptile.inner_batch == "held_out" else None
+    return {"lgtm": config.lgtm.quiz_fraction, "metadistil": config.metadistil.quiz_fraction}.get(config.method)
 
 
 def _batches_of(

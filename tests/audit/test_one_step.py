@@ -86,8 +86,15 @@ def loss_after_kd(built, teacher, taken, probe):
     return loss_on(student, probe)
 
 
-@pytest.mark.parametrize("num_steps", [0, 3])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "num_steps"),
+    [
+        *((name, 3) for name in ("adamw", "student_first", "metadistil")),
+        ("prokt", 0),
+        *(pytest.param(name, 3, marks=pytest.mark.slow) for name in ("interpolate", "prokt", "cotrain")),
+        *(pytest.param(name, 0, marks=pytest.mark.slow) for name in METHODS if name != "prokt"),
+    ],
+)
 def test_each_loss_is_that_after_one_step_on_copies(name, num_steps):
     built, frozen = after_some_steps(name, num_steps)
     taken, probe, other = given(name, 9), batch(16, seed=99), Teacher(bert(3, seed=5, dtype=torch.float64))

@@ -1,6 +1,7 @@
 """Which rows lose their labels, how rows are joined, and the batches in which both kinds are mixed."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,9 +74,12 @@ def test_a_transfer_row_has_a_label_that_no_loss_can_use(kind, missing):
     assert joined.select([3, 25]).is_labelled.tolist() == [True, False]
 
 
-def test_rows_of_two_files_are_joined_with_what_their_teacher_reads():
+@pytest.mark.parametrize("file_has_labels", [True, False])
+def test_rows_of_two_files_are_joined_with_what_their_teacher_reads(file_has_labels):
     first, second = (rows(size, seed=size) for size in (10, 7))
     first, second = (part.beside(rows(len(part), seed=1)) for part in (first, second))
+    if not file_has_labels:
+        second = replace(second, labels=None, of_teacher=replace(second.of_teacher, labels=None))
     joined = join_rows([first.select([4, 2]), without_labels(second, like=first)])
     assert texts(joined) == [4, 2, *range(7)]
     assert texts(joined.of_teacher) == [4, 2, *range(7)]
@@ -83,6 +87,7 @@ def test_rows_of_two_files_are_joined_with_what_their_teacher_reads():
         *first.of_teacher.lengths[[4, 2]],
         *second.of_teacher.lengths,
     ]
+    assert joined.of_teacher.labels is None
 
 
 def test_rows_of_one_split_are_joined_without_a_copy():
@@ -97,7 +102,7 @@ def test_rows_with_other_columns_are_not_joined():
 
 MIXTURES = pytest.mark.parametrize(
     ("num_labelled", "num_all", "batch_size", "num_transfer"),
-    [(40, 200, 8, 4), (41, 200, 8, 6), (30, 33, 8, 4), (5, 400, 16, 15), (3, 8, 8, 4)],
+    [(40, 200, 8, 4), (41, 200, 8, 6), (30, 33, 8, 4), (5, 400, 16, 15), (3, 8, 8, 4), (31, 40, 32, 2), (1, 9, 32, 2)],
 )
 
 
@@ -111,7 +116,8 @@ def test_every_batch_has_the_same_composition_but_for_one(num_labelled, num_all,
     for batch, ours in zip(batches, of_labelled, strict=True):
         # The rows with labels come as they would alone, then the others, in proportion.
         assert batch[: len(ours)].tolist() == ours.tolist()
-        assert len(batch) - len(ours) == round(num_transfer * len(ours) / (batch_size - num_transfer))
+        in_proportion = round(num_transfer * len(ours) / (batch_size - num_transfer))
+        assert len(batch) - len(ours) == max(1, in_proportion)
         assert not is_labelled[batch[len(ours) :]].any()
     assert sum(len(batch) < batch_size for batch in batches) <= 1
 

@@ -182,6 +182,30 @@ def test_files_bring_rows_whose_label_column_is_not_read(own, tmp_path, caplog):
     assert not [name for name in (*teacher["inputs"], *teacher["decisive"]) if "transfer" in name]
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (range(100, 130), (), []),
+        (range(58, 70), (), ["4 of the 12 rows of dev"]),  # of 50 to 61
+        (range(40), ("data.validation_fraction=0.2",), ["8 of the 8 rows of validation"]),
+    ],
+)
+def test_transfer_rows_that_are_scored_too_are_said(own, tmp_path, caplog, rows, options, said):
+    numbered = [{"text": " ".join(WORDS[row // 5**place % 5] for place in range(4))} for row in range(130)]
+    for name, of_file in (("train", range(40)), ("dev", range(50, 62)), ("more", rows)):
+        labelled = [numbered[row] | ({} if name == "more" else {"label": "positive"}) for row in of_file]
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in labelled))
+    experiment = own("method=kd", "data.transfer.files=[more.jsonl]", *options)
+    for name in ("train", "dev", "more"):
+        (tmp_path / name).rename(tmp_path / "data" / f"{name}.jsonl")
+    experiment.setup.prepare_student(experiment.config.teacher.pretrained, stand_in=True)
+    warned = [
+        record.getMessage() for record in caplog.records if "are in data.transfer.files too" in record.getMessage()
+    ]
+    assert len(warned) == len(said)
+    assert all(line.startswith(part) for part, line in zip(said, warned, strict=True))
+
+
 def test_a_transfer_file_that_has_changed_since_is_noticed(own, tmp_path):
     file = tmp_path / "data" / "more.jsonl"
     write(file, range(100, 130), label=None)
@@ -313,6 +337,23 @@ def test_a_regression_without_a_distillation_term_refuses_transfer_rows(own):
 def test_more_labelled_rows_than_there_are_others_beside_are_refused_before_anything_is_trained(tiny, number):
     experiment = tiny("method=kd", f"data.transfer.labelled_rows={number}")
     with pytest.raises(DataError, match=f"data.transfer: {number} of 70 training rows would keep their labels"):
+        experiment.fit()
+    assert not experiment.teacher_folder.results.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("method=lgtm",),
+        ("method=metadistil",),
+        ("method=kd", "loss.extra_rows=1"),
+        ("method=reptile", "reptile.inner_batch=held_out", "reptile.share_forward=false"),
+    ],
+)
+@pytest.mark.parametrize("rows", ["data.transfer.labelled_rows=3", "data.max_train_rows=3"])
+def test_too_few_labelled_rows_for_a_quiz_are_refused_before_a_teacher_is_trained(tiny, options, rows):
+    experiment = tiny(*options, rows)
+    with pytest.raises(DataError, match=r"a fraction of 0.1 of 3 training rows is 0 rows: neither none nor all"):
         experiment.fit()
     assert not experiment.teacher_folder.results.exists()
 

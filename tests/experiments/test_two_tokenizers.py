@@ -59,6 +59,19 @@ def test_a_batch_carries_each_row_as_both_tokenizers_cut_it(experiment, split, o
         assert batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist() == letters_of(texts[number])
 
 
+def test_rows_of_a_file_without_labels_carry_what_both_tokenizers_make_of_them(experiment, tmp_path):
+    texts = [f"{word} film" for word in ("good", "bad", "dull")]
+    (tmp_path / "more.tsv").write_text("\n".join(["sentence", *texts]) + "\n")
+    config = experiment(f"data.transfer.files=[{tmp_path / 'more.tsv'}]").config
+    train = build_training_batches(config, build_task(config), tokenizers_of(config))
+    batch = train.batch(np.flatnonzero(~train.features.is_labelled))
+    for row, text in enumerate(texts):
+        for prefix, expected in (("", letters_of(text)), ("teacher_", words_of(text))):
+            ids = batch[f"{prefix}input_ids"][row][batch[f"{prefix}attention_mask"][row].bool()]
+            assert ids.tolist() == expected
+    assert batch["labels"].tolist() == [-1, -1, -1]
+
+
 def test_the_student_learns_from_what_the_teacher_says_of_its_own_tokens(experiment):
     setup = experiment().setup
     components = setup.prepare_student(setup.config.teacher.pretrained, stand_in=True)

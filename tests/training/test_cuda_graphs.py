@@ -133,6 +133,22 @@ def some_batches(device="cpu"):
     return [{name: tensor.to(device) for name, tensor in given.items()} for given in batches]
 
 
+def with_transfer_rows(given, seed):
+    """The batch, without the labels of some rows: which and how many follow from the seed."""
+    num_rows = len(given["labels"])
+    generator = torch.Generator().manual_seed(seed)
+    order, num_labelled = torch.randperm(num_rows, generator=generator), 1 + seed % (num_rows - 1)
+    has_label = torch.zeros(num_rows, dtype=torch.bool)
+    has_label[order[:num_labelled]] = True
+    weights = has_label * (num_rows / num_labelled)
+    there = given["labels"].device
+    return {
+        **given,
+        "labels": given["labels"].masked_fill(~has_label.to(there), -1),
+        "task_weights": weights.to(there),
+    }
+
+
 def assert_same(models, expected_models, *, atol):
     for owner, model in models.items():
         for (name, value), expected in zip(model.named_parameters(), expected_models[owner].parameters(), strict=True):
@@ -152,6 +168,20 @@ def test_steps_from_graphs_equal_steps_one_by_one_under_a_falling_learning_rate(
         assert list(step) == list(expected_step)
         for key, value in step.items():
             torch.testing.assert_close(value, expected_step[key], rtol=0, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["kd", "adamw", pytest.param("interpolate", marks=pytest.mark.slow)])
+def test_a_graph_of_mixed_batches_reads_which_rows_of_each_have_labels(graphed, name):
+    """Other rows of every batch are transfer rows, and their number changes too."""
+    batches = [with_transfer_rows(given, seed) for seed, given in enumerate(some_batches())]
+    method, optimizers, models = graphed(name)
+    logs = take_steps(method, optimizers, batches)
+    plain, plain_optimizers, plain_models = build(name)
+    expected = take_steps(plain, plain_optimizers, batches)
+    assert method.num_graphs == 2  # a shape is one, whatever its rows
+    assert_same(models, plain_models, atol=1e-6)  # learning rates on the device are float32
+    for step, expected_step in zip(logs, expected, strict=True):
+        torch.testing.assert_close(step["task_loss"], expected_step["task_loss"], rtol=0, atol=1e-6)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import torch
 
 from reptile_distil.data.batches import Batches, StepBatches
 from reptile_distil.data.features import Features
+from reptile_distil.data.transfer import hide_labels, join_rows
 from reptile_distil.losses.attention_maps import AttentionLoss
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
@@ -47,17 +48,20 @@ def build(name, *, packed=False, autocast_dtype=None, dropout=0.1, hidden=False,
     return ReptileDistiller(teacher, student, teacher_optimizer=teacher_optimizer, update=update, order=order, **shared)
 
 
-def rows(lengths, seed=0):
-    """Rows of these lengths, on the device, as a run makes its batches."""
+def rows(lengths, seed=0, *, mixed=False):
+    """Rows of these lengths, on the device, as a run makes its batches; of mixed ones half are transfer rows."""
     lengths = np.array(lengths)
     ids = np.random.default_rng(seed).integers(5, 30, lengths.sum())
     features = Features.end_to_end({"input_ids": ids}, lengths, labels=np.arange(len(lengths)) % 3)
-    return Batches(features, toy_tokenizer(), batch_size=len(lengths), device="cuda")
+    if mixed:
+        features = join_rows(hide_labels(features, num_labelled=len(lengths) // 2, seed=seed))
+    num_transfer = len(lengths) // 2 if mixed else 0
+    return Batches(features, toy_tokenizer(), batch_size=len(lengths), device="cuda", num_transfer=num_transfer)
 
 
-def given(name, lengths, seed=0):
-    """What one step of the method takes."""
-    batch = rows(lengths, seed).batch(np.arange(len(lengths)))
+def given(name, lengths, seed=0, *, mixed=False):
+    """What one step of the method takes; a quiz has labelled rows alone."""
+    batch = rows(lengths, seed, mixed=mixed).batch(np.arange(len(lengths)))
     return StepBatches(batch, (rows(lengths, seed + 1).batch(np.arange(len(lengths))),) if name == "metadistil" else ())
 
 

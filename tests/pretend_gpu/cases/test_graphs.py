@@ -11,7 +11,7 @@ from reptile_distil.training.cuda_graphs import GraphedSteps
 from tests.helpers.models import batch
 from tests.pretend_gpu.cases.steps import RAGGED, rows
 from tests.pretend_gpu.cases.steps import build as build_step
-from tests.training.test_cuda_graphs import assert_same, build, on_gpu, some_batches, take_steps
+from tests.training.test_cuda_graphs import assert_same, build, on_gpu, some_batches, take_steps, with_transfer_rows
 
 
 def test_a_learning_rate_that_is_baked_into_a_graph_is_noticed(gpu, monkeypatch):
@@ -29,6 +29,19 @@ def test_a_learning_rate_that_is_baked_into_a_graph_is_noticed(gpu, monkeypatch)
     take_steps(plain, plain_optimizers, some_batches("cuda"))
     with pytest.raises(AssertionError):
         assert_same(models, plain_models, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune", "kd", "adamw"])
+def test_a_replay_reads_which_rows_of_its_batch_have_labels(gpu, name):
+    """Their number changes from batch to batch: one that were baked in would be the recorded batch's."""
+    batches = [with_transfer_rows(given, seed) for seed, given in enumerate(some_batches("cuda"))]
+    method, optimizers, models = on_gpu(name)
+    take_steps(method, optimizers, batches)
+    plain, plain_optimizers, plain_models = build(name, device="cuda", dtype=torch.float32)
+    take_steps(plain, plain_optimizers, batches)
+    assert method.num_graphs == 2
+    assert_same(models, plain_models, atol=1e-4)
 
 
 def test_a_step_that_reads_a_number_cannot_be_recorded(gpu, monkeypatch):

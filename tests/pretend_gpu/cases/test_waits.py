@@ -17,9 +17,9 @@ SHAPES = {
 }
 
 
-def waits_of(gpu, name, *, lengths, **options):
+def waits_of(gpu, name, *, lengths, mixed=False, **options):
     """Those of the second step: in the first, optimizers make their state."""
-    method, batches = build(name, **options), given(name, lengths)
+    method, batches = build(name, **options), given(name, lengths, mixed=mixed)
     for _ in range(2):
         gpu.forget()
         logs = take(method, batches)
@@ -55,6 +55,21 @@ def test_a_step_waits_for_nothing(gpu, name, shape):
 @pytest.mark.parametrize("options", [{"hidden": True}, {"micro_batch_size": 4}], ids=["hidden", "micro-batches"])
 def test_hidden_states_and_micro_batches_add_no_wait(gpu, name, options):
     noted = waits_of(gpu, name, lengths=RAGGED, **options)
+    assert not noted, "\n".join(waits_by_place(noted))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    mostly_slow(
+        itertools.product(METHODS, ({}, {"packed": True})),
+        ("kd", {}),
+        ("adamw", {}),
+        ("student_first adamw", {}),
+    ),
+)
+def test_transfer_rows_add_no_wait(gpu, name, options):
+    """Which rows have labels is in the batch's weights: nobody asks the device for them."""
+    noted = waits_of(gpu, name, lengths=RAGGED, mixed=True, **options)
     assert not noted, "\n".join(waits_by_place(noted))
 
 
