@@ -17,6 +17,7 @@ from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.export.report import Report
 from reptile_distil.export.serving import onnx_program, pipeline_program
 from reptile_distil.models.toy import is_toy_model
+from reptile_distil.plugin_names import folder_name
 from reptile_distil.runtime.files import write_text
 from reptile_distil.runtime.measuring import Timing
 from reptile_distil.runtime.text_tables import Code, escape_markdown, markdown_table, percent
@@ -289,7 +290,7 @@ def _choice_sentence(report: Report) -> str:
 
 
 def _name(report: Report) -> str:
-    return f"{report.task.name}-{report.results.method}"
+    return f"{report.task.name}-{folder_name(report.results.method)}"
 
 
 def _is_hub_name(name: str | None) -> bool:

@@ -33,6 +33,7 @@ def config(teacher):
         ("method=reptile",),
         ("method=lgtm",),
         ("method=reptile", "loss.hidden=0.1", "train.micro_batch_size=4", "reptile.share_forward=false"),
+        ("method=reptile", "loss.hidden=0.1", "loss.hidden_projection=learned"),
         ("method=reptile", "reptile.inner_steps=2", "reptile.share_forward=false"),
     ],
 )

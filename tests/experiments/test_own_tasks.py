@@ -8,10 +8,10 @@ import torch
 import transformers
 
 from reptile_distil import Experiment
+from reptile_distil.builders.loss import class_weights
 from reptile_distil.config.config import load_config
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, DataError, ModelError
-from reptile_distil.experiments.build_method import class_weights
 from reptile_distil.experiments.teachers import TeacherLogits
 from reptile_distil.losses.distillation import task_loss
 from reptile_distil.models.pretrained import load_finetuned

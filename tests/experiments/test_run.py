@@ -299,13 +299,13 @@ def test_a_weak_teacher_is_said_as_training_starts_and_ends(tiny, caplog):
 
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
-    real = run_module.evaluate_splits
+    real = run_module.predict_splits
 
-    def evaluate_splits(model, splits, *rest):
+    def predict_splits(model, splits, *rest):
         looks.append(tuple(splits))
         return real(model, splits, *rest)
 
-    monkeypatch.setattr(run_module, "evaluate_splits", evaluate_splits)
+    monkeypatch.setattr(run_module, "predict_splits", predict_splits)
     experiment = tiny("data.validation_fraction=0.2", "train.epochs=2", "method=kd")
     teacher = experiment.fit_teacher()
     assert looks == [("dev",)]
