@@ -199,7 +199,8 @@ def _parse_label_set(task: Task, value: Any) -> list[float]:
 def class_index(value: str, allowed: Mapping[str, int]) -> int:
     """Class index of a label; raises `ValueError` for an unknown one."""
     if value not in allowed:
-        raise ValueError(f"unknown label {value!r}, allowed: {', '.join(allowed)}")
+        remedy = "correct the row, or name it in the labels of a task of your own"
+        raise ValueError(f"unknown label {value!r}, allowed: {', '.join(allowed)}; {remedy}")
     return allowed[value]
 
 
