@@ -54,6 +54,10 @@ class RunInUseError(RunError):
     """A run folder in which another process is running."""
 
 
+class DivergedError(RunError):
+    """A run whose losses are no longer finite."""
+
+
 class CheckpointError(RunError):
     """A checkpoint that is damaged, or that somebody else has put there."""
 

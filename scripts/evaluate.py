@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config_of(arguments)
 
     from reptile_distil.experiments.experiment import Experiment
+    from reptile_distil.runtime.text_tables import with_sign
 
     experiment = Experiment(config)
     for split in (arguments.split,) if arguments.split else experiment.scored_splits or experiment.task.test_splits:
         split_predictions = experiment.predict_split(split, model=arguments.model)
         for name, score in (split_predictions.scores or {}).items():
-            print(f"{split}\t{name}\t{score:.6f}")
+            print(f"{split}\t{name}\t{with_sign(score)}")
         if split_predictions.scores is None:
             print(f"{split}\tno labels, so no scores")
         if predictions and launched_rank() == 0:

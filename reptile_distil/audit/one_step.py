@@ -69,7 +69,7 @@ class OneStepAudit:
         ‖theta_S - theta_S'‖ / ‖theta_T - theta_S'‖ over the matched weights. Dropout masks follow from `seed`. Models
         and optimizers are as before afterwards.
         """
-        state = _State([self.student, self.teacher], self.optimizers)
+        state = _State([self.student, self.teacher, self.loss], self.optimizers)
         losses = {BEFORE: self._probe(probe), FROZEN: self._after_kd(self.frozen, batches.batch, probe, seed)}
         state.restore()
         losses[SO_FAR] = self._after_kd(self.teacher, batches.batch, probe, seed)
@@ -116,7 +116,7 @@ class OneStepAudit:
             steps = [then - pair.student.detach() for then, pair in zip(start, method.pairs, strict=True)]
         else:
             inner_batch = method.ablation.inner_batches(batches.batch, *batches.extra or (None,))[0]
-            ask = partial(method.student.outputs, hidden_states=self.loss.needs_hidden_states)
+            ask = partial(method.student.outputs, needs=self.loss.needs)
             method.inner_update(inner_batch, ask)
             steps = [torch.zeros_like(s) if (s := pair.student).grad is None else s.grad for pair in method.pairs]
             steps = [step.clone() for step in steps]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from reptile_distil.audit.one_step import OneStepAudit, Stage, steps_from
+from reptile_distil.builders.loss import build_loss, class_weights
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TEACHER_MOVES
 from reptile_distil.data.batches import StepBatches
 from reptile_distil.errors import ConfigError
-from reptile_distil.experiments.build_method import build_loss, build_schedules, class_weights, forward_options
+from reptile_distil.experiments.build_method import build_schedules, forward_options
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.setup import Components, Setup, prepare_model
@@ -95,7 +96,8 @@ class _Audit:
         config, role = setup.config, setup.config.method
         self.settings = settings
         self.train, self.probes = components.data["train"], components.data[VALIDATION]
-        student, (self.method, self.optimizers) = setup.assemble(role, components)
+        student, built = setup.assemble(role, components)
+        self.method, self.optimizers = built.method, built.optimizers
         teacher = components.teacher
         assert teacher is not None  # check_audit has seen to it
         self.num_steps = count_steps(self.train, config.train.epochs, config.train.max_steps)
@@ -107,13 +109,15 @@ class _Audit:
         if components.epochs:
             frozen.model.load_state_dict(epoch_weights(components.epochs, setup.task)[-1]())
         weights = class_weights(config, self.train.features.labelled, setup.task.label_names, setup.device)
+        # The method's where that has weights, which the student's optimizer holds.
+        loss: Any = built.modules.get("loss")
         self.one_step = OneStepAudit(
             method=self.method,
             student=student,
             teacher=teacher,
             student_optimizer=self.optimizers["lr"],
             optimizers=list(self.optimizers.values()),
-            loss=build_loss(config, teacher.model, student.model, weights),
+            loss=loss or build_loss(config, teacher.model, student.model, weights),
             max_grad_norm=config.train.max_grad_norm,
             micro_batch_size=config.train.micro_batch_size,
             frozen=frozen,
@@ -166,8 +170,20 @@ def _load_other(setup: Setup, name: str, components: Components) -> Teacher:
     check_same_tokenizer(name, tokenizer, "the student", components.tokenizer)
     model = load_finetuned(name, setup.task, setup.config.teacher.label_names)
     prepare_to_read(setup.config, setup.task, name, model, Tokenizers(components.tokenizer))
+    teacher: Any = components.teacher
+    compares_more = bool(build_loss(setup.config, teacher.model, components.model).needs)
+    if compares_more and (own := _shape(teacher.model)) != (others := _shape(model)):
+        raise ConfigError(
+            f"--other {name}: it has {others}, the run's teacher {own}, and the loss compares more than logits: take "
+            "one of the same shape, or leave the loss's terms on hidden states and attention out"
+        )
     prepare_model(model, setup.config, setup.device)
     return Teacher(model, **forward_options(setup.config))
+
+
+def _shape(model: Any) -> str:
+    config = model.config
+    return f"{config.num_hidden_layers} layers of width {config.hidden_size} with {config.num_attention_heads} heads"
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from reptile_distil.config.combinations import check_graphed_steps, check_own_methods
 from reptile_distil.config.data_section import DataConfig
 from reptile_distil.config.defining_settings import flatten, keep_defining
 from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, ProktConfig
+from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, LossConfig, ProktConfig
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import (
     OWN_SECTIONS,
@@ -23,7 +24,6 @@ from reptile_distil.config.sections import (
     ComputeConfig,
     DistributedConfig,
     KdConfig,
-    LossConfig,
     MetadistilConfig,
     MethodName,
     PathText,
@@ -37,6 +37,7 @@ from reptile_distil.config.sections import (
 )
 from reptile_distil.config.yaml_files import dump_yaml, find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.errors import ConfigError
+from reptile_distil.plugin_names import PluginName, is_plugin
 
 COMMAND_LINE = "command line"
 """Where an override comes from, in messages."""
@@ -54,12 +55,14 @@ class Config(Section):
         Discriminator(_task_kind),
     ]
     """Name of a GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, ax), of a toy task, or an own task."""
-    method: MethodName = "reptile"
+    method: MethodName | PluginName = "reptile"
     """finetune: the student alone; kd: from a frozen teacher; reptile: from a teacher that learns to teach;
     metadistil: from one that learns to teach by second-order gradients (a baseline); prokt, cotrain: from one that goes
     on learning the task, near its student or whatever it does; checkpoints: from a frozen one's epochs, in order;
-    lgtm: from one that learns which of its soft labels help on a quiz."""
-    compare_with: tuple[MethodName, ...] = ()
+    lgtm: from one that learns which of its soft labels help on a quiz; or one of one's own, package.module:Name."""
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    """What a method of one's own takes beside what every method gets, by name."""
+    compare_with: tuple[MethodName | PluginName, ...] = ()
     """Further methods that distil.py runs after `method`, with the same seed, data order, teacher and start."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Decides the new classification heads, the data order and the dropout masks."""
@@ -116,7 +119,7 @@ class Config(Section):
     def _quizzed_teachers_can_learn(self) -> Config:
         methods = {self.method, *self.compare_with}
         for name in sorted(methods & {"metadistil", "lgtm"}):
-            if not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+            if not (self.loss.alpha or self.loss.hidden_terms):
                 raise ValueError(f"loss.alpha = 0 leaves the teacher out of the loss, so {name} could teach it nothing")
         if "metadistil" in methods and self.train.micro_batch_size is not None:
             raise ValueError(
@@ -132,10 +135,10 @@ class Config(Section):
             if is_on and methods - {"kd", "finetune"}:
                 other = min(methods - {"kd", "finetune"})
                 raise ValueError(f"{name} belongs to method kd alone, but {other} is to be run, too")
-        if self.teachers and (self.teacher.finetuned is not None or self.loss.patient or self.loss.hidden):
+        if self.teachers and (self.teacher.finetuned is not None or self.loss.hidden_terms):
             raise ValueError(
-                "teachers takes the place of teacher.finetuned, and has no hidden states for loss.patient or "
-                "loss.hidden: leave these out, or teachers"
+                "teachers takes the place of teacher.finetuned, and has no hidden states for loss.patient, "
+                "loss.hidden, loss.relations or loss.attention: leave these out, or teachers"
             )
         return self
 
@@ -149,7 +152,7 @@ class Config(Section):
     def _transfer_rows_teach(self) -> Config:
         if self.data.transfer.is_on and {self.method, *self.compare_with} != {"finetune"}:
             self.data.transfer.rows_per_batch(self.train.batch_size)
-            if self.data.transfer.ratio and not (self.loss.alpha or self.loss.patient or self.loss.hidden):
+            if self.data.transfer.ratio and not (self.loss.alpha or self.loss.hidden_terms):
                 raise ValueError("loss.alpha = 0 leaves the teacher out of the loss, so data.transfer has no use")
         return self
 
@@ -170,45 +173,41 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _steps_can_be_graphed(self) -> Config:
-        if not self.compute.cuda_graphs:
-            return self
-        methods = (self.method, *self.compare_with)
-        for name in ("metadistil", "checkpoints", "lgtm"):
-            if name in methods:
-                raise ValueError(f"{name} cannot be computed with compute.cuda_graphs: set it to false")
-        for name, is_on in {
-            "data.packing": self.data.packing,
-            "distributed.shard": self.distributed.shard,
-            "loss.extra_rows": self.loss.extra_rows > 0,
-            "train.micro_batch_size": self.train.micro_batch_size,
-            "teacher.train.micro_batch_size": self.teacher.train.micro_batch_size,
-        }.items():
-            if is_on:
-                raise ValueError(f"{name} cannot be used with compute.cuda_graphs: choose one of the two")
-        if "reptile" in methods and not (self.reptile.can_share_forward and self.reptile.every == 1):
-            raise ValueError(
-                "compute.cuda_graphs takes one fresh inner step on the batch of each step: set it to false with "
-                "reptile.inner_steps > 1, every > 1, inner_batch: held_out or persistent_adamw"
-            )
+    def _parts_fit_each_other(self) -> Config:
+        check_own_methods(self)
+        check_graphed_steps(self)
         return self
 
     @model_validator(mode="after")
     def _logits_are_enough(self) -> Config:
         is_kd = "kd" in (self.method, *self.compare_with)
-        if is_kd and self.kd.keep_logits and (self.loss.patient or self.loss.hidden):
+        if is_kd and self.kd.keep_logits and self.loss.name is not None:
             raise ValueError(
-                "kd.keep_logits keeps no hidden states, which loss.patient and loss.hidden compare: set it to null or "
-                "false, or both of them to 0"
+                "kd.keep_logits keeps logits alone, and loss.name may compare more: set it to null or false"
+            )
+        if is_kd and self.kd.keep_logits and (terms := self.loss.hidden_terms):
+            raise ValueError(
+                f"kd.keep_logits keeps logits alone, not what {' and '.join(terms)} compare: set it to null or "
+                "false, or them to 0"
             )
         return self
 
     @model_validator(mode="after")
     def _method_can_be_computed_so(self) -> Config:
         methods = (self.method, *self.compare_with)
-        if self.data.packing and (self.loss.patient or self.loss.hidden) and set(methods) != {"finetune"}:
+        if self.data.packing and self.loss.hidden_terms and set(methods) != {"finetune"}:
             raise ValueError(
-                "data.packing gives no hidden states: set it to false, or loss.patient and loss.hidden to 0"
+                f"data.packing gives no hidden states: set it to false, or {' and '.join(self.loss.hidden_terms)} to 0"
+            )
+        if self.compute.compile and (self.loss.relations.weight or self.loss.attention.weight):
+            raise ValueError(
+                "compute.compile gives no queries and keys for loss.relations and loss.attention: set it to false, or "
+                "their weights to 0"
+            )
+        if self.distributed.shard and self.loss.hidden_projection == "learned":
+            raise ValueError(
+                "distributed.shard cuts models, but not the weights of loss.hidden_projection: learned beside them: "
+                "choose one of the two"
             )
         if "metadistil" in methods:
             for name, is_on in {
@@ -243,7 +242,7 @@ class Config(Section):
         """Folder of the run that fine-tunes the teacher of this task and seed."""
         return Path(self.runs_dir, self.task_name, f"teacher-seed{self.seed}")
 
-    def needs_teacher(self, method: MethodName) -> bool:
+    def needs_teacher(self, method: Role) -> bool:
         """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""
         learns_from_it = method != "finetune" and not (method == "kd" and self.teachers)
         return learns_from_it or self.student.init == "finetuned_layers"
@@ -259,8 +258,10 @@ class Config(Section):
             "finetune": ("data", "student", "train", *(("teacher",) if self.needs_teacher("finetune") else ())),
             "kd": ("data", "teacher", "teachers", "student", "train", "loss", "kd"),
             **{name: ("data", "teacher", "student", "train", "loss", name) for name in OWN_SECTIONS},
-        }[role]
+        }.get(role, ("data", "teacher", "student", "train", "loss", "method_options"))
         values = flatten(self.model_dump(mode="json", include={"task", "seed", "precision", *sections}))
+        if is_plugin(role):
+            values["method"] = role
         if role == "finetune" and self.student.init != "pretrained":
             values["teacher.pretrained"] = self.teacher.pretrained
         if self.loss.class_weights is not None:  # the task loss of every method
@@ -349,6 +350,11 @@ def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -
     for override in _listed(overrides):
         key = override.partition("=")[0]
         section = key.partition(".")[0]
+        if section == "method_options" and not any(map(is_plugin, methods)):
+            raise ConfigError(
+                f"command line: {key} has no effect on method {config.method}; leave it out, or give a method of your "
+                "own, method=package.module:Name"
+            )
         if key in ("data.transfer.files", "data.transfer.ratio") and set(methods) == {"finetune"}:
             raise ConfigError(
                 f"command line: {key} has no effect on method finetune, which learns from labels alone; leave it out"

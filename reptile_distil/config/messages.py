@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.yaml_files import dump_yaml
 from reptile_distil.errors import did_you_mean
+from reptile_distil.plugin_names import PATTERN
 
 
 def describe(config: BaseModel, without: Collection[str] = (), missing: Collection[str] = ()) -> str:
@@ -92,6 +93,8 @@ def _reason(fault: Any) -> str:
         return "expected a section of `key: value` lines"
     if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
         return f"expected a text: in quotes, as '{fault['input']}'"
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == PATTERN:
+        return "a class of your own, package.module:Name"
     message = str(fault["msg"]).replace("Input should be", "expected").replace("a valid tuple", "a list")
     return message[0].lower() + message[1:]
 

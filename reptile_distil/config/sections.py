@@ -8,14 +8,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from reptile_distil.home_folder import expand_home
 from reptile_distil.inner_step import can_share_forward, has_closed_form
+from reptile_distil.plugin_names import PluginName
 
 LayerMapName = Literal["first", "last", "skip", "both"]
 MethodName = Literal["finetune", "kd", "reptile", "metadistil", "prokt", "cotrain", "checkpoints", "lgtm"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
-Role = MethodName | Literal["teacher"]
-"""What a run does: one of the methods, or the teacher's fine-tuning."""
+Role = MethodName | Literal["teacher"] | PluginName
+"""What a run does: one of the methods, one of the user's own, or the teacher's fine-tuning."""
 
 
 PathText = Annotated[str, AfterValidator(expand_home)]
@@ -132,46 +133,6 @@ class StudentConfig(Section):
         if self.teacher_layers and self.num_layers not in (None, len(self.teacher_layers)):
             raise ValueError(
                 f"num_layers is {self.num_layers} but teacher_layers names {len(self.teacher_layers)} layers"
-            )
-        return self
-
-
-class LossConfig(Section):
-    """L = (1 - alpha) * task loss + alpha * T² * KL(teacher || student) + patient * ... + hidden * ..."""
-
-    alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of the distillation term."""
-    temperature: float = Field(5.0, gt=0)
-    """T, divides both models' logits."""
-    regression: Literal["mse", "none"] = "mse"
-    """Distillation term for one logit: mse of the logits, or none as in the authors' code (KL over one logit is 0)."""
-    soft: Literal["kl", "mse"] = "kl"
-    """Distillation term for classes: kl, or mse: T² * mean squared difference of the probabilities (MetaDistil)."""
-    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Weight of each class in the task loss, in the order of the labels; balanced: rows / (classes * rows of the class)
-    of the training rows. For a multi-label task that of each label's positives; balanced: negatives / positives."""
-    patient: float = Field(0.0, ge=0)
-    """Weight of the squared distance of normalised first-token states, last layer left out (PKD); 0: none.
-
-    PKD's weight of 100 is 100 / width here, because its code also takes the mean over the width.
-    """
-    hidden: float = Field(0.0, ge=0)
-    """Weight of the mean squared difference of the hidden states of all real tokens; 0: none."""
-    extra_rows: float = Field(0.0, ge=0)
-    """Weight, in kd, of the task loss on a second batch of training rows that teach by their labels alone: what a quiz
-    knows, as plain labels; 0: none."""
-    extra_fraction: float = Field(0.1, gt=0, lt=1)
-    """Fraction of the training rows held out for it, the rows of a quiz (`quiz_fraction`) of the same size."""
-    layer_map: LayerMapName | tuple[int | tuple[int, ...], ...] = "skip"
-    """Which teacher layer(s) each student layer is compared with in `patient` and `hidden`; as `reptile.layer_map`."""
-
-    @model_validator(mode="after")
-    def _map_has_a_use(self) -> LossConfig:
-        if self.extra_fraction != 0.1 and not self.extra_rows:
-            raise ValueError("extra_fraction belongs to extra_rows, which is 0")
-        if self.layer_map != "skip" and not (self.patient or self.hidden):
-            raise ValueError(
-                "layer_map is only for patient and hidden, which are both 0; for Reptile: reptile.layer_map"
             )
         return self
 

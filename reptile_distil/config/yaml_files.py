@@ -211,8 +211,18 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if base is not None:
         beside = path.parent / expand_home(base)
         values, origins = read_layers((None if _exists(beside) else _packaged(base)) or beside, (*above, resolved))
+    if _names_another_task(layer.get("task"), values.get("task")):
+        del values["task"]
+        origins = {key: origin for key, origin in origins.items() if key.partition(".")[0] != "task"}
     merge_layer(values, layer, origins, str(path))
     return values, origins
+
+
+def _names_another_task(task: object, extended: object) -> bool:
+    """Whether a file describes a task anew: an own one under another name than that of the file it extends."""
+    if not (isinstance(task, dict) and isinstance(extended, dict)):
+        return False
+    return "name" in task and task["name"] != extended.get("name")
 
 
 def _read(path: Path, *, extended_by: Path | None) -> str:

@@ -1,24 +1,25 @@
-"""From a configuration to a loss, a method and its optimizers and schedules, and to models that compute as it says."""
+"""From a configuration to a method, its optimizers and schedules, and to models that compute as it says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from reptile_distil.builders.loss import build_loss
+from reptile_distil.builders.own_method import OwnMethod
+from reptile_distil.builders.plugins import load_method, make
 from reptile_distil.config.config import Config
-from reptile_distil.config.sections import ReptileConfig, Role, TrainConfig
+from reptile_distil.config.sections import TEACHER_MOVES, ReptileConfig, Role, TrainConfig
 from reptile_distil.data.batches import Batches
-from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError
-from reptile_distil.losses.distillation import DistillationLoss, HiddenStateTerm, balanced_weights
-from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.checkpoints import CheckpointDistiller, Weights
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
@@ -29,7 +30,8 @@ from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
 from reptile_distil.methods.step import GradientStep, adamw, fresh_eps
-from reptile_distil.models.classifier import Classifier, Student, Teacher
+from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runtime.processes import ALONE, Processes
 from reptile_distil.training.cuda_graphs import GraphedSteps
 from reptile_distil.training.loop import Method, count_steps
@@ -40,48 +42,9 @@ class BuiltMethod(NamedTuple):
 
     method: Method
     optimizers: dict[str, Optimizer]
-
-
-def class_weights(config: Config, features: Features, label_names: Sequence[str], device: str) -> Tensor | None:
-    """`loss.class_weights` (C,) on the device; balanced ones are those of these training rows. None where none are set.
-
-    Balanced are rows / (classes * rows of the class), whose mean over the rows is 1; for a multi-label task, of each
-    label's positives, negatives / positives. Raises `ConfigError` for regression, for another number of weights than of
-    labels, and where balanced weights need a row that is not there.
-    """
-    wanted, num_labels = config.loss.class_weights, len(label_names)
-    if wanted is None:
-        return None
-    if not num_labels:
-        raise ConfigError(f"loss.class_weights: task {config.task_name} is a regression, which has no classes")
-    if wanted != "balanced":
-        if len(wanted) != num_labels:
-            raise ConfigError(
-                f"loss.class_weights: {len(wanted)} weights, but task {config.task_name} has {num_labels} labels: "
-                f"{', '.join(label_names)}"
-            )
-        return torch.tensor(wanted, device=device)
-    return balanced_weights(np.asarray(features["label"]), label_names).to(device)
-
-
-def build_loss(
-    config: Config, teacher: nn.Module, student: nn.Module, weights: Tensor | None = None
-) -> DistillationLoss:
-    """The loss, its terms on hidden states matched for these two models. Raises `ModelError` where they do not fit."""
-    loss = config.loss
-    hidden_terms: list[HiddenStateTerm] = []
-    if loss.patient or loss.hidden:
-        layer_map = match_states(teacher, student, loss.layer_map)
-        hidden_terms += [PatientLoss(loss.patient, layer_map)] if loss.patient else []
-        hidden_terms += [HiddenLoss(loss.hidden, layer_map)] if loss.hidden else []
-    return DistillationLoss(
-        alpha=loss.alpha,
-        temperature=loss.temperature,
-        regression=loss.regression,
-        soft=loss.soft,
-        class_weights=weights,
-        hidden_terms=hidden_terms,
-    )
+    modules: Mapping[str, nn.Module] = MappingProxyType({})
+    """What changes beside student and teacher: the loss, where that has weights of its own; a method of one's own."""
+    moves_teacher: bool = False
 
 
 def build_method(
@@ -100,44 +63,45 @@ def build_method(
 
     `num_steps` are those of the whole run; `epochs` are the teacher's, for the method that learns from them.
     """
-    if role == "checkpoints" and teacher is not None:
-        return _build_checkpoints(
-            config, student, teacher, settings, num_steps=num_steps, epochs=epochs, processes=processes, weights=weights
-        )
-    built = _build_method(config, student, teacher, settings, role=role, processes=processes, weights=weights)
+    if teacher is None:
+        shared = _shared_arguments(student, settings, processes)
+        fine_tuner = FineTuner(student, class_weights=weights, **shared)
+        built = BuiltMethod(fine_tuner, {"lr": shared["student_optimizer"]})
+    else:
+        loss = build_loss(config, teacher.model, student.model, weights)
+        learners = nn.ModuleList([student, loss])  # the loss may have weights of its own
+        shared = _shared_arguments(learners, settings, processes)
+        if is_plugin(role):
+            built = _build_own(config, student, teacher, role, loss=loss, shared=shared)
+        elif role == "checkpoints":
+            num_steps = max(1, round(config.checkpoints.until * num_steps))
+            shared |= {"loss": loss, "epochs": epochs, "num_steps": num_steps}
+            built = BuiltMethod(CheckpointDistiller(teacher, student, **shared), {"lr": shared["student_optimizer"]})
+        else:
+            built = _build_method(config, student, teacher, settings, role=role, loss=loss, shared=shared)
+        modules = {**built.modules, **({"loss": loss} if loss.state_dict() else {})}
+        built = built._replace(modules=modules, moves_teacher=built.moves_teacher or role in TEACHER_MOVES)
     if not config.compute.cuda_graphs:
         return built
     optimizers = tuple(built.optimizers.values())
     return built._replace(method=GraphedSteps(built.method, optimizers, batch_size=settings.batch_size))
 
 
-def _build_checkpoints(
-    config: Config,
-    student: Student,
-    teacher: Teacher,
-    settings: TrainConfig,
-    *,
-    num_steps: int,
-    epochs: Sequence[Weights],
-    processes: Processes,
-    weights: Tensor | None,
+def _build_own(
+    config: Config, student: Student, teacher: Teacher, name: str, *, loss: DistillationLoss, shared: dict[str, Any]
 ) -> BuiltMethod:
-    shared = _shared_arguments(student, settings, processes)
-    method = CheckpointDistiller(
-        teacher,
-        student,
-        epochs=epochs,
-        num_steps=max(1, round(config.checkpoints.until * num_steps)),
-        loss=build_loss(config, teacher.model, student.model, weights),
-        **shared,
-    )
-    return BuiltMethod(method, {"lr": shared["student_optimizer"]})
+    """A method of the user's own."""
+    method_class = load_method(config, name)
+    made = make(f"method = {name!r}", method_class, teacher, student, loss=loss, **shared, **config.method_options)
+    own = OwnMethod(made, name, moves_teacher=bool(getattr(method_class, "moves_teacher", False)))
+    optimizers = {"lr": shared["student_optimizer"], **own.optimizers()}
+    return BuiltMethod(own, optimizers, own.state(), own.moves_teacher)
 
 
-def _shared_arguments(student: Student, settings: TrainConfig, processes: Processes) -> dict[str, Any]:
+def _shared_arguments(learners: nn.Module, settings: TrainConfig, processes: Processes) -> dict[str, Any]:
     """The arguments of every method, a new `student_optimizer` among them."""
     return {
-        "student_optimizer": _adamw(student, settings, lr=settings.lr, weight_decay=settings.weight_decay),
+        "student_optimizer": _adamw(learners, settings, lr=settings.lr, weight_decay=settings.weight_decay),
         "max_grad_norm": settings.max_grad_norm,
         "micro_batch_size": settings.micro_batch_size,
         "processes": processes,
@@ -147,18 +111,14 @@ def _shared_arguments(student: Student, settings: TrainConfig, processes: Proces
 def _build_method(
     config: Config,
     student: Student,
-    teacher: Teacher | None,
+    teacher: Teacher,
     settings: TrainConfig,
     *,
     role: Role,
-    processes: Processes,
-    weights: Tensor | None,
+    loss: DistillationLoss,
+    shared: dict[str, Any],
 ) -> BuiltMethod:
-    shared = _shared_arguments(student, settings, processes)
     optimizer = shared["student_optimizer"]
-    if teacher is None:
-        return BuiltMethod(FineTuner(student, class_weights=weights, **shared), {"lr": optimizer})
-    loss = build_loss(config, teacher.model, student.model, weights)
     if role == "kd":
         kd = KnowledgeDistiller(teacher, student, loss=loss, extra_rows=config.loss.extra_rows, **shared)
         return BuiltMethod(kd, {"lr": optimizer})
@@ -213,7 +173,7 @@ def _build_reptile(
     return BuiltMethod(distiller, optimizers)
 
 
-def _adamw(model: Classifier, settings: TrainConfig, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
+def _adamw(model: nn.Module, settings: TrainConfig, *, lr: float, weight_decay: float = 0.0) -> Optimizer:
     return adamw(model, lr=lr, weight_decay=weight_decay, eps=settings.adam_eps, kind=settings.adamw)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptile_distil.config.config import Config
-from reptile_distil.config.sections import TEACHER_MOVES, Role
+from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
@@ -171,6 +171,8 @@ def measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     """Loads all that a run needs, as it would, and takes a few steps on models that are then dropped."""
     free_memory()  # of the run measured before, which would count as this one's
     check_trackers(experiment.config.trackers)
+    if role != "teacher":
+        experiment.check_plugins()
     with experiment.own_settings():
         return _measure(experiment, role, status)
 
@@ -186,17 +188,18 @@ def _measure(experiment: Experiment, role: Role, status: Status) -> Measured:
     names = _names(config, role)
     key = "teacher.train" if role == "teacher" else "train"
     with explain_out_of_memory(f"{key}.micro_batch_size, {key}.eval_batch_size or data.max_length"):
-        student, (method, optimizers) = experiment.setup.assemble(role, components)
+        student, built = experiment.setup.assemble(role, components)
         trial = run_trial_steps(
-            method,
-            optimizers,
+            built.method,
+            built.optimizers,
             data["train"],
             [data[split] for split in ((VALIDATION,) if VALIDATION in data else task.dev_splits)],
             student=student,
             teacher=teacher,
-            teacher_moves=role in TEACHER_MOVES,
+            teacher_moves=built.moves_teacher,
             length=config.data.max_length,
             logits_of=logits_of,
+            modules=tuple(built.modules.values()),
         )
     facts = _facts(names[0], model)
     teachers = None if teacher is None else _facts(names[1], teacher.model)

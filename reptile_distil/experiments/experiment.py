@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reptile_distil.builders.plugins import check_plugins
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
@@ -25,6 +27,7 @@ from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
 from reptile_distil.models.classifier import Classifier
+from reptile_distil.plugin_names import folder_name
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
 from reptile_distil.runs.records import Results
@@ -32,7 +35,6 @@ from reptile_distil.runs.results import (
     Prediction,
     RunResults,
     SplitPredictions,
-    describe_scores,
     name_label,
     name_predictions,
 )
@@ -41,7 +43,7 @@ from reptile_distil.runtime.compute import choose_device, choose_precision, comp
 from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.runtime.processes import start_processes
 from reptile_distil.runtime.randomness import random_numbers_repeated
-from reptile_distil.runtime.text_tables import html_table
+from reptile_distil.runtime.text_tables import html_table, list_scores
 from reptile_distil.training.callbacks import check_callbacks
 from reptile_distil.training.cuda_graphs import check_graphs
 from reptile_distil.training.evaluation import predict_logits, score_logits
@@ -63,6 +65,7 @@ class Experiment:
     Args:
         config: the configuration.
         callbacks: objects whose hooks are called as the runs go (see `Callback`).
+        task: what the configuration describes, where some of its splits are not to be looked at; None: all of it.
 
     >>> experiment = Experiment.from_yaml("configs/quickstart.yaml", "method=finetune", "train.max_steps=3")
     >>> experiment
@@ -78,7 +81,7 @@ class Experiment:
     dict_keys(['negative', 'positive'])
     """
 
-    def __init__(self, config: Config, *, callbacks: Sequence[object] = ()) -> None:
+    def __init__(self, config: Config, *, callbacks: Sequence[object] = (), task: Task | None = None) -> None:
         if not isinstance(config, Config):
             raise TypeError(f"Experiment takes a Config, not {config!r}: for a file Experiment.from_yaml(path)")
         self.callbacks = check_callbacks(callbacks)
@@ -95,10 +98,10 @@ class Experiment:
         self._precision = precision = choose_precision(config.precision, self.device)
         # A run's files say what `auto` came to.
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
-        self.task = build_task(config)
+        self.task = task or build_task(config)
         self.setup = Setup(config, self.task, self.device, self.processes)
         runs = Path(config.runs_dir, config.task_name)
-        self.folder = RunFolder(config.output_dir or runs / f"{config.method}-seed{config.seed}")
+        self.folder = RunFolder(config.output_dir or runs / f"{folder_name(config.method)}-seed{config.seed}")
         self.teacher_folder = RunFolder(
             config.teacher_run,
             remedy="give another runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite",
@@ -132,14 +135,20 @@ class Experiment:
     def check_pair(self) -> None:
         """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
-        Does nothing where none is needed; of one that is finished, asks for its epochs if they are to teach. Raises
-        `ModelError`, `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is trained.
+        Code of the user's own is imported. Does nothing more where no teacher is needed; of one that is finished, asks
+        for its epochs if they are to teach. Raises `ModelError`, `LayerMapError` and whatever else `fit` would raise
+        for such a pair once the teacher is trained.
         """
+        self.check_plugins()
         is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
             check_pair(self.config, self.task)
         elif is_needed:
             self.processes.on_main(lambda: teacher_epochs(self.config, stand_in=False))
+
+    def check_plugins(self) -> None:
+        """Imports the method and the loss where they are the user's own. Raises `ConfigError` as `load_method` does."""
+        check_plugins(self.config, self.processes.count)
 
     @property
     def scored_splits(self) -> tuple[str, ...]:
@@ -218,7 +227,7 @@ class Experiment:
             return str(error)
         if results is None:
             return "unfinished" if self.folder.metrics.exists() else "not run yet"
-        return "; ".join(f"{split} {describe_scores(scores)}" for split, scores in results.scores.items())
+        return "; ".join(f"{split} {list_scores(scores)}" for split, scores in results.scores.items())
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
         # Refuses a run of another configuration.
@@ -248,6 +257,8 @@ class Experiment:
         results = finished()
         if results is None:
             check_trackers(self.config.trackers)
+            if role != "teacher":
+                self.check_plugins()
             claimed = self._claimed(folder, wait=wait)
             with self.own_settings(), Interrupts(self.processes, self.device) as interrupts, claimed:
                 # Another run may have finished it since.

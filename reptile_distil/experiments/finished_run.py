@@ -19,6 +19,7 @@ from reptile_distil.errors import ConfigError, DataError, ModelError, RunError
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.teachers import student_source
 from reptile_distil.models.loading import find_folder, real_places
+from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.records import Results, read_results
 from reptile_distil.runtime.files import digest_files
@@ -92,9 +93,9 @@ def open_run_folder(given: str | Path, overrides: Sequence[str] = ()) -> Finishe
     own = load_config(path / "config.yaml")
     task, results = build_task(own), read_results(folder.results)
     roles = {role: role for role in (*get_args(MethodName), "teacher")}
-    if results.method not in roles:
+    if results.method not in roles and not is_plugin(results.method):
         raise RunError(f"{folder.results}: method: {results.method!r} is none of {', '.join(roles)}")
-    role: Role = roles[results.method]
+    role: Role = roles.get(results.method, results.method)
     folder.check_same("a finished run", results.decisive, own.defining_settings(role))
     _check(folder, results, role, task)
     _compare_inputs(folder, results, digest_inputs(own, task, role))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from reptile_distil.config.sections import TEACHER_MOVES, Role
+from reptile_distil.builders.plugins import describe_plugin, plugins_of
+from reptile_distil.config.sections import Role
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.build_task import VALIDATION
@@ -54,7 +55,10 @@ class Run:
     student: Student
     method: Method
     optimizers: dict[str, Optimizer]
+    modules: Mapping[str, Any]
+    moves_teacher: bool
     fingerprints: Fingerprints
+    plugins: dict[str, dict[str, str | None]]
     evaluator: Evaluator
     teacher_start: dict[str, Scores]
     teacher_facts: dict[str, Any]
@@ -124,11 +128,15 @@ class Run:
             self.folder.log(record)
 
     def _assemble(self) -> None:
-        self.student, (self.method, self.optimizers) = self.setup.assemble(self.role, self.components)
+        self.student, built = self.setup.assemble(self.role, self.components)
+        self.method, self.optimizers, self.modules = built.method, built.optimizers, built.modules
+        self.moves_teacher = built.moves_teacher
 
     def _prepare_folder(self) -> None:
         """Makes the run folder, or sets it back to the checkpoint."""
-        self.fingerprints = self.components.fingerprints()
+        self.plugins = {key: describe_plugin(name) for key, name in plugins_of(self.config, self.role).items()}
+        code = {f"code of {own['name']}": {"sha256": own["sha256"]} for own in self.plugins.values()}
+        self.fingerprints = {**self.components.fingerprints(), **code}
         self.recovery.start(self.config.to_yaml(), self.fingerprints)
         logger.info(
             "%s on %s: %s parameters, %s, %d steps, into %s",
@@ -148,7 +156,7 @@ class Run:
             self.watched,
             self.task.metrics,
             teacher=teacher,
-            teacher_moves=self.role in TEACHER_MOVES,
+            teacher_moves=self.moves_teacher,
             processes=self.processes,
         )
         self.teacher_start = {}
@@ -200,8 +208,8 @@ class Run:
         self.processes.seed_dropout(self.config.seed)
         mu_until = self.config.reptile.mu_until if self.role == "reptile" else 1.0
         self.schedules = build_schedules(self.optimizers, self.batches, self.components.settings, mu_until=mu_until)
-        modules: dict[str, Any] = {"student": self.student}
-        if self.components.teacher is not None and self.role in TEACHER_MOVES:
+        modules: dict[str, Any] = {"student": self.student, **self.modules}
+        if self.components.teacher is not None and self.moves_teacher:
             modules["teacher"] = self.components.teacher
         self.progress = self.recovery.restore(modules, self.optimizers, self.schedules)
 
@@ -292,6 +300,8 @@ class Run:
             "peak_memory_bytes": peak,
             "inputs": self.inputs,
         }
+        if self.plugins:
+            results["plugins"] = self.plugins
         if self.batches.num_transfer_rows:
             results["num_transfer_rows"] = self.batches.num_transfer_rows
         if outcome.stopped_by is not None:
@@ -332,6 +342,6 @@ class Run:
 
     def _score_unseen(self, teacher: Classifier) -> dict[str, Scores]:
         """The teacher's scores, as it is at the end, on the splits not evaluated so far."""
-        if self.role not in TEACHER_MOVES:
+        if not self.moves_teacher:
             return {split: self.teacher_start[split] for split in self.unseen}
         return score_splits(predict_splits(teacher, self.unseen, self.processes), self.unseen, self.task.metrics)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from reptile_distil.builders.loss import build_loss, class_weights
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import Role, TrainConfig
 from reptile_distil.data.batches import Batches
@@ -20,9 +21,7 @@ from reptile_distil.errors import DataError, LayerMapError
 from reptile_distil.experiments.build_method import (
     BuiltMethod,
     autocast_dtype,
-    build_loss,
     build_method,
-    class_weights,
     forward_options,
 )
 from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, warn_of_scored_rows
@@ -53,6 +52,7 @@ from reptile_distil.models.tokenizer import (
     forget_last_call,
     load_tokenizer,
 )
+from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.resume import Fingerprints
 from reptile_distil.runs.state import weights_fingerprint
@@ -238,7 +238,10 @@ def check_pair(config: Config, task: Task) -> None:
 
         for model in (teacher, student):
             check_packable(model)
-    build_loss(config, teacher, student)
+    if is_plugin(config.method):
+        build_method(config, Student(student), Teacher(teacher), config.train, role=config.method, num_steps=1)
+    else:
+        build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
 

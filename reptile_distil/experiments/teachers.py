@@ -29,8 +29,9 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.data.cache import default_folder, keep_arrays, read_arrays
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
+from reptile_distil.losses.attention_maps import check_maps
 from reptile_distil.methods.checkpoints import Weights
-from reptile_distil.models.checks import check_rows, check_states, check_vocabulary, fit_padding
+from reptile_distil.models.checks import check_projections, check_rows, check_states, check_vocabulary, fit_padding
 from reptile_distil.models.classifier import Classifier, Ensemble
 from reptile_distil.models.cost import compare_latency
 from reptile_distil.models.loading import is_model_of_a_run
@@ -90,11 +91,10 @@ def choose_tokenizers(config: Config, teacher_name: str, teacher: Any, student: 
     if config.method == "reptile":
         moves = "Reptile moves each of the teacher's embeddings towards the student's of the same token"
         remedies.append(f"{moves}; {SHARE_ONE}, or method=kd")
-    for key in ("hidden", "patient"):
-        if getattr(config.loss, key):
-            remedies.append(
-                f"loss.{key} compares what both models make of the same tokens; {SHARE_ONE}, or loss.{key}=0"
-            )
+    remedies += [
+        f"{key} compares what both models make of the same tokens; {SHARE_ONE}, or {key}=0"
+        for key in config.loss.hidden_terms
+    ]
     for remedy in remedies:
         check_same_tokenizer(teacher_name, teacher, student_source(config), student, remedy=remedy)
     return pair_tokenizers(teacher, student)
@@ -107,10 +107,16 @@ def prepare_to_read(config: Config, task: Task, name: str, teacher: nn.Module, t
 
 
 def check_learning(config: Config, task: Task, name: str, model: nn.Module, tokenizer: Any) -> None:
-    """Raises `ModelError` as `check_reading` does, and where the loss cannot compare the model's hidden states."""
+    """Raises `ModelError` as `check_reading` does, and where the loss cannot compare what the model computes inside."""
     check_reading(config, task, name, model, tokenizer)
-    if config.method != "finetune" and (config.loss.hidden or config.loss.patient):
+    if config.method == "finetune":
+        return
+    if config.loss.hidden or config.loss.patient:
         check_states(name, model)
+    if config.loss.relations.weight or config.loss.attention.weight:
+        check_projections(name, model)
+    if config.loss.attention.weight:
+        check_maps(name, model)
 
 
 def teacher_epochs(config: Config, *, stand_in: bool) -> tuple[Path, ...]:
@@ -186,7 +192,7 @@ def keeps_training_logits(config: Config, role: Role, train: Batches) -> bool:
 
     Unless `kd.keep_logits` says so, training must go over all rows once at least: keeping them then costs nothing.
     """
-    if role != "kd" or config.loss.patient or config.loss.hidden or config.kd.keep_logits is False:
+    if role != "kd" or config.loss.name or config.loss.hidden_terms or config.kd.keep_logits is False:
         return False
     num_steps = count_steps(train, config.train.epochs, config.train.max_steps)
     return config.kd.keep_logits is True or train.sees_every_row(num_steps)

@@ -60,11 +60,13 @@ def run_trial_steps(
     teacher_moves: bool,
     length: int,
     logits_of: Batches | None = None,
+    modules: Sequence[nn.Module] = (),
 ) -> TrialSteps:
     """Takes three steps (the first does not count) and evaluates two batches; this changes the models.
 
     With CUDA graphs the steps that count are replays, after those that record them. `length` is the number of tokens at
-    which a run measures the models' latency; `logits_of` are the batches in which it computes the logits that it keeps.
+    which a run measures the models' latency; `logits_of` are the batches in which it computes the logits that it keeps;
+    `modules` are what checkpoints hold beside the models.
     The state of PyTorch's random numbers is restored, on the CPU and on the run's device.
     """
     device = train.device
@@ -81,8 +83,8 @@ def run_trial_steps(
             once = teachers_pass + tokens * per_token
             once += 0.0 if logits_of is None else _time_pass(teacher, logits_of)
         peak = peak_memory(device, with_graphs=isinstance(method, GraphedSteps))
-    modules: list[nn.Module] = [student, *([teacher] if teacher is not None and teacher_moves else [])]
-    tensors = [tensor for module in modules for tensor in module_tensors(module).values()]
+    learners: list[nn.Module] = [student, *([teacher] if teacher is not None and teacher_moves else []), *modules]
+    tensors = [tensor for module in learners for tensor in module_tensors(module).values()]
     tensors += [tensor for optimizer in optimizers.values() for tensor in optimizer_tensors(optimizer).values()]
     return TrialSteps(
         step_seconds=step_seconds,

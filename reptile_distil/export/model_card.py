@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.export.report import Report
+from reptile_distil.export.serving import onnx_program, pipeline_program
 from reptile_distil.models.toy import is_toy_model
+from reptile_distil.plugin_names import folder_name
 from reptile_distil.runtime.files import write_text
 from reptile_distil.runtime.measuring import Timing
 from reptile_distil.runtime.text_tables import Code, escape_markdown, markdown_table, percent
@@ -42,6 +45,7 @@ _METHODS = {
 _HUB_METRICS = {"pearson": "pearsonr", "subset_accuracy": "accuracy"}  # the rest have the same names on the hub
 _HUB_METRICS |= {f"f1_{mean}": "f1" for mean in ("macro", "micro", "weighted")}
 _CONTENDERS = {"student": "student", "teacher": "teacher", "onnx": "student, ONNX", "int8": "student, ONNX int8"}
+_FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
 _PATHS = ("data.path", "teacher.pretrained", "teacher.finetuned", "student.pretrained", "task.files")
 
 
@@ -118,7 +122,10 @@ def _sections(report: Report) -> Iterator[str]:
     what = "The method is that of" if method == "reptile" else "It is something to compare with the method of"
     yield f"{what} Ma, Wang, Yu, Zhang: {PAPER}. COLING 2022. Trained with `reptile_distil`."
     yield "## Use"
-    yield f"```python\n{_usage(report)}\n```"
+    yield f"```python\n{pipeline_program(task, max_length=report.config.data.max_length)}\n```"
+    if report.onnx_bytes:
+        yield _onnx_sentence(report)
+        yield f"```python\n{onnx_program(task, max_length=report.config.data.max_length, file=_fast_file(report))}\n```"
     yield "## Score, size and speed"
     yield performance_tables(report)
     yield _conditions(report)
@@ -131,13 +138,38 @@ def _sections(report: Report) -> Iterator[str]:
     yield f"```bibtex\n{CITATION}\n```"
 
 
-def _usage(report: Report) -> str:
-    text = '{"text": "first text", "text_pair": "second text"}' if report.task.is_pair else '"a text"'
+def _onnx_sentence(report: Report) -> str:
+    files = " and ".join(f"`{_FILES[name]}`" for name in report.onnx_bytes)
     return (
-        "from transformers import pipeline\n\n"
-        'classify = pipeline("text-classification", model="PATH_OR_REPO")  # this folder, or its name on the hub\n'
-        f"print(classify({text}{', top_k=None' if report.task.multi_label else ''}))"
+        f"Without PyTorch, {files} in `onnx/` need `pip install onnxruntime transformers` alone; PATH is this folder, "
+        "from the hub `huggingface_hub.snapshot_download(REPO)`:"
     )
+
+
+def _fast_file(report: Report) -> str:
+    """The ONNX file that the program of the card opens: the faster one, as far as they were measured."""
+    ratios = {name: statistics.fmean(_speedups(report, "cpu", name) or [0.0]) for name in report.onnx_bytes}
+    return _FILES[max(ratios, key=ratios.__getitem__)]
+
+
+def _speedups(report: Report, device: str, form: str) -> list[float]:
+    """The student's time in PyTorch over that of another form of it, for each batch and length on a device."""
+    timings = [speed.timings for speed in report.speeds if speed.device == device]
+    return [of_size["student"].median / of_size[form].median for of_size in timings if form in of_size]
+
+
+def _fast_path(report: Report, device: str) -> str | None:
+    """Which form of the student is the fastest on a device; None where there is but one."""
+    ratios = {form: _speedups(report, device, form) for form in report.onnx_bytes}
+    ratios = {form: values for form, values in ratios.items() if values}
+    if not ratios:
+        return None
+    form = max(ratios, key=lambda name: statistics.fmean(ratios[name]))
+    if statistics.fmean(ratios[form]) <= 1:
+        return f"**The fast path on {device}** is PyTorch: no ONNX file is faster on average of these sizes."
+    low, high = min(ratios[form]), max(ratios[form])
+    times = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    return f"**The fast path on {device}** is `onnx/{_FILES[form]}`: {times} times as fast as the student in PyTorch."
 
 
 def _size_table(report: Report) -> str:
@@ -168,7 +200,7 @@ def _score_table(report: Report) -> str:
 
 
 def _speed_tables(report: Report) -> Iterator[str]:
-    """A table for each device; `speed-up` is the teacher's time over the model's own."""
+    """A table for each device, and its fast path; `speed-up` is the teacher's time over the model's own."""
     for device in dict.fromkeys(speed.device for speed in report.speeds):
         speeds = [speed for speed in report.speeds if speed.device == device]
         has_teacher = "teacher" in speeds[0].timings
@@ -180,6 +212,8 @@ def _speed_tables(report: Report) -> Iterator[str]:
                 row += [f"{speed.timings['teacher'].median / timing.median:.2f}"] if has_teacher else []
                 rows.append(row)
         yield markdown_table(rows[0], rows[1:])
+        if sentence := _fast_path(report, device):
+            yield sentence
 
 
 def _conditions(report: Report) -> str:
@@ -204,7 +238,10 @@ def _conditions(report: Report) -> str:
             "and padded batches."
         )
     if report.int8_scores is not None:
-        sentences.append("The int8 file (dynamic quantisation by onnxruntime) was scored on the same dev split.")
+        sentences.append(
+            "The int8 file (dynamic quantisation by onnxruntime) was scored on the same dev split. The range of its "
+            "numbers is a batch's, so its answer to a text depends a little on the texts beside it."
+        )
     return " ".join(sentences)
 
 
@@ -253,7 +290,7 @@ def _choice_sentence(report: Report) -> str:
 
 
 def _name(report: Report) -> str:
-    return f"{report.task.name}-{report.results.method}"
+    return f"{report.task.name}-{folder_name(report.results.method)}"
 
 
 def _is_hub_name(name: str | None) -> bool:

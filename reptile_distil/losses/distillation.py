@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import TASK_WEIGHTS
 from reptile_distil.errors import ConfigError
-from reptile_distil.models.classifier import Outputs
+from reptile_distil.models.classifier import OutputName, Outputs
 
 
 class LossTerms(NamedTuple):
@@ -46,8 +46,11 @@ class LossTerms(NamedTuple):
         return LossTerms(total, task, distillation, extra)
 
 
-class HiddenStateTerm(Protocol):
-    """A further term of the loss, on the models' hidden states (see `hidden_states`)."""
+class HiddenTerm(Protocol):
+    """A further term of the loss, on what the models compute inside (see the other modules of this folder).
+
+    One that has weights of its own is a module: the optimizer that is given them trains them.
+    """
 
     @property
     def name(self) -> str:
@@ -59,8 +62,13 @@ class HiddenStateTerm(Protocol):
         """What it is multiplied by in the total."""
         ...
 
-    def __call__(self, student_states: Sequence[Tensor], teacher_states: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """The term, a scalar, from the hidden states of `Outputs` and the attention mask (B, L)."""
+    @property
+    def needs(self) -> frozenset[OutputName]:
+        """What it reads of `Outputs`, beside the logits."""
+        ...
+
+    def __call__(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
+        """The term, a scalar, the mean over the rows, under the attention mask (B, L)."""
         ...
 
 
@@ -91,7 +99,8 @@ class DistillationLoss(nn.Module):
         soft: distillation term for classes, "kl", or "mse": T² times the mean squared difference of the tempered
             probabilities, as in the released code of MetaDistil (Zhou, Xu, McAuley 2022).
         class_weights: (C,) weight of each class in the task loss (see `task_loss`); None: all 1.
-        hidden_terms: terms on the models' hidden states, added with their own weights.
+        hidden_terms: terms on what the models compute inside, added with their own weights. Those that are modules are
+            registered as `learned`.
 
     >>> loss = DistillationLoss(alpha=0.5, temperature=2.0)
     >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0 * math.log(3.0), 0.0]])
@@ -110,7 +119,7 @@ class DistillationLoss(nn.Module):
         regression: Literal["mse", "none"] = "mse",
         soft: Literal["kl", "mse"] = "kl",
         class_weights: Tensor | None = None,
-        hidden_terms: Sequence[HiddenStateTerm] = (),
+        hidden_terms: Sequence[HiddenTerm] = (),
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
@@ -127,6 +136,8 @@ class DistillationLoss(nn.Module):
         self.soft = soft
         self.class_weights = class_weights
         self.hidden_terms = tuple(hidden_terms)
+        if learned := [term for term in hidden_terms if isinstance(term, nn.Module)]:
+            self.learned = nn.ModuleList(learned)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuses a subclass whose `forward` no method would call."""
@@ -137,19 +148,29 @@ class DistillationLoss(nn.Module):
     def of_teacher(self, *, beta: float) -> DistillationLoss:
         """The loss of a teacher that learns: (1 - beta) * task loss + beta * distillation term, the roles swapped.
 
-        Its `compare` takes the teacher's outputs first, and the student's as the target; it has no terms on hidden
-        states. Raises `ValueError` for a beta outside [0, 1].
+        Its `compare` takes the teacher's outputs first, and the student's as the target; it has no hidden terms.
+        Raises `ValueError` for a beta outside [0, 1].
         """
         if not 0 <= beta <= 1:
             raise ValueError(f"beta = {beta}: expected a weight from 0 to 1")
         swapped = copy.copy(self)
         swapped.alpha, swapped.hidden_terms = beta, ()
+        swapped._modules = {name: module for name, module in self._modules.items() if name != "learned"}
         return swapped
+
+    @property
+    def needs(self) -> frozenset[OutputName]:
+        """What `compare` reads of both models' `Outputs` beside the logits; they are asked for no more.
+
+        A subclass that reads more says so here.
+        """
+        of_terms = frozenset(name for term in self.hidden_terms for name in term.needs)
+        return of_terms | {"hidden_states"} if self.needs_hidden_states else of_terms
 
     @property
     def needs_hidden_states(self) -> bool:
         """Whether `compare` reads hidden states, so that both models have to give them."""
-        return bool(self.hidden_terms)
+        return any("hidden_states" in term.needs for term in self.hidden_terms)
 
     def compare(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> LossTerms:
         """The whole loss of a batch, from what both models say of it.
@@ -157,17 +178,16 @@ class DistillationLoss(nn.Module):
         The gradient goes to the student, and to the teacher where its outputs have a graph.
         """
         terms = self._logit_terms(student.logits, teacher.logits, labels_of(batch), batch.get(TASK_WEIGHTS))
-        if not self.needs_hidden_states:
+        if not self.hidden_terms:
             return terms
-        states = student.hidden_states, teacher.hidden_states
-        extra = {term.name: term(*states, batch["attention_mask"]) for term in self.hidden_terms}
+        extra = {term.name: term(student, teacher, batch["attention_mask"]) for term in self.hidden_terms}
         weighted = [term.weight * extra[term.name] for term in self.hidden_terms]
         return terms._replace(total=sum(weighted, start=terms.total), extra=extra)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> LossTerms:
         """The loss of student's and teacher's logits (B, C) and labels (B,). The teacher's get no gradient."""
-        if self.needs_hidden_states:
-            raise ValueError("a loss with terms on hidden states needs more than logits: call its compare()")
+        if self.needs:
+            raise ValueError(f"a loss on {', '.join(sorted(self.needs))} needs more than logits: call its compare()")
         return self._logit_terms(student_logits, teacher_logits.detach(), labels)
 
     def _logit_terms(

@@ -1,6 +1,6 @@
 """Terms of the loss on hidden states: a student's layers after those of the teacher that they are matched with.
 
-Hidden states are those of `Outputs`: the embeddings' output first, then that of each layer, (B, L, H) each. Both terms
+Hidden states are those of `Outputs`: the embeddings' output first, then that of each layer, (B, L, H) each. All terms
 are means over the rows, of a mean within each row, so that micro-batches give the gradient of the whole batch.
 """
 
@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptile_distil.errors import ModelError
+from reptile_distil.models.classifier import OutputName, Outputs
 from reptile_distil.models.layer_map import LayerMap, resolve_layer_map
 
-States = Sequence[Tensor]
+HIDDEN_STATES: frozenset[OutputName] = frozenset({"hidden_states"})
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PatientLoss:
     weight: float
     layer_map: LayerMap
     name: ClassVar[str] = "patient"
+    needs: ClassVar[frozenset[OutputName]] = HIDDEN_STATES
 
     def __post_init__(self) -> None:
         if not any(self.layer_map[:-1]):
@@ -41,11 +43,14 @@ class PatientLoss:
                 "take a deeper student, another layer map, or loss.hidden"
             )
 
-    def __call__(self, student_states: States, teacher_states: States, mask: Tensor) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
         """The term, a scalar. Raises `ModelError` for states that are missing."""
+        pairs = [*_matched(student, teacher, self.layer_map[:-1], depth=len(self.layer_map))]
+        for h_s, h_t in pairs:
+            _check_widths(h_s.shape[-1], h_t.shape[-1])
         distances = [
             (F.normalize(h_s[:, 0], dim=1) - F.normalize(h_t[:, 0], dim=1)).square().sum(dim=1).mean()
-            for h_s, h_t in _matched(student_states, teacher_states, self.layer_map[:-1], depth=len(self.layer_map))
+            for h_s, h_t in pairs
         ]
         return torch.stack(distances).mean()
 
@@ -54,35 +59,95 @@ class PatientLoss:
 class HiddenLoss:
     """Mean squared difference of the hidden states of all real tokens, over width, tokens, rows and pairs of layers.
 
-    Padding does not count: each row's mean is over its own tokens.
+    Padding does not count: each row's mean is over its own tokens. With `embeddings` the embeddings' outputs are one
+    more pair.
     """
 
     weight: float
     layer_map: LayerMap
+    embeddings: bool = False
     name: ClassVar[str] = "hidden"
+    needs: ClassVar[frozenset[OutputName]] = HIDDEN_STATES
 
     def __post_init__(self) -> None:
-        if not any(self.layer_map):
-            raise ModelError("loss.hidden has no layer to compare: loss.layer_map matches none")
+        _check_something_is_matched(self.layer_map)
 
-    def __call__(self, student_states: States, teacher_states: States, mask: Tensor) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
         """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that are missing."""
-        share = mask / mask.sum(dim=1, keepdim=True)  # of a row, for each of its tokens; 0 for padding
-        differences = [
-            ((h_s - h_t).square().mean(dim=2) * share).sum(dim=1).mean()
-            for h_s, h_t in _matched(student_states, teacher_states, self.layer_map, depth=len(self.layer_map))
-        ]
-        return torch.stack(differences).mean()
+        pairs = [*_matched(student, teacher, self.layer_map, depth=len(self.layer_map))]
+        if self.embeddings:
+            pairs.append(_embeddings(student, teacher))
+        for h_s, h_t in pairs:
+            _check_widths(h_s.shape[-1], h_t.shape[-1])
+        return _mean_square(pairs, mask)
 
 
-def match_states(teacher: Any, student: Any, layer_map: str | Sequence[int | Sequence[int]]) -> LayerMap:
+class ProjectedHiddenLoss(nn.Module):
+    """Mean squared difference of W h_S and h_T, as `HiddenLoss` takes it; W is learned with the student.
+
+    One matrix serves all layers, and another one the embeddings' outputs. Without bias, and at the start drawn with a
+    standard deviation of 0.02, from PyTorch's random numbers.
+
+    Source: Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu, "TinyBERT: Distilling BERT for Natural Language
+    Understanding", Findings of EMNLP 2020, equations 8 and 9. The released code has one W, with a bias, for both.
+
+    Args:
+        weight: what the term is multiplied by.
+        layer_map: the teacher's layers that each layer of the student is compared with.
+        student_width: H of the student's states.
+        teacher_width: H of the teacher's.
+        embeddings: whether the embeddings' outputs are one more pair.
+    """
+
+    name = "hidden"
+    needs = HIDDEN_STATES
+
+    def __init__(
+        self, weight: float, layer_map: LayerMap, *, student_width: int, teacher_width: int, embeddings: bool = False
+    ) -> None:
+        super().__init__()
+        _check_something_is_matched(layer_map)
+        self.weight = weight
+        self.layer_map = layer_map
+        self.w_hidden = nn.Linear(student_width, teacher_width, bias=False)
+        self.w_embeddings = nn.Linear(student_width, teacher_width, bias=False) if embeddings else None
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
+        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that are missing."""
+        matched = _matched(student, teacher, self.layer_map, depth=len(self.layer_map))
+        pairs = [(self.w_hidden(h_s), h_t) for h_s, h_t in matched]
+        if self.w_embeddings is not None:
+            h_s, h_t = _embeddings(student, teacher)
+            pairs.append((self.w_embeddings(h_s), h_t))
+        return _mean_square(pairs, mask)
+
+
+def match_states(
+    teacher: Any, student: Any, layer_map: str | Sequence[int | Sequence[int]], *, any_width: bool = False
+) -> LayerMap:
     """The teacher layers whose states each student layer's are compared with, under a map's name or an explicit list.
 
-    Raises `LayerMapError` where the map does not fit the two depths, and `ModelError` where the widths differ.
+    Raises `LayerMapError` where the map does not fit the two depths, and unless `any_width` is fine, `ModelError` where
+    the widths differ.
     """
     resolved = resolve_layer_map(layer_map, num_teacher_layers=_depth(teacher), num_student_layers=_depth(student))
-    _check_widths(student.config.hidden_size, teacher.config.hidden_size)
+    if not any_width:
+        _check_widths(student.config.hidden_size, teacher.config.hidden_size)
     return resolved
+
+
+def _check_something_is_matched(layer_map: LayerMap) -> None:
+    if not any(layer_map):
+        raise ModelError("loss.hidden has no layer to compare: loss.layer_map matches none")
+
+
+def _mean_square(pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor) -> Tensor:
+    """Mean squared difference of states (B, L, H) over width, real tokens, rows and pairs."""
+    share = share_of_tokens(mask, pairs[0][0].dtype)
+    differences = [((h_s - h_t).square().mean(dim=2) * share).sum(dim=1).mean() for h_s, h_t in pairs]
+    return torch.stack(differences).mean()
 
 
 def _depth(model: Any) -> int:
@@ -90,10 +155,14 @@ def _depth(model: Any) -> int:
     return depth
 
 
-def _matched(
-    student_states: States, teacher_states: States, layer_map: LayerMap, *, depth: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """Both embeddings' outputs, in float32 at least."""
+    return _in_float(student.hidden_states[0]), _in_float(teacher.hidden_states[0])
+
+
+def _matched(student: Outputs, teacher: Outputs, layer_map: LayerMap, *, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Student's and teacher's states, in float32 at least, of each matched pair of layers."""
+    student_states, teacher_states = student.hidden_states, teacher.hidden_states
     deepest = max(layer for layers in layer_map for layer in layers)
     for owner, states, num_layers in (("student", student_states, depth), ("teacher", teacher_states, deepest + 1)):
         if len(states) <= num_layers:
@@ -103,16 +172,20 @@ def _matched(
             )
     for k, teacher_layers in enumerate(layer_map):
         for j in teacher_layers:
-            h_s, h_t = student_states[k + 1], teacher_states[j + 1]
-            _check_widths(h_s.shape[-1], h_t.shape[-1])
-            yield _in_float(h_s), _in_float(h_t)
+            yield _in_float(student_states[k + 1]), _in_float(teacher_states[j + 1])
+
+
+def share_of_tokens(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, L) of a row, for each of its tokens; 0 for padding."""
+    weights = mask.to(dtype)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _check_widths(student: int, teacher: int) -> None:
     if student != teacher:
         raise ModelError(
             f"loss.patient and loss.hidden compare states of equal width, but the student's is {student} and the "
-            f"teacher's {teacher}: set both to 0, or take models of equal width"
+            f"teacher's {teacher}: set both to 0, take models of equal width, or loss.hidden_projection: learned"
         )
 
 

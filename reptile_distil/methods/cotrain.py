@@ -82,7 +82,7 @@ class JointStep:
         teacher_loss = terms.extra["teacher"]
         grad_norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.gradient_step.max_grad_norm)
         teacher_grad_norm = self._step_teacher()
-        self.gradient_step.optimizer.step()
+        self.gradient_step.step_optimizer()
         extra = {name: term for name, term in terms.extra.items() if name != "teacher"}
         of_student = terms._replace(total=terms.total - teacher_loss, extra=extra)
         return {
@@ -98,10 +98,11 @@ class JointStep:
         def compute_teacher_loss(part: Batch) -> LossTerms:
             with torch.no_grad():
                 target = student(part)
-            return self._teacher_terms(self.teacher.outputs(part), target, part)
+            outputs = self.teacher.outputs(part, needs=self.teacher_loss.needs)
+            return self._teacher_terms(outputs, target, part)
 
         def compute_loss(part: Batch) -> LossTerms:
-            targets = self.teacher.targets(part, hidden_states=self.loss.needs_hidden_states)
+            targets = self.teacher.targets(part, needs=self.loss.needs)
             return self.loss.compare(student(part), targets, part)
 
         with self._masks_for_both_passes(batch):
@@ -111,9 +112,9 @@ class JointStep:
         return {**logs, "teacher_loss": teacher_terms.total, "teacher_grad_norm": teacher_grad_norm}
 
     def _both_losses(self, batch: Batch) -> LossTerms:
-        with_states = self.loss.needs_hidden_states
-        student = self.student.outputs(batch, hidden_states=with_states)
-        teacher = self.teacher.outputs(batch, hidden_states=with_states)
+        needs = self.loss.needs
+        student = self.student.outputs(batch, needs=needs)
+        teacher = self.teacher.outputs(batch, needs=needs)
         terms = self.loss.compare(student, teacher.without_graph(), batch)
         of_teacher = self._teacher_terms(teacher, student, batch).total
         return terms._replace(total=terms.total + of_teacher, extra={**terms.extra, "teacher": of_teacher})
@@ -138,10 +139,10 @@ class JointStep:
 
     def _student_forward(self, batch: Batch) -> Callable[[Batch], Outputs]:
         """The student, or its outputs for this process's rows, computed once for both steps."""
-        with_states = self.loss.needs_hidden_states
+        needs = self.loss.needs
         if self.gradient_step.splits(batch):
-            return lambda part: self.student.outputs(part, hidden_states=with_states)
-        outputs = self.student.outputs(self.gradient_step.own_rows(batch), hidden_states=with_states)
+            return lambda part: self.student.outputs(part, needs=needs)
+        outputs = self.student.outputs(self.gradient_step.own_rows(batch), needs=needs)
         return lambda _: outputs
 
     def _masks_for_both_passes(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
@@ -189,7 +190,7 @@ class CoTrainer:
             self.student,
             loss,
             loss.of_teacher(beta=0.0),
-            GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes),
+            GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes, tuple(loss.parameters())),
             teacher_optimizer,
             order,
         )

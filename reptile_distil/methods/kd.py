@@ -15,8 +15,8 @@ from reptile_distil.runtime.processes import ALONE, Processes, whole
 class KnowledgeDistiller:
     """Distils a student from a teacher that stays as it is. Arguments and errors as for `ReptileDistiller`.
 
-    A batch may bring the teacher's `teacher_logits` (B, C); without them, or where the loss needs hidden states, the
-    teacher computes them.
+    A batch may bring the teacher's `teacher_logits` (B, C); without them, or where the loss needs more than logits,
+    the teacher computes them.
 
     `extra_rows` is the weight of the task loss on a second batch, of rows that the teacher says nothing of:
 
@@ -41,7 +41,9 @@ class KnowledgeDistiller:
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
         self.extra_rows = extra_rows
-        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
+        self.gradient_step = GradientStep(
+            student_optimizer, max_grad_norm, micro_batch_size, processes, tuple(loss.parameters())
+        )
 
     def step(self, batch: Batch, extra_batch: Batch | None = None) -> Logs:
         """Takes one step on the distillation loss; returns detached scalars.
@@ -66,17 +68,17 @@ class KnowledgeDistiller:
         theta_s = list(self.student.parameters())
         step.processes.sum_gradients(theta_s)
         grad_norm = nn.utils.clip_grad_norm_(theta_s, step.max_grad_norm)
-        step.optimizer.step()
+        step.step_optimizer()
         logs = terms._replace(total=terms.total + extra.total).logs()
         return {**logs, "grad_norm": whole(grad_norm), "extra_rows_loss": extra.task}
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        with_states = self.loss.needs_hidden_states
-        if "teacher_logits" in batch and not with_states:
+        needs = self.loss.needs
+        if "teacher_logits" in batch and not needs:
             targets = Outputs(batch["teacher_logits"])
         else:
-            targets = self.teacher.targets(batch, hidden_states=with_states)
-        return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
+            targets = self.teacher.targets(batch, needs=needs)
+        return self.loss.compare(self.student.outputs(batch, needs=needs), targets, batch)
 
     def _compute_extra_loss(self, extra_batch: Batch) -> LossTerms:
         loss = task_loss_of(self.student(extra_batch), extra_batch, self.loss.class_weights)

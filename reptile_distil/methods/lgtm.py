@@ -97,7 +97,7 @@ class InfluenceDistiller:
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
         if every < 1 or not radius > 0:
             raise ValueError(f"every = {every}, radius = {radius}: expected at least 1, and a number above 0")
-        if loss.alpha == 0 and not loss.needs_hidden_states:
+        if loss.alpha == 0 and not loss.needs:
             raise ValueError("alpha = 0 leaves the teacher out of the loss, so that its soft labels influence nothing")
         self.teacher, self.student = wrap_pair(teacher, student)
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
@@ -111,7 +111,9 @@ class InfluenceDistiller:
         self.assumed_optimizer = assumed_optimizer
         self.assumed_lr = assumed_lr
         self.assumed_eps = assumed_eps
-        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size)
+        self.gradient_step = GradientStep(
+            student_optimizer, max_grad_norm, micro_batch_size, of_the_loss=tuple(loss.parameters())
+        )
         if every > 1:
             teacher_optimizer.param_groups[0]["num_student_steps"] = 0
 
@@ -159,10 +161,10 @@ class InfluenceDistiller:
         """
 
         def compute_loss(part: Batch) -> LossTerms:
-            with_states = self.loss.needs_hidden_states
-            student = self.student.outputs(part, hidden_states=with_states)
+            needs = self.loss.needs
+            student = self.student.outputs(part, needs=needs)
             with torch.set_grad_enabled(not self.gradient_step.splits(batch)):
-                teacher = self.teacher.outputs(part, hidden_states=with_states)
+                teacher = self.teacher.outputs(part, needs=needs)
             if passes is not None:
                 passes.append((student.without_graph(), teacher))
             return self.loss.compare(student, teacher.without_graph(), part)
@@ -204,7 +206,7 @@ class InfluenceDistiller:
             place = next(number)
             student, teacher = passes[place]
             if self.gradient_step.splits(batch):
-                teacher = self.teacher.outputs(part, hidden_states=self.loss.needs_hidden_states)
+                teacher = self.teacher.outputs(part, needs=self.loss.needs)
             auxiliary = self.teacher_loss.compare(teacher, student, part).total
             difference = self.loss.compare(there[place], teacher, part).total
             difference = difference - self.loss.compare(back[place], teacher, part).total
@@ -250,7 +252,7 @@ class InfluenceDistiller:
 
     def _outputs_of_parts(self, batch: Batch) -> list[Outputs]:
         parts = split_batch(batch, self.gradient_step.micro_batch_size)
-        return [self.student.outputs(part, hidden_states=self.loss.needs_hidden_states) for part, _ in parts]
+        return [self.student.outputs(part, needs=self.loss.needs) for part, _ in parts]
 
     def _teacher_moves_now(self) -> bool:
         if self.every == 1:
@@ -265,9 +267,9 @@ class InfluenceDistiller:
         torch._foreach_copy_(list(self.student.parameters()), list(weights))
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        with_states = self.loss.needs_hidden_states
-        targets = self.teacher.targets(batch, hidden_states=with_states)
-        return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
+        needs = self.loss.needs
+        targets = self.teacher.targets(batch, needs=needs)
+        return self.loss.compare(self.student.outputs(batch, needs=needs), targets, batch)
 
     def _quiz_loss(self, quiz_batch: Batch) -> LossTerms:
         loss = task_loss_of(self.student(quiz_batch), quiz_batch, self.loss.class_weights)

@@ -63,7 +63,7 @@ class MetaDistiller:
     ) -> None:
         if assumed_optimizer not in ("sgd", "adamw"):
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
-        if loss.alpha == 0 and not loss.needs_hidden_states:
+        if loss.alpha == 0 and not loss.needs:
             raise ValueError("alpha = 0 leaves the teacher out of the loss, so that a quiz teaches it nothing")
         self.teacher, self.student = wrap_pair(teacher, student)
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
@@ -74,7 +74,7 @@ class MetaDistiller:
         self.assumed_lr = assumed_lr
         self.assumed_eps = assumed_eps
         self.max_grad_norm = max_grad_norm
-        self.gradient_step = GradientStep(student_optimizer, max_grad_norm)
+        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, of_the_loss=tuple(loss.parameters()))
 
     def step(self, batch: Batch, quiz_batch: Batch | None = None) -> Logs:
         """Takes steps (1) to (3); returns detached scalars, tensors that nothing has waited for.
@@ -101,11 +101,11 @@ class MetaDistiller:
 
     def assume_step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """(1): returns theta_s' by parameter name, differentiable in theta_t, and the loss at the unchanged theta_s."""
-        with_states = self.loss.needs_hidden_states
+        needs = self.loss.needs
         # The fused attention kernels have no second derivative; the plain one is made of operations that have.
         with sdpa_kernel(SDPBackend.MATH):
-            student = self.student.outputs(batch, hidden_states=with_states)
-        loss = self.loss.compare(student, self.teacher.outputs(batch, hidden_states=with_states), batch).total
+            student = self.student.outputs(batch, needs=needs)
+        loss = self.loss.compare(student, self.teacher.outputs(batch, needs=needs), batch).total
         theta_s = {name: theta for name, theta in self.student.named_parameters() if theta.requires_grad}
         gradients = torch.autograd.grad(loss, list(theta_s.values()), create_graph=True, allow_unused=True)
         # theta_s' = theta_s - lambda * direction
@@ -138,9 +138,9 @@ class MetaDistiller:
         return self.gradient_step.take(self._compute_loss, batch, self.student.parameters())
 
     def _compute_loss(self, batch: Batch) -> LossTerms:
-        with_states = self.loss.needs_hidden_states
-        targets = self.teacher.targets(batch, hidden_states=with_states)
-        return self.loss.compare(self.student.outputs(batch, hidden_states=with_states), targets, batch)
+        needs = self.loss.needs
+        targets = self.teacher.targets(batch, needs=needs)
+        return self.loss.compare(self.student.outputs(batch, needs=needs), targets, batch)
 
     def _direction(self, gradient: Tensor) -> Tensor:
         if self.assumed_optimizer == "sgd":

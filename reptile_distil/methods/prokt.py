@@ -68,7 +68,7 @@ class ProKTDistiller:
             self.student,
             loss,
             loss.of_teacher(beta=beta),
-            GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes),
+            GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes, tuple(loss.parameters())),
             teacher_optimizer,
             order,
         )

@@ -66,7 +66,8 @@ class ReptileDistiller:
     Args:
         teacher: sequence classifier, changed in place. Only its matched parameters move.
         student: sequence classifier of the teacher's architecture and width, changed in place.
-        loss: L of equations 1 and 3.
+        loss: L of equations 1 and 3. Weights of its own (a learned projection) are no part of theta_s: equation 1
+            leaves them where they are, equation 2 knows nothing of them, and equation 3 steps them.
         student_optimizer: takes equation 3's step over the student's parameters.
         teacher_optimizer: takes equation 2's step over (at least) the teacher's matched parameters. For
             `update="interpolate"`, `torch.optim.SGD(teacher.parameters(), lr=mu)`.
@@ -148,7 +149,8 @@ class ReptileDistiller:
     ) -> None:
         self.teacher, self.student = wrap_pair(teacher, student)
         self.loss = loss
-        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes)
+        learned = tuple(loss.parameters())
+        self.gradient_step = GradientStep(student_optimizer, max_grad_norm, micro_batch_size, processes, learned)
         self.teacher_optimizer = teacher_optimizer
         self.update = update
         self.order = order
@@ -280,7 +282,7 @@ class ReptileDistiller:
         return self.share_forward and not self.gradient_step.splits(batch)
 
     def _ask_student(self, batch: Batch) -> Outputs:
-        return self.student.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+        return self.student.outputs(batch, needs=self.loss.needs)
 
     def _masks_for_both_equations(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         if self.share_forward and self.gradient_step.splits(batch):
@@ -306,14 +308,14 @@ class ReptileDistiller:
         """L(x; theta_s; theta_t) as a function of x."""
 
         def compute_loss(batch: Batch) -> LossTerms:
-            targets = self.teacher.targets(batch, hidden_states=self.loss.needs_hidden_states)
+            targets = self.teacher.targets(batch, needs=self.loss.needs)
             return self.loss.compare(student(batch), targets, batch)
 
         return compute_loss
 
     def _loss_of(self, learner: Student, batch: Batch) -> LossTerms:
         """L(x; theta; theta_t) for another student than the one that is distilled."""
-        outputs = learner.outputs(batch, hidden_states=self.loss.needs_hidden_states)
+        outputs = learner.outputs(batch, needs=self.loss.needs)
         return self._loss_with(lambda _: outputs)(batch)
 
     def _take_difference(self) -> list[Tensor]:

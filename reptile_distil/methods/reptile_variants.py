@@ -150,7 +150,7 @@ class InnerLearner:
         if self.is_renewed:
             forget_moments(self.optimizer)
         self.fast_student.train()
-        step = replace(self.gradient_step, optimizer=self.optimizer)
+        step = replace(self.gradient_step, optimizer=self.optimizer, of_the_loss=())
         losses = [step.take(self._compute_loss, batch, self.fast_student.parameters())["loss"] for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -91,12 +91,17 @@ class GradientStep:
         max_grad_norm: the gradient is clipped to this norm.
         micro_batch_size: rows per forward pass; None takes the whole batch at once.
         processes: those that share each batch.
+        of_the_loss: weights of the loss's own, which the optimizer holds too. Their gradient is clipped by itself.
     """
 
     optimizer: torch.optim.Optimizer
     max_grad_norm: float = 1.0
     micro_batch_size: int | None = None
     processes: Processes = ALONE
+    of_the_loss: tuple[nn.Parameter, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_trainable(self.optimizer, self.of_the_loss, "student", "loss")
 
     def take(
         self, compute_loss: Callable[[Batch], LossTerms], batch: Batch, parameters: Iterable[nn.Parameter]
@@ -104,8 +109,14 @@ class GradientStep:
         """Takes one clipped step; returns the loss terms and `grad_norm`, the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         terms, grad_norm = self.compute_gradient(compute_loss, batch, parameters)
-        self.optimizer.step()
+        self.step_optimizer()
         return {**terms.logs(), "grad_norm": whole(grad_norm)}
+
+    def step_optimizer(self) -> None:
+        """The optimizer's step, once the model's gradient is summed over the processes and clipped."""
+        self.processes.sum_gradients(self.of_the_loss)
+        nn.utils.clip_grad_norm_(self.of_the_loss, self.max_grad_norm)
+        self.optimizer.step()
 
     def compute_gradient(
         self,
@@ -117,8 +128,7 @@ class GradientStep:
     ) -> tuple[LossTerms, Tensor]:
         """Leaves the clipped gradient in the parameters' `.grad`, which must be None before.
 
-        Returns the detached loss terms and the gradient's norm before clipping. `retain_graph` as in
-        `accumulate_gradient`.
+        Returns the detached loss terms and the gradient's norm before clipping (`retain_graph`: `accumulate_gradient`).
         """
         parameters = list(parameters)
         terms = accumulate_gradient(
@@ -283,8 +293,8 @@ def forget_moments(optimizer: torch.optim.Optimizer) -> None:
         group["num_steps"] = 0
 
 
-def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str) -> None:
-    """Raises `ValueError` where the optimizer would not move these parameters of `owner`, teacher or student.
+def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str, of: str = "") -> None:
+    """Raises `ValueError` where the optimizer of `owner`, teacher or student, would not move these, its own or `of`'s.
 
     It must hold all of them, and they must be float32 or float64: in half precision a step of 5e-5 is rounded away, and
     in float16 AdamW's epsilon is 0.
@@ -293,13 +303,13 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
     missing = sum(id(parameter) not in held for parameter in parameters)
     if missing:
         raise ValueError(
-            f"{owner}_optimizer does not hold {missing} of the {len(parameters)} {owner} parameters it must update: "
-            f"build it from {owner}.parameters()"
+            f"{owner}_optimizer does not hold {missing} of the {len(parameters)} {of or owner} parameters it must "
+            f"update: build it from {' and '.join(f'{one}.parameters()' for one in (owner, of) if one)}"
         )
     for parameter in parameters:
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"{owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
+                f"{of or owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
                 "from_pretrained(..., dtype=torch.float32)"
             )
 

@@ -173,13 +173,28 @@ def check_states(name: str, model: Any) -> None:
     row = end_rows(model, torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
     with seeded(0), torch.no_grad():
         states = Classifier(model).outputs(
-            {"input_ids": row, "attention_mask": torch.ones_like(row)}, hidden_states=True
+            {"input_ids": row, "attention_mask": torch.ones_like(row)}, needs=["hidden_states"]
         )
     lengths = {state.shape[1] for state in states.hidden_states}
     if lengths != {_NUM_TOKENS}:
         raise ModelError(
             f"{name}: of {_NUM_TOKENS} tokens its layers have {', '.join(map(str, sorted(lengths)))} hidden states, so "
             "they cannot be compared: set loss.hidden=0 and loss.patient=0, or choose another model"
+        )
+
+
+def check_projections(name: str, model: Any) -> None:
+    """Raises `ModelError` where the model does not give a query, a key and a value for each token in each layer."""
+    row = end_rows(model, torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
+    batch = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    with seeded(0), torch.no_grad():
+        projections = Classifier(model).outputs(batch, needs=["projections"]).projections
+    shapes = {tuple(part.shape[:2]) for layer in projections for part in layer}
+    if shapes != {(1, _NUM_TOKENS)}:
+        raise ModelError(
+            f"{name}: of {_NUM_TOKENS} tokens its layers give queries, keys and values of shapes "
+            f"{', '.join(map(str, sorted(shapes)))}, so they cannot be compared: set loss.relations.weight=0 and "
+            "loss.attention.weight=0, or choose another model"
         )
 
 

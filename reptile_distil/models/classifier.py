@@ -6,8 +6,8 @@ import contextlib
 import inspect
 import math
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
@@ -23,17 +23,46 @@ TAKE_A_BIAS = {"albert", "bert", "camembert", "distilbert", "electra", "mpnet", 
 """Model types whose attention adds a mask (B, 1, 1, L) to its scores as it is, and sees all where there is none."""
 
 
+OutputName = Literal["hidden_states", "attentions", "projections"]
+"""What a classifier gives beside its logits, where it is asked for it."""
+
+PROJECTION_NAMES = (
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    tuple("qkv"),
+)
+"""What the three linear layers of an attention are called: in BERT, in DistilBERT, in BART, in MPNet, and others."""
+
+
+class Projections(NamedTuple):
+    """What one layer's attention compares and mixes, (B, L, D) each: all heads, one behind the other."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+
 class Outputs(NamedTuple):
-    """What a classifier says of a batch."""
+    """What a classifier says of a batch: its logits, and of the rest what it was asked for."""
 
     logits: Tensor
     """(B, C)."""
     hidden_states: tuple[Tensor, ...] = ()
-    """The embeddings' output and that of each layer, (B, L, H) each; empty unless asked for."""
+    """The embeddings' output and that of each layer, (B, L, H) each."""
+    attentions: tuple[Tensor, ...] = ()
+    """Probabilities (B, A, L, L) of each layer, as the model gives them: in training after dropout."""
+    projections: tuple[Projections, ...] = ()
+    """Queries, keys and values of each layer, as its linear layers give them."""
 
     def without_graph(self) -> Outputs:
         """The same values, through which no gradient flows."""
-        return Outputs(self.logits.detach(), tuple(states.detach() for states in self.hidden_states))
+        return Outputs(
+            self.logits.detach(),
+            tuple(states.detach() for states in self.hidden_states),
+            tuple(maps.detach() for maps in self.attentions),
+            tuple(Projections(*(part.detach() for part in layer)) for layer in self.projections),
+        )
 
 
 class Classifier(nn.Module):
@@ -82,14 +111,13 @@ class Classifier(nn.Module):
         """Logits (B, C). Entries of the batch that the model does not take, such as labels, are left out."""
         return self.outputs(batch).logits
 
-    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
-        """Logits, and where asked for hidden states. Raises `ModelError` where the model gives none."""
+    def outputs(self, batch: Batch, *, needs: Collection[OutputName] = ()) -> Outputs:
+        """Logits, and what else is asked for by its name in `Outputs`. Raises `ModelError` where the model has none."""
         named = {name: self.columns + name for name in self._inputs}
         inputs: dict[str, Any] = {name: batch[column] for name, column in named.items() if column in batch}
         lengths = None if self.columns else _known(batch.get("lengths"))
-        packed = self.packed and "attention_mask" in inputs and not hidden_states
-        if hidden_states:
-            inputs["output_hidden_states"] = True
+        packed = self.packed and "attention_mask" in inputs and not needs
+        inputs |= {f"output_{name}": True for name in ("hidden_states", "attentions") if name in needs}
         if self._takes_a_bias and not packed and not self.columns:
             inputs["attention_mask"] = self._mask_of(batch, lengths)
         # Autocast ends with the forward pass: a longer one would keep half-precision copies of weights that moved.
@@ -100,17 +128,31 @@ class Classifier(nn.Module):
                 enabled=self.autocast_dtype is not None,
             ),
             contextlib.nullcontext() if self._half is None else self._half.inside(),
+            _caught_projections(self.model, wanted="projections" in needs) as projections,
         ):
             if packed:
                 from reptile_distil.models.packing import packed_logits
 
                 return Outputs(packed_logits(self.model, inputs, lengths))
             output = self.model(**inputs)
-        # A model that cannot give them returns None or an empty tuple, and a loss on them would be 0 in silence.
-        states = getattr(output, "hidden_states", None) if hidden_states else ()
-        if hidden_states and not states:
-            raise ModelError(f"{type(self.model).__name__} gives no hidden states: a loss on them cannot be computed")
-        return Outputs(output.logits, states or ())
+        return Outputs(
+            output.logits,
+            self._given(output, "hidden_states") if "hidden_states" in needs else (),
+            self._given(output, "attentions") if "attentions" in needs else (),
+            tuple(projections),
+        )
+
+    def _given(self, output: Any, name: str) -> tuple[Tensor, ...]:
+        """What the model returns by name: where it is None, or an empty tuple, a loss on it would be 0 in silence."""
+        given = getattr(output, name, None)
+        if given and all(isinstance(of_layer, Tensor) for of_layer in given):
+            return tuple(given)
+        remedy = ""
+        if name == "attentions" and getattr(self.model.config, "_attn_implementation", "eager") != "eager":
+            remedy = "; only attention that is written out gives its probabilities: set compute.attention=eager"
+        raise ModelError(
+            f"{type(self.model).__name__} gives no {name.replace('_', ' ')}: a loss on them cannot be computed{remedy}"
+        )
 
     def _mask_of(self, batch: Batch, lengths: Tensor | None) -> Tensor | None:
         """The bias, or no mask where the CPU knows that there is no padding; else the mask that is given."""
@@ -129,6 +171,67 @@ def takes_a_bias(model: nn.Module) -> bool:
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in TAKE_A_BIAS and hasattr(sys.modules[type(model).__module__], "create_bidirectional_mask")
+
+
+@contextlib.contextmanager
+def _caught_projections(model: nn.Module, *, wanted: bool) -> Iterator[list[Projections]]:
+    """Where it is wanted, fills the list, on the way out, with queries, keys and values of each layer as it is called.
+
+    Raises `ModelError` where the model does not compute them by three linear layers each, or attends to earlier tokens
+    alone.
+    """
+    if not wanted:
+        yield []
+        return
+    layers = _projecting_layers(model)
+    caught: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+
+    def catcher(parts: list[Any]) -> Any:
+        return lambda _module, _inputs, output: parts.append(output)
+
+    handles = [
+        linear.register_forward_hook(catcher(parts))
+        for layer in layers
+        for linear, parts in zip(layer, caught, strict=True)
+    ]
+    projections: list[Projections] = []
+    try:
+        yield projections
+    finally:
+        for handle in handles:
+            handle.remove()
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", len(layers))
+    if {len(parts) for parts in caught} != {depth} or not all(isinstance(p, Tensor) for parts in caught for p in parts):
+        raise ModelError(
+            f"{_no_projections(model)}: its {depth} layers have given {', '.join(str(len(parts)) for parts in caught)}"
+        )
+    projections += [Projections(*layer) for layer in zip(*caught, strict=True)]
+
+
+def _projecting_layers(model: nn.Module) -> list[tuple[nn.Module, ...]]:
+    """The three linear layers of each attention of the model. Raises `ModelError` as `_caught_projections`."""
+    layers = []
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise ModelError(f"{_no_projections(model)}, or compute.compile=false: it is compiled")
+    for module in model.modules():
+        parts = dict(module.named_children())
+        names = next((names for names in PROJECTION_NAMES if all(name in parts for name in names)), None)
+        if names is None:
+            continue
+        if getattr(module, "is_causal", False):
+            raise ModelError(f"{_no_projections(model)}: it is a decoder, whose tokens attend to earlier ones alone")
+        layers.append(tuple(parts[name] for name in names))
+    if not layers:
+        known = ", ".join("/".join(names) for names in PROJECTION_NAMES)
+        raise ModelError(f"{_no_projections(model)}: its layers have no linear layers called {known}")
+    return layers
+
+
+def _no_projections(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} gives no queries, keys and values for a loss on them; take another model, or set "
+        "loss.relations.weight=0 and loss.attention.weight=0"
+    )
 
 
 def _known(lengths: Tensor | None) -> Tensor | None:
@@ -162,19 +265,19 @@ class Teacher(Classifier):
         """Stays in eval mode, whatever is asked: dropout has no place in soft labels."""
         return super().train(False)
 
-    def outputs(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
+    def outputs(self, batch: Batch, *, needs: Collection[OutputName] = ()) -> Outputs:
         """As any classifier's, in eval mode even where someone has put the inner model into train mode."""
         self.eval()
-        return super().outputs(batch, hidden_states=hidden_states)
+        return super().outputs(batch, needs=needs)
 
     def soft_labels(self, batch: Batch) -> Tensor:
         """Logits (B, C) without a graph, from the weights as they are now."""
         return self.targets(batch).logits
 
     @torch.no_grad()
-    def targets(self, batch: Batch, *, hidden_states: bool = False) -> Outputs:
+    def targets(self, batch: Batch, *, needs: Collection[OutputName] = ()) -> Outputs:
         """What a student is compared with, without a graph, from the weights as they are now."""
-        return self.outputs(batch, hidden_states=hidden_states)
+        return self.outputs(batch, needs=needs)
 
 
 def wrap_pair(teacher: nn.Module, student: nn.Module) -> tuple[Teacher, Student]:

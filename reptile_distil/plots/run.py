@@ -92,7 +92,8 @@ def curves_figure(results: Results, metrics: Metrics) -> Figure:
 
 def _draw_scores(axes: Axes, results: Results, epochs: Epochs, _: Steps) -> None:
     """Each score that was watched, of the student and of the teacher, the latter from before the first step on."""
-    axes.set_title("Validation score (%)" if "validation" in epochs[0].scores else "Dev score (%)")
+    axes.set_title("Validation score" if "validation" in epochs[0].scores else "Dev score")
+    axes.set_ylabel("score (%)")
     role = "teacher" if results.method == "teacher" else "student"
     positions = [record.epoch for record in epochs]
     _draw_each_score(axes, positions, [record.scores for record in epochs], role)
@@ -115,6 +116,7 @@ def _draw_each_score(axes: Axes, positions: Sequence[float], scores: Sequence[Ma
 def _draw_losses(axes: Axes, results: Results, epochs: Epochs, steps: Steps) -> None:
     """The loss as logged, thin, and the means of its parts over each epoch."""
     axes.set_title("Training loss")
+    axes.set_ylabel("loss (no unit)")
     axes.plot(*_step_series(steps, "loss"), **_thin(steps), color=SKY, linewidth=0.8, label="single steps", zorder=1)
     parts = {"loss": ("mean of epoch", BLUE, "o")}
     if results.teacher is not None:
@@ -129,6 +131,7 @@ def _draw_learning_rates(axes: Axes, results: Results, _: Epochs, steps: Steps) 
     from matplotlib.ticker import FuncFormatter
 
     axes.set_title("Learning rate")
+    axes.set_ylabel("learning rate (no unit)")
     first = ("teacher", TEACHER) if results.method == "teacher" else ("student", STUDENT)
     lines = {"lr": (*first, "-"), "teacher_lr": ("teacher (μ)", TEACHER, "--")}
     peaks = []
@@ -144,17 +147,20 @@ def _draw_learning_rates(axes: Axes, results: Results, _: Epochs, steps: Steps) 
 
 def _draw_agreement(axes: Axes, _: Results, epochs: Epochs, __: Steps) -> None:
     axes.set_title("Agreement of student and teacher")
-    agreements = [to_number(record.agreement) for record in epochs]
+    axes.set_ylabel("agreement (%)")
+    agreements = [100 * to_number(record.agreement) for record in epochs]
     axes.plot([record.epoch for record in epochs], agreements, color=GREEN, marker="o")
 
 
 def _draw_gap(axes: Axes, _: Results, __: Epochs, steps: Steps) -> None:
     axes.set_title(r"Gap $\|\theta_T - \theta_S'\|$, matched weights")
+    axes.set_ylabel("distance (no unit)")
     axes.plot(*_step_series(steps, "gap"), **_thin(steps), color=PURPLE)
 
 
 def _draw_drift(axes: Axes, _: Results, epochs: Epochs, __: Steps) -> None:
     axes.set_title(r"Teacher drift $\|\theta_T - \theta_T(0)\|$")
+    axes.set_ylabel("distance (no unit)")
     positions, drifts = [record.epoch for record in epochs], [to_number(record.teacher_drift) for record in epochs]
     axes.plot([0, *positions], [0.0, *drifts], color=VERMILLION, marker="s")
 

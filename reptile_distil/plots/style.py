@@ -56,7 +56,11 @@ STYLE: dict[str, Any] = {
 }
 
 DOTS_PER_INCH = 120
+MOST_DOTS = 2250
+"""On a picture's longer side: a larger one has fewer dots an inch, and stays below a megabyte."""
 MOST_MARKERS = 30  # a line of more points than this is drawn without markers
+MOST_SERIES = 10
+"""More names than this share no panel: nobody could tell them apart."""
 
 
 @contextlib.contextmanager
@@ -83,7 +87,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Writes the whole picture or nothing; the ending of `path` (.png, .pdf, .svg) chooses the format."""
     path = Path(path)
     with drawing():
-        write = partial(figure.savefig, dpi=DOTS_PER_INCH, format=path.suffix.removeprefix(".") or "png")
+        dpi = min(DOTS_PER_INCH, MOST_DOTS / max(figure.get_size_inches()))
+        write = partial(figure.savefig, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
         replace_file(path, write, shared=True)  # several workers may draw a table at the same moment
     return path
 
@@ -117,8 +122,8 @@ class SeriesStyle(NamedTuple):
     """Style of its lines, as matplotlib's `linestyle`."""
 
 
-BAND = "± 1 standard deviation over seeds"
-"""The legend's name of a band."""
+SPREAD = "± 1 standard deviation over seeds"
+"""The legend's name of a band or of an error bar."""
 
 STYLES = {
     "teacher": SeriesStyle(VERMILLION, "s", "", "-"),
@@ -157,21 +162,59 @@ def styles_of(names: Sequence[str]) -> dict[str, SeriesStyle]:
     return {name: STYLES[name] if name in STYLES else _other_style(others.index(name)) for name in names}
 
 
-def legend_on_top(figure: Figure, names: Sequence[str], *, bands: bool = False) -> None:
-    """One legend over all panels, in as many columns as the figure's width has room for; with what `bands` mean."""
-    found: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    labels = [label for label in names if label in found]
-    if bands:
-        from matplotlib.patches import Patch
+def split_names(names: Sequence[str], shared: Sequence[str] = ("kd",)) -> list[list[str]]:
+    """The names in groups of `MOST_SERIES` at most, about alike in number, those of `shared` in every one."""
+    if len(names) <= MOST_SERIES:
+        return [list(names)]
+    common = [name for name in names if name in shared]
+    others = [name for name in names if name not in shared]
+    num_groups = -(-len(others) // (MOST_SERIES - len(common)))
+    return [[*common, *map(str, group)] for group in np.array_split(others, num_groups)]
 
-        labels.append(BAND)
-        found[BAND] = Patch(color=GREY, alpha=0.25, linewidth=0)
+
+def legend_on_top(figure: Figure, names: Sequence[str], *, spread: Any = None) -> None:
+    """One legend over all panels, in as many columns as the figure's width has room for.
+
+    `spread` is the key of what is drawn for one standard deviation, which is then the last entry.
+    """
+    handles, labels = _entries(figure.axes, names, spread)
     if labels:
         num_columns = _most_columns(labels, figure.get_figwidth())
-        figure.legend([found[label] for label in labels], labels, loc="outside upper left", ncols=num_columns)
+        figure.legend(handles, labels, loc="outside upper left", ncols=num_columns)
+
+
+def legend_beside(axes: Axes, panels: Sequence[Axes], names: Sequence[str], *, spread: Any = None) -> None:
+    """A legend of some panels, to the right of one of them; entries as in `legend_on_top`."""
+    handles, labels = _entries(panels, names, spread)
+    if labels:
+        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+
+
+def band_key() -> Any:
+    """What a legend shows of a band."""
+    from matplotlib.patches import Patch
+
+    return Patch(color=GREY, alpha=0.25, linewidth=0)
+
+
+def bar_key() -> Any:
+    """What a legend shows of an error bar."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=GREY, linewidth=1, marker="|", markersize=7)
+
+
+def _entries(panels: Iterable[Axes], names: Sequence[str], spread: Any) -> tuple[list[Any], list[str]]:
+    """Keys and labels of those names that are drawn in the panels, and of the spread."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    drawn = [label for label in names if label in found]
+    if spread is not None:
+        found[SPREAD] = spread
+        drawn.append(SPREAD)
+    return [found[label] for label in drawn], drawn
 
 
 def _most_columns(labels: Sequence[str], inches: float) -> int:

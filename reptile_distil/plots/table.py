@@ -16,11 +16,14 @@ from reptile_distil.errors import RunError
 from reptile_distil.plots.style import (
     GREY,
     SeriesStyle,
+    bar_key,
     drawing,
+    legend_beside,
     legend_on_top,
     new_figure,
     order_names,
     save,
+    split_names,
     styles_of,
 )
 from reptile_distil.runs.records import Results, as_results
@@ -37,8 +40,13 @@ Naming = Callable[[Result], str]
 MOST_BARS = 6
 """More names than this stand beside the axis, with a point for each instead of a bar."""
 
-MOST_SPREADS = 10
-"""With more names than this on the plane of score and time, only means are drawn, and the panels are larger."""
+
+class _Panel(NamedTuple):
+    """A panel of one task, and the names in it."""
+
+    task: str
+    names: list[str]
+    axes: Axes
 
 
 def method_of(result: Result) -> str:
@@ -93,7 +101,7 @@ def table_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figu
         axes.set_ylabel("dev score (%)")
         axes.grid(visible=False, axis="x")
         axes.axhline(0, color=GREY, linewidth=0.8)
-        legend_on_top(figure, names)
+        legend_on_top(figure, names, spread=_key_of_bars([axes]))
     return figure
 
 
@@ -119,7 +127,7 @@ def _points_figure(tasks: list[str], names: list[str], cells: Mapping[tuple[str,
                     _draw_row(axes, height, _scores(runs), styles[method], label=method)
                 elif runs:
                     axes.text(0.02, height, "undefined", transform=axes.get_yaxis_transform(), va="center", color=GREY)
-        legend_on_top(figure, methods)
+        legend_on_top(figure, methods, spread=_key_of_bars(figure.axes))
     return figure
 
 
@@ -135,26 +143,64 @@ def _draw_row(axes: Axes, height: float, scores: Sequence[float], look: SeriesSt
 def score_against_time_figure(results: Sequence[Result], *, name: Naming = method_of) -> Figure:
     """The figure of `draw_score_against_time`."""
     tasks, names, cells = _group(results, name)
-    num_columns = 2 if len(tasks) == 4 else min(3, len(tasks))
-    num_rows = -(-len(tasks) // num_columns)
-    with_spread = len(names) <= MOST_SPREADS
-    scale = 1 if with_spread else 1.4
+    seconds: dict[str, list[float]] = {}
+    for (task, _), runs in cells.items():
+        seconds.setdefault(task, []).extend(run.train_seconds for run in runs)
+    is_log = any(min(of_task) > 0 and max(of_task) > 10 * min(of_task) for of_task in seconds.values())
     with drawing():
-        figure = new_figure(max(5.0, scale * 3.6 * num_columns), scale * 2.9 * num_rows + 0.5)
-        for place, task in enumerate(tasks):
-            axes = figure.add_subplot(num_rows, num_columns, place + 1)
-            axes.set_title(task)
-            for label, look in styles_of(names).items():
-                _draw_cloud(axes, cells.get((task, label), []), look, label=label, with_spread=with_spread)
-            undefined = [label for label in names if (task, label) in cells and not _is_defined(cells[task, label])]
+        figure, panels = _grid(tasks, names, num_columns=2 if len(tasks) == 4 else min(3, len(tasks)), width=3.6)
+        for task, group, axes in panels:
+            for label in group:
+                _draw_cloud(axes, cells.get((task, label), []), styles_of(names)[label], label=label)
+            undefined = [label for label in group if (task, label) in cells and not _is_defined(cells[task, label])]
             if undefined:
                 axes.text(0.02, 0.02, f"undefined: {', '.join(undefined)}", transform=axes.transAxes, color=GREY)
-            _start_at_zero_or_log(axes)
+            _scale_seconds(axes, seconds[task], is_log=is_log)
             axes.margins(y=0.15)
             axes.set_xlabel("seconds of training")
             axes.set_ylabel("dev score (%)")
-        legend_on_top(figure, names)
+        _add_legends(figure, panels)
     return figure
+
+
+def _grid(tasks: Sequence[str], names: Sequence[str], *, num_columns: int, width: float) -> tuple[Figure, list[_Panel]]:
+    """A figure with a panel for each task; with many names one again, on the same axes, for each group of them."""
+    groups = split_names(names)
+    rows_each = -(-len(tasks) // num_columns)
+    room_for_legends = 1.8 * (len(groups) > 1)
+    figure = new_figure(max(5.0, width * num_columns + room_for_legends), 2.9 * rows_each * len(groups) + 0.5)
+    panels: list[_Panel] = []
+    first: dict[str, Axes] = {}
+    for number, group in enumerate(groups):
+        for place, task in enumerate(tasks, start=1 + number * rows_each * num_columns):
+            grid = rows_each * len(groups), num_columns, place
+            axes = figure.add_subplot(*grid, sharex=first.get(task), sharey=first.get(task))
+            first.setdefault(task, axes)
+            axes.set_title(task)
+            panels.append(_Panel(task, group, axes))
+    return figure, panels
+
+
+def _add_legends(figure: Figure, panels: Sequence[_Panel]) -> None:
+    """One legend on top; where names are in groups, one for each, beside the first row of its panels."""
+    groups: dict[tuple[str, ...], list[Axes]] = {}
+    for panel in panels:
+        groups.setdefault(tuple(panel.names), []).append(panel.axes)
+    for names, of_group in groups.items():
+        spread = _key_of_bars(of_group)
+        if len(groups) == 1:
+            legend_on_top(figure, names, spread=spread)
+        else:
+            num_columns = min(of_group[0].get_gridspec().ncols, len(of_group))
+            legend_beside(of_group[num_columns - 1], of_group, names, spread=spread)
+
+
+def _key_of_bars(panels: Sequence[Axes]) -> Any:
+    """What a legend shows of error bars; None where none is drawn."""
+    from matplotlib.container import ErrorbarContainer
+
+    drawn = (bar for axes in panels for bar in axes.containers if isinstance(bar, ErrorbarContainer))
+    return bar_key() if any(bar.has_xerr or bar.has_yerr for bar in drawn) else None
 
 
 def _group(
@@ -209,31 +255,30 @@ def _draw_seeds(axes: Axes, place: float, scores: Sequence[float]) -> None:
     axes.plot([place] * len(scores), scores, linestyle="", marker=".", markersize=4, color=GREY)
 
 
-def _draw_cloud(axes: Axes, runs: Sequence[Results], look: SeriesStyle, *, label: str, with_spread: bool) -> None:
+def _draw_cloud(axes: Axes, runs: Sequence[Results], look: SeriesStyle, *, label: str) -> None:
     """The mean, and for two seeds or more the standard deviation in both directions and each seed, small."""
     if not runs or not _is_defined(runs):
         return
     seconds, scores = [run.train_seconds for run in runs], _scores(runs)
     mean = [statistics.mean(seconds)], [statistics.mean(scores)]
-    if with_spread and len(runs) > 1:
+    if len(runs) > 1:
         axes.plot(seconds, scores, linestyle="", marker=look.marker, markersize=3, color=look.color, alpha=0.5)
         deviations = {"xerr": [statistics.stdev(seconds)], "yerr": [statistics.stdev(scores)]}
         axes.errorbar(*mean, fmt="none", capsize=2.5, linewidth=1, color=look.color, **deviations)
     axes.plot(*mean, linestyle="", marker=look.marker, markersize=7, color=look.color, label=label)
 
 
-def _start_at_zero_or_log(axes: Axes) -> None:
-    """Times that differ little on an axis from 0, times that differ much on a logarithmic one."""
+def _scale_seconds(axes: Axes, seconds: Sequence[float], *, is_log: bool) -> None:
+    """The axis of one task's times: from 0 on, or logarithmic, as all tasks' of the picture are."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    seconds = [float(value) for line in axes.lines for value in line.get_xdata()]
-    if seconds and min(seconds) > 0 and max(seconds) > 10 * min(seconds):
+    if is_log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    elif seconds:
-        axes.set_xlim(0, 1.1 * max(seconds))
+    else:
+        axes.set_xlim(0, 1.1 * max(seconds) or 1.0)
 
 
 class TeacherChange(NamedTuple):
@@ -286,16 +331,13 @@ def teacher_change_figure(changes: Sequence[TeacherChange]) -> Figure:
         list(dict.fromkeys(of_run.task for of_run in changes)),
         order_names(of_run.name for of_run in changes),
     )
-    num_columns = min(4, len(tasks))
-    num_rows = -(-len(tasks) // num_columns)
     with drawing():
-        figure = new_figure(max(4.5, 3.2 * num_columns), 3.0 * num_rows + 0.5)
-        for place, task in enumerate(tasks):
-            axes = figure.add_subplot(num_rows, num_columns, place + 1)
-            axes.set_title(task)
+        figure, panels = _grid(tasks, names, num_columns=min(4, len(tasks)), width=3.2)
+        for task, group, axes in panels:
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.axvline(0, color=GREY, linewidth=0.8)
-            for label, look in styles_of(names).items():
+            for label in group:
+                look = styles_of(names)[label]
                 points = [
                     (of_run.teacher_change, of_run.student_gain)
                     for of_run in changes
@@ -305,7 +347,7 @@ def teacher_change_figure(changes: Sequence[TeacherChange]) -> Figure:
                     axes.plot(
                         *zip(*points, strict=True), linestyle="", marker=look.marker, color=look.color, label=label
                     )
-            axes.set_xlabel("teacher's dev score, end minus start")
-            axes.set_ylabel("student's, minus frozen teacher's")
-        legend_on_top(figure, names)
+            axes.set_xlabel("teacher's dev score,\nend minus start (points)")
+            axes.set_ylabel("student's dev score,\nminus frozen teacher's (points)")
+        _add_legends(figure, panels)
     return figure

@@ -62,6 +62,16 @@ class Latency(_Kept):
     """By the number of rows in a batch."""
 
 
+class Plugin(_Kept):
+    """A method or loss of the user's own."""
+
+    name: str
+    package: str | None = None
+    version: str | None = None
+    sha256: str | None = None
+    """Of its module."""
+
+
 class Results(_Kept):
     """What results.json holds."""
 
@@ -88,6 +98,8 @@ class Results(_Kept):
     """SHA-256 of the files that the run has read, by what they are."""
     stopped_by: str | None = None
     """The callback that asked for the end of training."""
+    plugins: dict[str, Plugin] = Field(default_factory=dict)
+    """Code of the user's own that the run was made with, by its key in the configuration."""
     teacher: TeacherResults | None = None
     latency: Latency | None = None
     wall_seconds: NonNegativeFloat

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
 from reptile_distil.runs.records import Results, as_results
-from reptile_distil.runtime.text_tables import html_table, markdown_table, percent, plain_table
+from reptile_distil.runtime.text_tables import html_table, list_scores, markdown_table, percent, plain_table
 from reptile_distil.training.metrics import Scores, predictions_from_logits, selection_score
 
 Rows = list[tuple[str, ...]]
@@ -46,11 +46,6 @@ class RunResults(dict[str, Any]):
         return html_table(scores, title=_title(results), has_header=True) + html_table(facts)
 
 
-def describe_scores(scores: Mapping[str, float | None]) -> str:
-    """Scores by name in one line; an undefined one is `-`."""
-    return ", ".join(f"{name} {_number(score)}" for name, score in scores.items())
-
-
 def weak_teacher(
     scores: Mapping[str, Scores],
     *,
@@ -64,15 +59,15 @@ def weak_teacher(
     (`chance`), or is below its `student`. Looked at is the first split, whose scores also choose the best epoch.
     """
     split, own = next(iter(scores.items()))
-    said = f"on {split} the teacher ({describe_scores(own)})"
+    said = f"on {split} the teacher ({list_scores(own)})"
     weak = []
     if split in one_class:
         weak.append(f"{said} says the same for every row: that a student agrees with it means nothing")
     elif chance is not None and split in chance and selection_score(own) <= selection_score(chance[split]):
-        frequent = describe_scores(chance[split])
+        frequent = list_scores(chance[split])
         weak.append(f"{said} is no better than saying the most frequent class for every row ({frequent})")
     if student is not None and split in student and selection_score(own) < selection_score(student[split]):
-        weak.append(f"{said} is below its student ({describe_scores(student[split])}), which has outgrown it")
+        weak.append(f"{said} is below its student ({list_scores(student[split])}), which has outgrown it")
     return weak
 
 
@@ -87,7 +82,7 @@ def split_predictions_html(
         rows.append(cells if labels is None else (*cells, _cell(labels[index])))
     left_out = len(predictions) - len(rows) + 1
     rest = f"<p>and {left_out:,} more rows</p>" if left_out else ""
-    by_name: Rows = [(name, _number(score)) for name, score in (scores or {}).items()]
+    by_name: Rows = [(f"{name} (%)", percent(score, 2)) for name, score in (scores or {}).items()]
     return html_table(by_name, title=f"{len(predictions):,} rows") + html_table(rows, has_header=True) + rest
 
 
@@ -107,7 +102,8 @@ def _score_rows(results: Results) -> Rows:
     rows: Rows = [("", *columns)]
     for split, scores in results.scores.items():
         for name in scores:
-            rows.append((f"{split} {name}", *(_number(of.get(split, {}).get(name)) for of in columns.values())))
+            values = (percent(of.get(split, {}).get(name), 2) for of in columns.values())
+            rows.append((f"{split} {name} (%)", *values))
     return rows
 
 
@@ -127,10 +123,6 @@ def _fact_rows(results: Results) -> Rows:
 def _cell(value: object) -> str:
     """A class name; a number, for regression, to three places."""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _number(score: float | None) -> str:
-    return "-" if score is None or score != score else f"{score:.4f}"
 
 
 PREDICTION_FILES = (".tsv", ".csv", ".jsonl")
@@ -201,7 +193,7 @@ class SplitPredictions(NamedTuple):
         return "" if self.labels is None else _joined(self.labels[index])
 
     def __repr__(self) -> str:
-        scores = "no labels" if self.scores is None else describe_scores(self.scores)
+        scores = "no labels" if self.scores is None else list_scores(self.scores)
         return f"SplitPredictions({len(self.predictions):,} rows: {scores})"
 
     def _repr_html_(self) -> str:

@@ -20,6 +20,30 @@ from reptile_distil.runtime.processes import cut_like, whole
 Tensors = dict[str, Tensor]
 
 
+class StateOf(nn.Module):
+    """The state of an object that need not be a module, as checkpoints read and write that of a module.
+
+    Args:
+        holder: has `state_dict()`, tensors by name, and `load_state_dict(tensors)`.
+        name: names it in messages.
+    """
+
+    holder: Any
+
+    def __init__(self, holder: Any, name: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "holder", holder)  # not a submodule, should it be a module
+        self.name = name
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        """Copies of the holder's tensors by name. Raises `RunError` for what is none."""
+        tensors = self.holder.state_dict()
+        for name, value in tensors.items() if isinstance(tensors, Mapping) else [("", tensors)]:
+            if not isinstance(value, Tensor):
+                raise RunError(f"{self.name}: state_dict() must hold tensors by name, but {name!r} is {value!r}")
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
 def module_tensors(module: nn.Module) -> Tensors:
     """Weights and buffers by name, each once: of names that share one tensor, the first."""
     tensors: Tensors = {}
@@ -36,6 +60,9 @@ def load_module(module: nn.Module, saved: Mapping[str, Tensor], owner: str) -> N
     """Sets the weights and buffers of `module`; `owner` is what a message calls it."""
     live = module_tensors(module)
     check_alike(saved, live, owner)
+    if isinstance(module, StateOf):
+        module.holder.load_state_dict({name: saved[name].to(live[name].device) for name in live})
+        return
     for name, tensor in live.items():
         tensor.copy_(cut_like(tensor, saved[name]))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
@@ -58,6 +59,35 @@ def markdown_table(header: Row, rows: Sequence[Row], *, num_left: int = 1) -> st
     return _draw([first, SEPARATING_LINE, *others], "pipe", num_left=num_left).partition("\n")[2]
 
 
+def terminal_table(header: Row, rows: Sequence[Row], *, width: int) -> str:
+    """The table in parts that are at most `width` characters wide, one below the other, each with the first column.
+
+    Every cell is there, whole: long ones of the first column and long headers are broken into lines. Only where the
+    first column and one other need more than `width` is a part wider. A table that fits is one part, as Markdown.
+    """
+    whole = markdown_table(header, rows)
+    if max(map(len, whole.splitlines())) <= width:
+        return whole
+    cells = [[_one_line("".join(map(_starred, _pieces(cell)))) for cell in row] for row in (header, *rows)]
+    names, *columns = zip(*cells, strict=True)
+    names = tuple(_broken(name, max(20, width // 3)) for name in names)
+    parts: list[list[tuple[str, ...]]] = []
+    room = 0
+    for title, *values in columns:
+        widest = max(map(len, values), default=0)
+        title = _broken(title, max(widest, 12))
+        needed = 2 + max(widest, _width(title))  # 2 between columns
+        if needed > room:
+            parts.append([])
+            room = width - max(map(_width, names))
+        parts[-1].append((title, *values))
+        room -= needed
+    return "\n\n".join(
+        _draw([first, SEPARATING_LINE, *others], "simple").strip("\n").partition("\n")[2].rpartition("\n")[0]
+        for first, *others in (list(zip(names, *part, strict=True)) for part in parts)
+    )
+
+
 def latex_table(header: Row, groups: Iterable[Sequence[Row]]) -> str:
     r"""A `tabular` with the rules of the package booktabs, and a `\midrule` above each group of rows."""
     rows: list[Sequence[str]] = [[_latex_cell(cell) for cell in header]]
@@ -89,9 +119,20 @@ def escape_latex(text: str) -> str:
     return re.sub(r"(?<![\w.-])-(?=[\d.])", "$-$", escaped).replace(" - ", " $-$ ")
 
 
-def percent(score: float | None) -> str:
-    """A score in percent to one place; `-` where it is undefined."""
-    return "-" if score is None or not math.isfinite(score) else f"{100 * score:.1f}"
+def percent(score: float | None, places: int = 1) -> str:
+    """A score in percent, to one place; `-` where it is undefined."""
+    return "-" if score is None or not math.isfinite(score) else f"{100 * score:.{places}f}"
+
+
+def list_scores(scores: Mapping[str, float | None]) -> str:
+    """Scores by name in one line: `f1 81.22 %, accuracy 80.00 %`."""
+    return ", ".join(f"{name} {with_sign(score)}" for name, score in scores.items())
+
+
+def with_sign(score: float | None) -> str:
+    """A score in percent to two places, with the sign: `81.22 %`; `-` where it is undefined."""
+    number = percent(score, 2)
+    return number if number == "-" else f"{number} %"
 
 
 def _draw(
@@ -123,6 +164,20 @@ def _latex_piece(piece: str) -> str:
     text = escape_latex(piece)
     command = r"\textbf" if isinstance(piece, Bold) else r"\texttt" if isinstance(piece, Code) else ""
     return f"{command}{{{text}}}" if command else text
+
+
+def _broken(text: str, width: int) -> str:
+    """In lines of at most `width` characters; a longer word is a line."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _starred(piece: str) -> str:
+    return f"**{piece}**" if isinstance(piece, Bold) else piece
+
+
+def _width(text: str) -> int:
+    """Of the longest line."""
+    return max(map(len, text.split("\n")))
 
 
 def _pieces(cell: Cell) -> tuple[str, ...]:

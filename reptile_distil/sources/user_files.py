@@ -41,6 +41,8 @@ def read_user_file(task: Task, split: str, file: Path) -> Rows:
     labels = () if split == TRANSFER else task.label_columns or (task.label_column,)
     if kind in (".csv", ".tsv"):
         rows: _Rows = _split_table(file, task, kind)
+        if kind == ".csv":
+            rows = _without_empty_lines(file, rows)
     else:
         read = _split_json if kind == ".json" else _split_jsonl
         rows = read(file, task.text_columns, labels)
@@ -64,6 +66,25 @@ def read_user_file(task: Task, split: str, file: Path) -> Rows:
     if labels:
         found = parse_own_labels(task, split, values, str(file), lambda row: f"{file}, {unit} {numbers[row]}")
     return Rows(str(file), tuple(zip(*texts, strict=True)), found)
+
+
+def _without_empty_lines(file: Path, rows: _Rows) -> _Rows:
+    """The rows of a CSV file without the lines that hold nothing, which one warning counts, up to its last row.
+
+    Of a file of one column they stay: there an empty line may be an empty text.
+    """
+    num_columns = 0
+    left_out: list[int] = []
+    empty: list[int] = []
+    for number, fields in rows:
+        if not fields and num_columns > 1:
+            empty.append(number)
+            continue
+        left_out, empty = left_out + empty, []
+        num_columns = num_columns or len(fields)
+        yield number, fields
+    if left_out:
+        logger.warning("%s: empty lines left out: %d, the first is line %d", file, len(left_out), left_out[0])
 
 
 def kind_of(file: Path) -> str:

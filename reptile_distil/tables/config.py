@@ -19,11 +19,13 @@ from reptile_distil.config.config import COMMAND_LINE, Config, check_config, par
 from reptile_distil.config.defining_settings import flatten
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName, PathText, Role
+from reptile_distil.config.table_sections import EngineConfig, SearchConfig
 from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError, did_you_mean
 from reptile_distil.experiments.build_task import build_task
+from reptile_distil.plugin_names import folder_name, is_plugin
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.compute import choose_device
 
@@ -50,6 +52,9 @@ class TableKeys(BaseModel):
     """Start of the names of the table's files in runs_dir."""
     output: PathText | None = None
     """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
+    engine: EngineConfig = EngineConfig()
+    search: SearchConfig | None = None
+    """Instead of a table: a search for better values of some keys, for each row on each task."""
 
 
 # Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
@@ -74,7 +79,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """The run folder; for methods the one that distil.py uses, so that finished runs are shared."""
-        return Path(self.config.runs_dir, self.task.name, f"{self.row}-seed{self.seed}")
+        return Path(self.config.runs_dir, self.task.name, f"{folder_name(self.row)}-seed{self.seed}")
 
     @property
     def run(self) -> RunFolder:
@@ -141,6 +146,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     except ValidationError as error:
         raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
+    _refuse_options_of_other_engines(keys.engine, command)
     common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
     if any(cell.config.precision == "auto" for cell in cells):
@@ -154,7 +160,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
     for task in tasks:
-        if task.is_own and not task.dev_splits:
+        if task.is_own and not task.dev_splits and keys.search is None:
             raise ConfigError(
                 f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
             )
@@ -172,13 +178,15 @@ def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[st
     The teachers come first. A student's command started before its teacher is there fine-tunes it, or waits for the
     command that is at it.
     """
-    kept = [item for item in overrides if item.partition("=")[0] not in ("tasks", "methods", "seeds")]
+    own = ("tasks", "methods", "seeds", "engine")
+    kept = [item for item in overrides if item.partition("=")[0].partition(".")[0] not in own]
     tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
     for cell in table.cells:
         task = tasks[cell.task.name]
         cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
         cell_of_one += [f"methods=[{cell.row}]", f"seeds=[{cell.seed}]"]
         cell_of_one += ["teacher.keep_epochs=true"] if cell.config.teacher.keep_epochs else []
+        cell_of_one += ["engine.name=local"] if table.keys.engine.name != "local" else []
         yield ["python", script, "--config", str(path), *kept, *cell_of_one, "--only-runs"]
 
 
@@ -234,13 +242,14 @@ def _cell(
     name = _name(task)
     if name in keys.per_task:
         merge_layer(values, keys.per_task[name], where, f"{origins['per_task']}, per_task.{name}")
-    values["method"] = row if row in METHODS else "kd"
+    values["method"] = row if row in METHODS or is_plugin(row) else "kd"
     if row in keys.variants:
         merge_layer(values, keys.variants[row], where, f"{origins['variants']}, variants.{row}")
     values |= {"task": task, "seed": seed}
     config = _check(values, where, path)
     cell = Cell(build_task(config), row, seed, config)
-    choose_device(config.device)
+    if keys.engine.name == "local":  # where an engine computes, another device may be
+        choose_device(config.device)
     if "train" not in cell.task.splits:
         raise ConfigError(f"{origins['tasks']}: tasks: {name} has no train split; evaluate.py scores a model on it")
     if row in keys.variants:
@@ -264,17 +273,31 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
         where = f"{origins['variants']}: variants.{name}"
         if name in (*METHODS, TEACHER) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ConfigError(f"{where}: expected a name of letters, digits, _, . and -, and not that of a method")
-        if values.get("method") not in METHODS:
-            raise ConfigError(f"{where}.method = {values.get('method')!r}: expected one of {', '.join(METHODS)}")
+        if values.get("method") not in METHODS and not is_plugin(values.get("method")):
+            raise ConfigError(
+                f"{where}.method = {values.get('method')!r}: expected one of {', '.join(METHODS)}, or a method of your "
+                "own, package.module:Name"
+            )
         _refuse_cell_keys(where, values, allowed="method")
     for name, values in keys.per_task.items():
         _refuse_cell_keys(f"{origins['per_task']}: per_task.{name}", values)
     known = (*METHODS, TEACHER, *keys.variants)
     for method in keys.methods:
-        if method not in known:
+        if method not in known and not is_plugin(method):
             raise ConfigError(
                 f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
                 f"{did_you_mean(method, known)}"
+            )
+
+
+def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str, Any]) -> None:
+    """A file may hold the options of every engine, but who gives one on the command line expects an effect."""
+    given = command.get("engine")
+    for other in given if isinstance(given, Mapping) else ():
+        if other not in ("name", engine.name):
+            raise ConfigError(
+                f"command line: engine.{other} has no effect on engine {engine.name}; leave it out, or give "
+                f"--engine {other}"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from reptile_distil.errors import RunError
 from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.runs.records import Results
 from reptile_distil.runtime.files import make_folder, write_text
-from reptile_distil.runtime.text_tables import escape_latex, latex_table, markdown_table
+from reptile_distil.runtime.text_tables import escape_latex, latex_table, markdown_table, terminal_table
 from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
 from reptile_distil.tables.data import BySeed, TableData, columns_of, summarise_scores
 from reptile_distil.tables.sheets import (
@@ -35,7 +36,7 @@ def write_table(data: TableData, output: Path) -> str:
 
     Raises `RunError` where they cannot be written.
     """
-    sheets = [sheet for sheet in (score_sheet(data), difference_sheet(data)) if sheet is not None]
+    sheets = _sheets(data)
     markdown = to_markdown(sheets, notes(data))
     files = {".md": markdown, ".tex": to_latex(sheets, notes(data)), ".csv": to_csv(data)}
     for suffix, text in (*files.items(), ("-epochs.csv", to_epochs_csv(data))):
@@ -52,6 +53,20 @@ def to_markdown(sheets: Sequence[Sheet], paragraphs: Sequence[str]) -> str:
     """The sheets, aligned for the terminal, and the notes below them."""
     blocks = [markdown_table(sheet.header, [row for group in sheet.groups for row in group]) for sheet in sheets]
     return "\n\n".join([*blocks, *paragraphs]) + "\n"
+
+
+def to_terminal(data: TableData, *, width: int) -> str:
+    """The table for a terminal of so many columns: as Markdown, wide tables in parts, and the notes in short lines."""
+    tables = [
+        terminal_table(sheet.header, [row for group in sheet.groups for row in group], width=width)
+        for sheet in _sheets(data)
+    ]
+    paragraphs = [textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in notes(data)]
+    return "\n\n".join([*tables, *paragraphs]) + "\n"
+
+
+def _sheets(data: TableData) -> list[Sheet]:
+    return [sheet for sheet in (score_sheet(data), difference_sheet(data)) if sheet is not None]
 
 
 def to_latex(sheets: Sequence[Sheet], paragraphs: Sequence[str]) -> str:

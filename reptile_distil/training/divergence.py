@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reptile_distil.data.batches import Batches
-from reptile_distil.errors import RunError
+from reptile_distil.errors import DivergedError
 from reptile_distil.methods.step import Logs
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class DivergenceWatch:
         self._rates[progress.step] = rates
 
     def check(self, progress: Progress) -> None:
-        """Raises `RunError` where a step of the epoch under way was not finite; forgets the rates of finite ones."""
+        """Raises `DivergedError` for a step of the epoch under way that was not finite; forgets finite ones' rates."""
         step = 0 if self._bad_step is None else int(self._bad_step)
         if not step or self._bad_values is None:
             self._rates.clear()
@@ -58,7 +58,7 @@ class DivergenceWatch:
         batch = progress.batches_done - 1 - (progress.step - step)
         rows = self._batches.name_rows(progress.epochs_done + 1, batch)
         rates = ", ".join(f"{name} {rate:.2e}" for name, rate in self._rates[step].items())
-        raise RunError(
+        raise DivergedError(
             f"{self._title}: step {step}: {name} is {value} (learning rates: {rates}; training rows, counted from 0: "
             f"{rows}); the weights have diverged: lower the learning rate, or check these rows"
         )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reptile_distil.data.batches import Batches, StepBatches
@@ -20,8 +19,10 @@ from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.runtime.measuring import Stopwatch
+from reptile_distil.runtime.text_tables import list_scores, percent
 from reptile_distil.training.callbacks import RunCallbacks
 from reptile_distil.training.divergence import DivergenceWatch
+from reptile_distil.training.progress_bar import progress_bar
 from reptile_distil.training.records import EpochRecord, Evaluation, StepRecord
 
 logger = logging.getLogger(__name__)
@@ -316,14 +317,9 @@ class TrainingLoop:
         self.save()
 
     def _progress_bar(self) -> Any:
-        """Counts examples, so that it shows examples per second and the time left.
-
-        Silent where there is neither a terminal nor a notebook.
-        """
+        """Counts examples, so that it shows examples per second and the time left."""
         total = self.batches.count_examples(self.num_steps)
-        disable = not self.settings.show_progress or (None if "ipykernel.zmqshell" not in sys.modules else False)
-        initial = self.progress.num_examples
-        return tqdm(total=total, initial=initial, unit="ex", disable=disable, dynamic_ncols=True, leave=False)
+        return progress_bar(total=total, initial=self.progress.num_examples, shown=self.settings.show_progress)
 
 
 def _outcome_of(progress: Progress) -> Outcome:
@@ -342,17 +338,13 @@ def _outcome_of(progress: Progress) -> Outcome:
 def describe_epoch(record: EpochRecord, num_epochs: int) -> str:
     """An epoch's losses and scores in one line, for the terminal."""
     parts = [f"epoch {record.epoch}/{num_epochs}: loss {record.train['loss']:.4f}"]
-    parts += [f"{split} {_list_scores(scores)}" for split, scores in record.scores.items()]
+    parts += [f"{split} {list_scores(scores)}" for split, scores in record.scores.items()]
     if record.teacher_scores is not None:
-        parts += [f"teacher's {split} {_list_scores(scores)}" for split, scores in record.teacher_scores.items()]
-        parts.append(f"agreement {record.agreement:.3f}")
+        parts += [f"teacher's {split} {list_scores(scores)}" for split, scores in record.teacher_scores.items()]
+        parts.append(f"agreement {percent(record.agreement)} %")
     if record.last_gap is not None:
         parts.append(f"gap {record.last_gap:.3f}, teacher moved {record.teacher_drift:.3f}")
     return "; ".join(parts)
-
-
-def _list_scores(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
 def _rank(record: EpochRecord) -> float:

@@ -8,10 +8,10 @@ import torch
 import transformers
 
 from reptile_distil import Experiment
+from reptile_distil.builders.loss import class_weights
 from reptile_distil.config.config import load_config
 from reptile_distil.data.features import Features
-from reptile_distil.errors import ConfigError, ModelError
-from reptile_distil.experiments.build_method import class_weights
+from reptile_distil.errors import ConfigError, DataError, ModelError
 from reptile_distil.experiments.teachers import TeacherLogits
 from reptile_distil.losses.distillation import task_loss
 from reptile_distil.models.pretrained import load_finetuned
@@ -269,3 +269,62 @@ def test_a_task_that_contradicts_itself_is_one_sentence(changes, message):
     with pytest.raises(ConfigError) as caught:
         load_config(TINY, ["task=" + json.dumps({**described, **changes})])
     assert message in str(caught.value)
+
+
+SMALL = (
+    "data.max_length=32",
+    "teacher.pretrained=toy-bert-2L-16H",
+    "student.num_layers=1",
+    "train.epochs=1",
+    "teacher.train.epochs=1",
+)
+MESSY = '\ufefftext,label\n"Good, and ""long"" too",positive\n\nplain,negative\n"two\nlines",positive\n\n'
+
+
+@pytest.fixture
+def my_task(tmp_path, monkeypatch):
+    """An empty folder to work in, and in it my_task/ with files as people keep them: quotes, empty lines, a BOM."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my_task"
+    folder.mkdir()
+    for name in ("train.csv", "dev.csv"):
+        (folder / name).write_text(MESSY, encoding="utf-8")
+    return folder
+
+
+def test_the_yaml_to_copy_runs_as_it_is_on_two_files_of_ones_own(my_task, caplog):
+    experiment = Experiment.from_yaml("own-task", *SMALL)
+    results = experiment.fit()
+    assert "my_task/train.csv: empty lines left out: 1, the first is line 3" in caplog.text
+    assert (results["task"], results["method"], results["num_train_rows"]) == ("my-task", "kd", 3)
+    assert experiment.config.student.init == "finetuned_layers"
+    assert experiment.config.loss.alpha > 0
+    assert {prediction.label for prediction in experiment.predict(["plain"])} <= {"negative", "positive"}
+    assert experiment.predict_split("dev").labels == ["positive", "negative", "positive"]
+
+
+def test_a_label_in_dev_that_the_yaml_does_not_name_is_refused_with_file_and_line(my_task):
+    with (my_task / "dev.csv").open("a", encoding="utf-8") as file:
+        file.write("so so,neutral\n")
+    with pytest.raises(DataError, match=r"my_task/dev\.csv, line 8: unknown label 'neutral'"):
+        Experiment.from_yaml("own-task", *SMALL).fit()
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("{name: mine, text: [a, b], label: score, metrics: [pearson], files: {train: t.csv}}", ("a", "b")),
+        ("{name: mine, text: [a], metrics: [f1_macro], hub: me/mine}\ndata: {path: null}", ("a",)),
+        ("{name: my-task, text: [a]}", ("a",)),
+        ("{label: score}", ("text",)),
+    ],
+)
+def test_a_task_under_another_name_has_nothing_of_the_one_it_extends(tmp_path, task, expected):
+    (tmp_path / "mine.yaml").write_text(f"extends: own-task.yaml\ntask: {task}\n")
+    config = load_config(tmp_path / "mine.yaml")
+    found = config.task
+    assert tuple(found.text) == expected
+    is_other = found.name == "mine"
+    assert bool(found.labels) == (not is_other)
+    assert ("dev" in found.files) == (not is_other)
+    assert (config.method, config.student.init) == ("kd", "finetuned_layers")

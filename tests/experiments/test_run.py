@@ -292,19 +292,20 @@ def test_a_weak_teacher_is_said_as_training_starts_and_ends(tiny, caplog):
     assert teacher["chance"]["dev"]["accuracy"] == pytest.approx(share)
     assert teacher["one_class"] == ["dev"]
     own, student = teacher["scores_at_start"]["dev"]["accuracy"], results["scores"]["dev"]["accuracy"]
-    assert f"on dev the teacher (accuracy {own:.4f}) says the same for every row" in caplog.text
-    assert f"on dev the teacher (accuracy {own:.4f}) is below its student (accuracy {student:.4f})" in caplog.text
+    assert f"on dev the teacher (accuracy {100 * own:.2f} %) says the same for every row" in caplog.text
+    below = f"is below its student (accuracy {100 * student:.2f} %)"
+    assert f"on dev the teacher (accuracy {100 * own:.2f} %) {below}" in caplog.text
 
 
 def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkeypatch):
     looks = []
-    real = run_module.evaluate_splits
+    real = run_module.predict_splits
 
-    def evaluate_splits(model, splits, *rest):
+    def predict_splits(model, splits, *rest):
         looks.append(tuple(splits))
         return real(model, splits, *rest)
 
-    monkeypatch.setattr(run_module, "evaluate_splits", evaluate_splits)
+    monkeypatch.setattr(run_module, "predict_splits", predict_splits)
     experiment = tiny("data.validation_fraction=0.2", "train.epochs=2", "method=kd")
     teacher = experiment.fit_teacher()
     assert looks == [("dev",)]

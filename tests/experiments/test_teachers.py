@@ -144,7 +144,7 @@ def test_kd_with_extra_rows_holds_out_the_rows_of_a_quiz_and_says_their_loss(tin
             "loss.extra_rows belongs to method kd alone, but",
         ),
         (["method=kd", "teachers=[a]", "teacher.finetuned=b"], "teachers takes the place of teacher.finetuned"),
-        (["method=kd", "teachers=[a]", "loss.hidden=1"], "has no hidden states for loss.patient or loss.hidden"),
+        (["method=kd", "teachers=[a]", "loss.hidden=1"], "has no hidden states for loss.patient, loss.hidden"),
         (["method=kd", "loss.extra_fraction=0.2"], "extra_fraction belongs to extra_rows, which is 0"),
         (["method=kd", "loss.extra_rows=1", "compute.cuda_graphs=true"], "loss.extra_rows cannot be used with compute"),
     ],

@@ -18,8 +18,10 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.experiments import build_method
 from reptile_distil.experiments.experiment import Experiment
+from reptile_distil.losses.attention_maps import AttentionLoss
 from reptile_distil.losses.distillation import DistillationLoss
-from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, ProjectedHiddenLoss
+from reptile_distil.losses.relations import RelationLoss
 from reptile_distil.methods import reptile
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -43,6 +45,7 @@ METHODS = (
     "reptile-inner",
     "reptile-student-first",
     "kd-hidden",
+    "kd-projected",
     "reptile-padded",
     "prokt",
     "kd-mixed",
@@ -64,8 +67,21 @@ SHARDED = {
         ("reptile-student-first", "even"),
         ("reptile-student-first", "uneven"),
         ("prokt", "uneven"),
+        ("kd-hidden", "uneven"),
     ],
 }
+
+
+def hidden_terms(name):
+    """Of every kind."""
+    layer_map = ((1,), (3,))
+    if name == "kd-projected":
+        torch.manual_seed(3)
+        return [ProjectedHiddenLoss(5.0, layer_map, student_width=16, teacher_width=16, embeddings=True)]
+    if name not in ("kd-hidden", INNER):
+        return []
+    relations, attention = RelationLoss(0.5, 4, 3, 1), AttentionLoss(0.1, layer_map, "scores", 2, 2)
+    return [PatientLoss(0.5, layer_map), HiddenLoss(0.1, layer_map), relations, attention]
 
 
 def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=None):
@@ -76,19 +92,18 @@ def build(name, *, processes=ALONE, shard=False, dropout=0.0, micro_batch_size=N
         with_rows(teacher, 37)
     for model in (teacher, student) if shard else ():
         shard_model(model, "cpu")
+    loss = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms(name)).double()
     options = {
         # eps: the key biases' gradient is 0 but for rounding, which a smaller one would blow up.
-        "student_optimizer": torch.optim.AdamW(student.parameters(), lr=1e-3, eps=1e-4),
+        "student_optimizer": torch.optim.AdamW([*student.parameters(), *loss.parameters()], lr=1e-3, eps=1e-4),
         # Clipped gradients hide their size, unclipped ones the norm.
-        "max_grad_norm": 0.1 if name in ("kd", "reptile-adamw") else 100.0,
+        "max_grad_norm": 0.1 if name in ("kd", "kd-projected", "reptile-adamw") else 100.0,
         "micro_batch_size": micro_batch_size,
         "processes": processes,
     }
     if name == "finetune":
         return FineTuner(student, **options), teacher, student
-    layer_map = ((1,), (3,))
-    hidden_terms = [PatientLoss(0.5, layer_map), HiddenLoss(0.1, layer_map)] if name in ("kd-hidden", INNER) else []
-    options["loss"] = DistillationLoss(alpha=0.5, temperature=4.0, hidden_terms=hidden_terms)
+    options["loss"] = loss
     if name.startswith("kd"):
         return KnowledgeDistiller(teacher, student, **options), teacher, student
     if name == "prokt":

@@ -21,6 +21,12 @@ def states(*layers):
     return [torch.full((2, 2, 2), 99.0), *(torch.tensor(layer) for layer in layers)]
 
 
+def compare(term, student, teacher, mask=None):
+    """The term, of these hidden states."""
+    outputs = (Outputs(torch.zeros(2, 3), tuple(owner)) for owner in (student, teacher))
+    return term(*outputs, MASK if mask is None else mask)
+
+
 JUNK = [[[7.0, 8.0], [9.0, 1.0]], [[2.0, 3.0], [4.0, 5.0]]]  # a layer that is not matched
 STUDENT = states(
     [[[3.0, 4.0], [1.0, 1.0]], [[0.0, 2.0], [50.0, 50.0]]],
@@ -36,20 +42,20 @@ TEACHER = states(
 
 def test_patient_is_the_squared_distance_of_normalised_first_tokens_without_the_last_layer():
     # Row 1: (3, 4) / 5 against (1, 0): 0.4² + 0.8² = 0.8. Row 2: the same direction, whatever the length: 0.
-    assert PatientLoss(1.0, LAYER_MAP)(STUDENT, TEACHER, MASK).item() == pytest.approx(0.4)
+    assert compare(PatientLoss(1.0, LAYER_MAP), STUDENT, TEACHER).item() == pytest.approx(0.4)
 
 
 def test_patient_is_the_mean_over_pairs_of_layers():
     # Layer 0 beside the teacher's 1 (0.8 and 0) and 3: (0.6, 0.8) against (1, 2) / √5, (0, 1) against (1, 1) / √2.
     expected = (0.8 + 0 + (2 - 4.4 / 5**0.5) + (2 - 2 / 2**0.5)) / 4
-    assert PatientLoss(1.0, ((1, 3), (2,)))(STUDENT, TEACHER, MASK).item() == pytest.approx(expected, rel=1e-5)
+    assert compare(PatientLoss(1.0, ((1, 3), (2,))), STUDENT, TEACHER).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_hidden_is_the_mean_square_over_real_tokens_of_each_row():
     # Layer 0, row 1: (2² + 4²) / 2 = 10 and (0² + 2²) / 2 = 2, mean 6; row 2: one real token, 5² / 2 = 12.5.
     # Layer 1, row 1: 2² / 2 = 2 and 0, mean 1; row 2: 4² / 2 = 8.
     expected = ((6 + 12.5) / 2 + (1 + 8) / 2) / 2
-    assert HiddenLoss(1.0, LAYER_MAP)(STUDENT, TEACHER, MASK).item() == pytest.approx(expected)
+    assert compare(HiddenLoss(1.0, LAYER_MAP), STUDENT, TEACHER).item() == pytest.approx(expected)
 
 
 def test_padding_does_not_count():
@@ -57,13 +63,13 @@ def test_padding_does_not_count():
     for layer in other:
         layer[1, 1] = 1e6
     for term in (PatientLoss(1.0, LAYER_MAP), HiddenLoss(1.0, LAYER_MAP)):
-        assert term(other, TEACHER, MASK) == term(STUDENT, TEACHER, MASK)
+        assert compare(term, other, TEACHER) == compare(term, STUDENT, TEACHER)
 
 
 @pytest.mark.parametrize("term", [PatientLoss(1.0, LAYER_MAP), HiddenLoss(1.0, LAYER_MAP)])
 def test_half_precision_states_are_compared_in_float32(term):
     student, teacher = ([layer.bfloat16() for layer in owner] for owner in (STUDENT, TEACHER))
-    assert term(student, teacher, MASK).dtype == torch.float32
+    assert compare(term, student, teacher).dtype == torch.float32
 
 
 @pytest.mark.parametrize("term", [PatientLoss(1.0, LAYER_MAP), HiddenLoss(1.0, LAYER_MAP)])
@@ -72,7 +78,7 @@ def test_half_precision_states_are_compared_in_float32(term):
 def test_missing_states_are_an_error_not_a_silent_zero(term, owner, given):
     student, teacher = (STUDENT[:given], TEACHER) if owner == "student" else (STUDENT, TEACHER[:given])
     with pytest.raises(ModelError, match=f"the {owner} gave {given} hidden states"):
-        term(student, teacher, MASK)
+        compare(term, student, teacher)
 
 
 @pytest.mark.parametrize("empty", [None, ()])
@@ -86,12 +92,12 @@ def test_a_model_that_gives_no_hidden_states_is_an_error(empty):
     model = Classifier(Silent())
     assert model.outputs(batch()).hidden_states == ()
     with pytest.raises(ModelError, match="Silent gives no hidden states"):
-        model.outputs(batch(), hidden_states=True)
+        model.outputs(batch(), needs=["hidden_states"])
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "mpnet"])
 def test_a_classifier_gives_the_embeddings_output_and_that_of_each_layer(kind):
-    outputs = Classifier(classifier(kind, 3)).eval().outputs(batch(), hidden_states=True)
+    outputs = Classifier(classifier(kind, 3)).eval().outputs(batch(), needs=["hidden_states"])
     assert [tuple(layer.shape) for layer in outputs.hidden_states] == 4 * [(8, 7, 16)]
     torch.testing.assert_close(outputs.logits, Classifier(classifier(kind, 3)).eval()(batch()))
 
@@ -99,7 +105,7 @@ def test_a_classifier_gives_the_embeddings_output_and_that_of_each_layer(kind):
 def test_unequal_widths_are_refused():
     wide = [torch.zeros(2, 2, 3) for _ in TEACHER]
     with pytest.raises(ModelError, match="the student's is 2 and the teacher's 3"):
-        HiddenLoss(1.0, LAYER_MAP)(STUDENT, wide, MASK)
+        compare(HiddenLoss(1.0, LAYER_MAP), STUDENT, wide)
     with pytest.raises(ModelError, match="the student's is 8 and the teacher's 16"):
         match_states(bert(4), bert(2, width=8), "skip")
 
@@ -209,8 +215,8 @@ def test_the_gradient_goes_to_the_student_only():
     teacher, student = Teacher(bert(4, seed=1)), Student(bert(2, seed=2))
 
     def compute_loss(part):
-        targets = teacher.targets(part, hidden_states=True)
-        return loss_with(alpha=0.0).compare(student.outputs(part, hidden_states=True), targets, part)
+        targets = teacher.targets(part, needs=["hidden_states"])
+        return loss_with(alpha=0.0).compare(student.outputs(part, needs=["hidden_states"]), targets, part)
 
     accumulate_gradient(compute_loss, batch())
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -9,7 +9,13 @@ import pytest
 
 from reptile_distil import Experiment
 from reptile_distil.errors import RunError
-from reptile_distil.plots.learning import draw_learning_curves, learning_curves_figure, read_curves
+from reptile_distil.plots.learning import (
+    Run,
+    draw_learning_curves,
+    learning_curves_figure,
+    read_curves,
+    read_curves_csv,
+)
 from reptile_distil.plots.style import STYLES, styles_of
 from tests.helpers import records as helper
 from tests.helpers.paths import TINY
@@ -91,7 +97,9 @@ def test_each_task_has_its_own_row_of_panels_that_say_what_they_show(folders, tm
     student, teacher = "student's dev score (%)", "teacher's dev score (%)"
     assert [axes.get_ylabel() for axes in figure.axes] == [student, student, teacher] * 2
     assert lines(figure.axes[3]) == {"kd": [[100, 10]]}
-    assert [axes.get_xlim()[0] for axes in figure.axes] == [0] * 6
+    for axes in figure.axes:  # from 0 on, with room for a whole marker at both ends, also after a single epoch
+        (low, high), last = axes.get_xlim(), max(x for line in axes.lines for x, _ in line.get_xydata())
+        assert -0.05 * last < low < -0.02 * last < 1.04 * last < high < 1.5 * last
 
 
 def test_the_gap_has_a_panel_where_a_run_has_one_and_only_the_runs_that_have_it(folders, tmp_path):
@@ -105,7 +113,7 @@ def test_the_gap_has_a_panel_where_a_run_has_one_and_only_the_runs_that_have_it(
     other = write_run(tmp_path / "cola" / "kd-seed1", "kd", [0.1], task="cola", teacher=[0.3, 0.3])
     axes = draw([*folders, *runs, other]).axes
     assert len(axes) == 8
-    assert axes[3].get_ylabel() == r"gap $\|\theta_T - \theta_S'\|$"
+    assert axes[3].get_ylabel() == r"gap $\|\theta_T - \theta_S'\|$ (no unit)"
     assert lines(axes[3]) == {"released": [[100, 4], [200, 1.5]]}
     assert [[text.get_text() for text in panel.texts] for panel in axes] == [[]] * 7 + [["none"]]
 
@@ -167,14 +175,76 @@ def test_a_run_as_it_is_written_is_drawn(tmp_path):
     assert run.teacher_by_steps[0] == (0, 100 * np.mean(list(results["teacher"]["scores_at_start"]["dev"].values())))
 
 
-def test_a_legend_of_many_names_of_all_lengths_stays_inside_the_picture(folders, tmp_path):
+def test_legends_of_many_names_of_all_lengths_stay_inside_the_picture(tmp_path):
     names = [f"{'long-' * (number % 7)}variant-{number}" for number in range(30)]
     figure = draw([write_run(tmp_path / f"{name}-seed1", "kd", [0.1]) for name in names])
     figure.draw_without_rendering()
-    legend = figure.legends[0].get_window_extent()
-    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
-    assert legend.y1 <= figure.bbox.y1
-    assert legend.y0 >= max(axes.get_tightbbox().y1 for axes in figure.axes)
+    assert figure.legends == []
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend() is not None]
+    shown = [text.get_text() for legend in legends for text in legend.get_texts()]
+    assert sorted(shown) == sorted(names)
+    for legend in (legend.get_window_extent() for legend in legends):
+        assert max(axes.bbox.x1 for axes in figure.axes) <= legend.x0 < legend.x1 <= figure.bbox.x1
+        assert 0 <= legend.y0 < legend.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("num_names", [10, 11, 19, 40])
+def test_no_panel_has_more_than_ten_series_and_each_name_is_there_once_but_the_frozen_teachers(tmp_path, num_names):
+    names = ["kd", *(f"variant-{number}" for number in range(num_names - 1))]
+    runs = [
+        write_run(tmp_path / f"{name}-seed{seed}", "kd", [0.1 * seed, 0.3], seed=seed)
+        for name in names
+        for seed in (1, 2)
+    ]
+    figure = draw(runs)
+    shown = [[line.get_label() for line in axes.lines] for axes in figure.axes[::2]]
+    assert max(map(len, shown)) <= 10
+    assert max(map(len, shown)) - min(map(len, shown)) <= 1
+    assert [group.count("kd") for group in shown] == [1] * len(shown)
+    assert sorted(name for group in shown for name in group if name != "kd") == sorted(names[1:])
+    assert all(len(axes.collections) == len(axes.lines) for axes in figure.axes)  # a band for each
+    assert len({axes.get_ylim() for axes in figure.axes[::2]}) == 1
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()] or figure.legends
+    assert all(legend.get_texts()[-1].get_text() == "± 1 standard deviation over seeds" for legend in legends)
+
+
+CURVES = """task,method,seed,epoch,step,train_seconds,model,split,metric,value
+rte,kd,1,0,0,0.0,teacher,validation,f1,0.5
+rte,kd,1,0,0,0.0,teacher,validation,accuracy,0.7
+rte,kd,1,0,0,0.0,teacher,dev,f1,0.1
+rte,kd,1,1,20,1.5,student,validation,f1,0.2
+rte,kd,1,1,20,1.5,student,validation,accuracy,0.4
+rte,kd,1,1,20,1.5,teacher,validation,f1,
+rte,kd,1,1,20,1.5,,,gap,2.5
+rte,kd,1,1,20,1.5,,,chosen,1
+rte,kd,1,2,40,3.0,student,validation,f1,0.3
+rte,kd,1,2,40,3.0,student,validation,accuracy,0.5
+rte,kd,1,2,40,3.0,student,dev,accuracy,0.9
+rte,finetune,1,1,20,1.0,student,dev,accuracy,0.25
+rte,finetune,2,,,,student,dev,accuracy,0.25
+"""
+
+
+def test_curves_are_read_from_the_raw_results_of_a_table(tmp_path):
+    (tmp_path / "t-epochs.csv").write_text(CURVES)
+    kd, finetune = read_curves_csv(tmp_path / "t-epochs.csv")
+    assert (kd.task, kd.name, kd.rows) == ("rte", "kd", "validation")
+    assert kd.by_steps == [(20, pytest.approx(30)), (40, pytest.approx(40))]
+    assert kd.by_seconds == [(1.5, pytest.approx(30)), (3.0, pytest.approx(40))]
+    assert kd.teacher_by_steps[0] == (0, pytest.approx(60))
+    assert math.isnan(kd.teacher_by_steps[1][1])
+    assert kd.gap_by_steps == [(20, 2.5)]
+    assert finetune == Run("rte", "finetune", [(20, 25)], [(1.0, 25)], [], [], "dev")
+    assert draw_learning_curves([tmp_path / "t-epochs.csv"], tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", CURVES.replace("0.2\n", "x\n")])
+def test_a_file_that_holds_no_curves_is_one_sentence(tmp_path, text):
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(
+        RunError, match=r"bad.csv: is no CSV of a table's epochs: .*; give a table's \.\.\.-epochs.csv$"
+    ):
+        read_curves_csv(tmp_path / "bad.csv")
 
 
 def test_panels_say_where_training_rows_chose_the_epoch(folders):

@@ -93,7 +93,7 @@ def test_a_reptile_run_has_all_six_panels_with_their_series():
         "teacher (μ)": close([[0.5, 2e-4], [1.5, 1e-4]]),
     }
     assert [axes.lines[0].get_xydata().tolist() for axes in (agreement, gap, drift)] == [
-        [[1, 0.5], [2, 0.75]],
+        [[1, 50], [2, 75]],
         [[0.5, 7.0], [1.5, 5.5]],
         [[0, 0], [1, 0.1], [2, 0.2]],
     ]
@@ -105,13 +105,14 @@ def test_every_panel_says_what_its_axes_are():
     for title, axes in panels(figure).items():
         assert title
         assert axes.get_xlabel() == "epoch"
+        assert axes.get_ylabel().endswith(("(%)", "(no unit)"))
         labels = [label for label in lines(axes) if not label.startswith("_")]
         legend = axes.get_legend()
         assert [text.get_text() for text in legend.get_texts()] == labels if len(labels) > 1 else legend is None
 
 
 def test_student_and_teacher_differ_in_colour_and_marker_and_two_metrics_in_line_style():
-    score = panels(curves(RESULTS, reptile_records()))["Dev score (%)"]
+    score = panels(curves(RESULTS, reptile_records()))["Dev score"]
     looks = {line.get_label(): (line.get_color(), line.get_marker(), line.get_linestyle()) for line in score.lines}
     assert looks["student, f1"] == ("#0072B2", "o", "-")
     assert looks["student, accuracy"] == ("#0072B2", "o", "--")
@@ -124,8 +125,8 @@ def test_a_run_without_a_teacher_has_three_panels_and_the_teachers_own_run_is_ca
     results = {"task": "mrpc", "seed": 7, "best_epoch": 1}
     for method, who in (("finetune", "student"), ("teacher", "teacher")):
         found = panels(curves({**results, "method": method}, records))
-        assert list(found) == ["Dev score (%)", "Training loss", "Learning rate"]
-        assert set(lines(found["Dev score (%)"])) == {f"{who}, f1", f"{who}, accuracy", "best epoch"}
+        assert list(found) == ["Dev score", "Training loss", "Learning rate"]
+        assert set(lines(found["Dev score"])) == {f"{who}, f1", f"{who}, accuracy", "best epoch"}
         assert set(lines(found["Learning rate"])) == {who}
         assert set(lines(found["Training loss"])) == {"single steps", "mean of epoch"}
 
@@ -243,6 +244,7 @@ def run(task, method, score, seconds=10.0, seed=0):
     return helper.results_dict(task=task, method=method, seed=seed, **values)
 
 
+SPREAD = "± 1 standard deviation over seeds"
 SEEDS = [
     run("rte", "reptile", 0.60, 30, 1),
     run("rte", "reptile", 0.64, 34, 2),
@@ -293,7 +295,7 @@ def test_score_against_time_shows_mean_seeds_and_spread_a_panel_for_each_task():
     assert across.tolist() == close([[32 - 8**0.5, 62], [32 + 8**0.5, 62]])
     assert up.tolist() == close([[32, 62 - 8**0.5], [32, 62 + 8**0.5]])
     assert [text.get_text() for text in cola.texts] == ["undefined: kd"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "reptile"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "reptile", SPREAD]
 
 
 def many_runs(num_names=30):
@@ -326,7 +328,7 @@ def test_many_names_stand_beside_the_axis_in_the_colour_of_their_method_with_the
     assert {bar.lines[0].get_color() for number, bar in means.items() if number} == {"#0072B2"}
     assert means[0].lines[0].get_color() == "#009E73"
     assert [(text.get_text(), text.get_position()[1]) for text in rte.texts] == [("undefined", 2)]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "reptile"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "reptile", SPREAD]
     assert rte.get_ylim()[0] > rte.get_ylim()[1]  # the first name on top
 
 
@@ -338,12 +340,22 @@ def test_no_label_of_many_names_lies_over_another_or_over_a_panel():
     assert all(box.x0 >= 0 and box.x1 <= figure.axes[0].bbox.x0 for box in boxes)
 
 
-def test_score_against_time_of_many_names_shows_their_means_alone():
+def test_score_against_time_of_many_names_has_panels_of_ten_at_most_each_with_its_spread():
     figure = table_plots.score_against_time_figure(many_runs(), name=lambda result: result["row"])
-    drawn = lines(figure.axes[0])
-    assert list(drawn) == [f"r{number}" for number in range(30)]
-    assert drawn["r7"] == close([[10, 58]])
-    assert not figure.axes[0].containers
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["rte", "cola"] * 3
+    shown = [[name for name in lines(axes) if not name.startswith("_")] for axes in figure.axes]
+    assert [name for group in shown[::2] for name in group] == [f"r{number}" for number in range(30)]
+    assert lines(figure.axes[0])["r7"] == close([[10, 58]])
+    assert [len(axes.containers) for axes in figure.axes] == [10] * 6
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[1::2]]
+    assert legends == [[*group, SPREAD] for group in shown[::2]]
+    assert len({axes.get_xlim() + axes.get_ylim() for axes in figure.axes[::2]}) == 1
+
+
+def test_one_seed_has_no_spread_and_no_word_of_one():
+    for figure in (table_plots.table_figure, table_plots.score_against_time_figure):
+        drawn = figure([run("rte", "kd", 0.5), run("rte", "reptile", 0.6)])
+        assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["kd", "reptile"]
 
 
 def test_times_far_apart_are_drawn_on_a_logarithmic_axis():
@@ -351,6 +363,9 @@ def test_times_far_apart_are_drawn_on_a_logarithmic_axis():
     near = table_plots.score_against_time_figure([run("rte", "kd", 0.5, 1), run("rte", "reptile", 0.6, 9)])
     assert [figure.axes[0].get_xscale() for figure in (far, near)] == ["log", "linear"]
     assert near.axes[0].get_xlim()[0] == 0
+    both = [run(task, "kd", 0.5, 1) for task in ("rte", "cola")] + [run("rte", "reptile", 0.6, 11)]
+    figure = table_plots.score_against_time_figure([*both, run("cola", "reptile", 0.6, 2)])
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]  # one kind of axis in a picture
 
 
 def test_runs_can_be_grouped_under_other_names_each_with_a_look_of_its_own():

@@ -88,6 +88,15 @@ def test_a_panel_for_each_task_and_one_look_for_each_row():
     assert dots == {"reptile": [[-2, 1]], "slow": [[0, 0.5]]}
     assert [line.get_xydata().tolist() for line in cola.lines if line.get_label() == "reptile"] == [[[-9, -3]]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["reptile", "slow"]
+    assert all("(points)" in label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()))
+
+
+def test_many_rows_have_panels_of_ten_at_most():
+    figure = teacher_change_figure([TeacherChange("rte", f"r{number}", number, 1) for number in range(16)])
+    dots = [[line.get_label() for line in axes.lines if line.get_marker() != "None"] for axes in figure.axes]
+    assert dots == [[f"r{number}" for number in range(8)], [f"r{number}" for number in range(8, 16)]]
+    shown = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert shown == dots
 
 
 def test_it_is_written_or_refused(tmp_path):

@@ -80,9 +80,9 @@ def test_results_stay_a_dict():
 def test_results_at_a_prompt_are_a_few_aligned_lines():
     assert repr(RunResults(RESULTS)).splitlines() == [
         "reptile on toy-<b>pair</b>, seed 7",
-        "              student  teacher at start  teacher at end",
-        "dev f1         0.9123            0.9500          0.2500",
-        "dev accuracy        -            0.9000               -",
+        "                  student  teacher at start  teacher at end",
+        "dev f1 (%)          91.23             95.00           25.00",
+        "dev accuracy (%)        -             90.00               -",
         *(f"{name:19}  {value:>17}" for name, value in FACTS.items()),
         f"dict of {', '.join(RESULTS)}",
     ]
@@ -92,8 +92,8 @@ def test_results_in_a_notebook_are_tables_with_the_same_values():
     rows = Cells(RunResults(RESULTS)._repr_html_()).rows
     assert rows == [
         ["", "student", "teacher at start", "teacher at end"],
-        ["dev f1", "0.9123", "0.9500", "0.2500"],
-        ["dev accuracy", "-", "0.9000", "-"],
+        ["dev f1 (%)", "91.23", "95.00", "25.00"],
+        ["dev accuracy (%)", "-", "90.00", "-"],
         *map(list, FACTS.items()),
     ]
 
@@ -111,7 +111,7 @@ def test_what_a_user_names_is_escaped():
     prediction = Prediction(hostile, {hostile: 0.5})
     rows = Cells(SplitPredictions([prediction], [hostile], {"accuracy": 1.0})._repr_html_()).rows
     assert rows == [
-        ["accuracy", "1.0000"],
+        ["accuracy (%)", "100.00"],
         ["row", "prediction", "probability", "label"],
         ["0", hostile, "0.500", hostile],
     ]
@@ -126,13 +126,13 @@ def test_of_an_examination_the_first_ten_rows_are_shown_and_the_rest_counted():
     assert repr(split_predictions) == "SplitPredictions(1,234 rows: no labels)"
     assert (
         repr(SplitPredictions(predictions, ["no"] * 1234, {"accuracy": 1.0}))
-        == "SplitPredictions(1,234 rows: accuracy 1.0000)"
+        == "SplitPredictions(1,234 rows: accuracy 100.00 %)"
     )
 
 
 def test_an_examination_of_numbers_is_shown_too():
     rows = Cells(SplitPredictions([Prediction(2.34567, {})], [3.0], {"pearson": None})._repr_html_()).rows
-    assert rows == [["pearson", "-"], ["row", "prediction", "probability", "label"], ["0", "2.346", "-", "3.000"]]
+    assert rows == [["pearson (%)", "-"], ["row", "prediction", "probability", "label"], ["0", "2.346", "-", "3.000"]]
 
 
 def test_an_experiment_says_how_far_it_is(tmp_path):
@@ -148,10 +148,10 @@ def test_an_experiment_says_how_far_it_is(tmp_path):
     experiment.callbacks = (Looks(),)
     results = experiment.fit()
     assert states == [f"{start}unfinished)"]
-    assert repr(experiment) == f"{start}dev accuracy {results['score']:.4f})"
+    assert repr(experiment) == f"{start}dev accuracy {100 * results['score']:.2f} %)"
     assert type(results) is type(experiment.fit()) is RunResults
     rows = dict(Cells(experiment._repr_html_()).rows)
-    assert rows["state"] == f"dev accuracy {results['score']:.4f}"
+    assert rows["state"] == f"dev accuracy {100 * results['score']:.2f} %"
     assert rows["folder"] == str(tmp_path / "toy-sentence" / "finetune-seed42")
     other = Experiment.from_yaml(TINY, "method=finetune", f"runs_dir={tmp_path}", "train.lr=1e-2")
     assert "holds a finished run with train.lr = 0.001, not 0.01" in repr(other)

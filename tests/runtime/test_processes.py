@@ -426,6 +426,21 @@ def test_a_sharded_script_leaves_the_run_that_one_process_leaves(plain, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_nodes_that_meet_at_an_address_leave_the_run_that_one_process_leaves(plain, tmp_path, shard):
+    """As two machines do: a launcher on each, of one process, with the rendezvous of scripts/README.md."""
+    options, expected = plain
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
+    words += ["--rdzv_id=1", f"--rdzv_endpoint=localhost:{free_port()}", "scripts/distil.py", *map(str, options)]
+    words += [f"runs_dir={tmp_path}", f"distributed.shard={shard}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    nodes = [subprocess.Popen(words, cwd=ROOT, env=environment(), **pipes) for _ in range(2)]
+    said = [node.communicate(timeout=180) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert_same_run(tmp_path / "toy-sentence", expected)
+
+
+@pytest.mark.slow
 def test_a_folder_in_use_ends_all_processes_with_one_sentence(tmp_path):
     folder = tmp_path / "toy-sentence" / "finetune-seed42"
     with RunFolder(folder).claimed():

@@ -31,13 +31,13 @@ def say(monkeypatch):
     return say
 
 
-EPOCH = "epoch 1/3: loss 0.5752; dev accuracy 0.4620; teacher's dev accuracy 0.8860; agreement 0.404; gap 4.385"
+EPOCH = "epoch 1/3: loss 0.5752; dev accuracy 46.20 %; teacher's dev accuracy 88.60 %; agreement 40.4 %; gap 4.385"
 
 
 def test_on_a_narrow_terminal_a_line_is_broken_between_words(say):
     assert say(Terminal(), 80, EPOCH).splitlines() == [
-        "epoch 1/3: loss 0.5752; dev accuracy 0.4620; teacher's dev accuracy 0.8860;",
-        "    agreement 0.404; gap 4.385",
+        "epoch 1/3: loss 0.5752; dev accuracy 46.20 %; teacher's dev accuracy 88.60 %;",
+        "    agreement 40.4 %; gap 4.385",
     ]
 
 

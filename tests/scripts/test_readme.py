@@ -38,6 +38,7 @@ BLOCK = re.compile(
 FENCED = re.compile(r"^ *```.*?^ *```$", re.M | re.S)
 MARKS = {"needs: hub", "needs: data", "needs: patience", "takes: minutes"}
 TOOLS = ("pip", "pytest", "ruff", "lint-imports", "mypy", "pre-commit", "bash")
+BRIEFLY = ("--seconds", "0", "--lengths", "4", "--batch-sizes", "1")
 MOST_LINES = 250
 """Of the README: it is the way in, and the other pages have the rest."""
 
@@ -98,7 +99,8 @@ def finished(tmp_path_factory):
         (world / name).symlink_to(ROOT / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reptile_distil.experiments.run.draw_after_run", lambda folder: None)
-        Experiment.from_yaml(TINY, f"runs_dir={world}/runs").fit()
+        for method in ("reptile", "kd"):
+            Experiment.from_yaml(TINY, f"runs_dir={world}/runs", f"method={method}").fit()
     return world
 
 
@@ -206,6 +208,10 @@ def test_each_python_block_runs(world, block):
     assert block.mark is None
     if "import draw_" in block.text:
         pytest.importorskip("matplotlib")
+    if "onnxruntime" in block.text:
+        pytest.importorskip("onnxruntime")
+        student = "runs/toy-sentence/kd-seed42"
+        assert call(["python", "scripts/report.py", "--model", student, "--int8", *BRIEFLY]) == 0
     names = {"teacher": bert(4), "student": bert(2), "loader": [batch()]}
     exec(compile(block.text, block.page, "exec"), names)
 

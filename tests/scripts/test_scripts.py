@@ -79,9 +79,9 @@ def test_evaluate_gives_the_score_that_the_run_gave(call, tmp_path):
     folder = tmp_path / "runs/toy-sentence/finetune-seed42"
     code, out, _ = call("evaluate", "--model", folder / "model", config=None)
     assert code == 0
-    split, metric, score = out.split()
+    split, metric, score = out.removesuffix(" %\n").split()
     saved = json.loads((folder / "results.json").read_text())["scores"]["dev"]["accuracy"]
-    assert (split, metric, float(score)) == ("dev", "accuracy", pytest.approx(saved, abs=1e-6))
+    assert (split, metric, float(score)) == ("dev", "accuracy", pytest.approx(100 * saved, abs=0.005))
 
 
 def test_evaluate_finds_the_run_of_a_model_however_it_is_named(call, tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_evaluate_finds_the_run_of_a_model_however_it_is_named(call, tmp_path, m
     for name in (".", "./", "..", "../model", f"{model}/", f"{model}/../model", tmp_path / "link"):
         code, out, _ = call("evaluate", "--model", name, config=None)
         assert (name, code) == (name, 0)
-        assert out == f"dev\taccuracy\t{results['scores']['dev']['accuracy']:.6f}\n"
+        assert out == f"dev\taccuracy\t{100 * results['scores']['dev']['accuracy']:.2f} %\n"
 
 
 def test_evaluate_writes_predictions_whose_accuracy_is_the_score(call, tmp_path):
@@ -104,7 +104,7 @@ def test_evaluate_writes_predictions_whose_accuracy_is_the_score(call, tmp_path)
     assert header == ["index", "prediction", "probability", "label"]
     assert [int(row[0]) for row in rows] == list(range(500))
     accuracy = sum(row[1] == row[3] for row in rows) / 500
-    assert f"test\taccuracy\t{accuracy:.6f}" in out
+    assert f"test\taccuracy\t{100 * accuracy:.2f} %" in out
 
 
 def test_evaluate_predicts_a_split_without_labels(call, tmp_path):
@@ -163,7 +163,9 @@ def test_mnlis_student_has_both_halves_in_one_results_json_and_is_scored_on_ax(c
     scores = json.loads((run / "results.json").read_text())["scores"]
     assert list(scores) == ["dev_matched", "dev_mismatched"]
     code, out, _ = call("evaluate", "--model", run / "model", *data, config=None)
-    assert out.splitlines() == [f"{split}\taccuracy\t{of_split['accuracy']:.6f}" for split, of_split in scores.items()]
+    assert out.splitlines() == [
+        f"{split}\taccuracy\t{100 * of_split['accuracy']:.2f} %" for split, of_split in scores.items()
+    ]
 
     rows = [
         ("the film was good", "it was bad"),
@@ -185,9 +187,9 @@ def test_mnlis_student_has_both_halves_in_one_results_json_and_is_scored_on_ax(c
         lines += ["\t".join(["x"] * 5 + [*row, label]) for row, label in zip(rows, labels, strict=True)]
         (tmp_path / "AX" / "diagnostic-full.tsv").write_text("\n".join(lines) + "\n")
         code, out, _ = call(*evaluate, config=None)
-        split, metric, score = out.split()
+        split, metric, score = out.removesuffix(" %\n").split()
         assert (code, split, metric) == (0, "test", "matthews_correlation")
-        assert float(score) == mcc if mcc is not None else float(score) <= 0
+        assert float(score) == 100 * mcc if mcc is not None else float(score) <= 0
 
 
 def test_print_config_prints_yaml_that_loads_and_trains_nothing(call, tmp_path):

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
+from reptile_distil.runtime.text_tables import Bold, markdown_table, terminal_table
 from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.data import TableData, collect, columns_of
-from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, write_table
+from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, to_terminal, write_table
 from reptile_distil.tables.sheets import difference_sheet, notes, score_sheet
 from tests.helpers import records as helper
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
+from tests.helpers.tables import cells_of
 
 GOLDEN = FIXTURES / "golden"
 
@@ -63,6 +65,40 @@ def test_the_files_are_letter_by_letter_what_these_results_must_give(tmp_path, s
     text = (tmp_path / "out" / f"table.{suffix}").read_text()
     assert text == (GOLDEN / f"table.{suffix}").read_text()
     assert markdown == (GOLDEN / "table.md").read_text()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200, 1000])
+def test_on_a_terminal_no_line_is_wider_and_every_cell_of_the_markdown_is_there(tmp_path, width):
+    data = collect(write_golden_runs(tmp_path))
+    text = to_terminal(data, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    whole = to_markdown([score_sheet(data), difference_sheet(data)], notes(data))
+    if width == 1000:
+        assert text == whole
+    tables, words = "\n".join(text.split("\n\n")[:-4]), text.split()
+    for cell in (cell for line in cells_of(whole) for cell in line):
+        assert cell in tables or all(word in words for word in cell.split())
+    assert " ".join(words).endswith(" ".join(notes(data)[-1].split()))
+
+
+def test_a_wide_table_is_shown_in_parts_that_each_begin_with_the_names_of_the_rows():
+    header = ["method", "a long name of a task", "MRPC"]
+    rows = [["kd", "1.0", ("2.0", " / ", Bold("3.0"))], ["a name of a row that is long", "4.0", "5.0"]]
+    assert terminal_table(header, rows, width=35).splitlines() == [
+        "method                a long name",
+        "                        of a task",
+        "--------------------  -----------",
+        "kd                            1.0",
+        "a name of a row that          4.0",
+        "is long",
+        "",
+        "method                         MRPC",
+        "--------------------  -------------",
+        "kd                    2.0 / **3.0**",
+        "a name of a row that            5.0",
+        "is long",
+    ]
+    assert terminal_table(header, rows, width=200) == markdown_table(header, rows)
 
 
 def table_of(tasks, scores, seeds=(1,)):

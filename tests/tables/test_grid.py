@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reptile_distil.engines import engine
 from reptile_distil.errors import ConfigError, ModelError, RunInUseError
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.runs.folder import RunFolder
@@ -68,7 +69,7 @@ class FakeExperiment:
 def world(monkeypatch):
     world = World()
     monkeypatch.setattr(grid, "Experiment", world)
-    monkeypatch.setattr(grid, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.0)
     return world
 
 
@@ -203,7 +204,7 @@ def test_a_student_that_loses_its_teacher_to_a_new_fine_tuning_comes_again_after
     worker.run()
     assert world.ran == [ALL[0], ALL[2], ALL[3], ALL[0], ALL[3]]
     assert worker.failures == {}
-    assert worker.report() == "3 cells: 4 run, 0 already finished, 0 failed"
+    assert worker.report() == "3 cells: 3 run, 0 already finished, 0 failed"
 
 
 def test_a_cell_does_not_inherit_the_number_of_threads_of_the_one_before(world, table):

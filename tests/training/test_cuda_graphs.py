@@ -539,7 +539,7 @@ def test_what_cannot_be_recorded_is_refused_in_one_sentence(tmp_path, overrides,
     "overrides",
     [
         ["reptile.share_forward=false"],
-        ["loss.hidden=0.1"],
+        ["loss.hidden=0.1", "loss.hidden_projection=learned", "loss.relations={weight: 0.1, heads: 2}"],
         ["precision=bf16"],
         ["compute.compile=true"],
         ["method=kd", "compute.attention=eager"],

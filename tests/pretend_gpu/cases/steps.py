@@ -6,8 +6,10 @@ import torch
 from reptile_distil.data.batches import Batches, StepBatches
 from reptile_distil.data.features import Features
 from reptile_distil.data.transfer import hide_labels, join_rows
+from reptile_distil.losses.attention_maps import AttentionLoss
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
+from reptile_distil.losses.relations import RelationLoss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
@@ -30,7 +32,8 @@ def build(name, *, packed=False, autocast_dtype=None, dropout=0.1, hidden=False,
     if name == "finetune":
         return FineTuner(student, **shared)
     layers = ((0,), (3,))
-    terms = (HiddenLoss(1.0, layers), PatientLoss(1.0, layers)) if hidden else ()
+    maps = AttentionLoss(1.0, layers, "probabilities", 2, 2)
+    terms = (HiddenLoss(1.0, layers), PatientLoss(1.0, layers), RelationLoss(1.0, 4, 3, 1), maps) if hidden else ()
     shared["loss"] = DistillationLoss(hidden_terms=terms)
     if name == "kd":
         return KnowledgeDistiller(teacher, student, **shared)

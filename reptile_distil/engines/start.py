@@ -1,0 +1,72 @@
+"""From a table's configuration to its engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from reptile_distil.config.table_sections import EngineConfig, SlurmConfig
+from reptile_distil.engines.engine import Engine, LocalEngine
+from reptile_distil.engines.ray_engine import RayEngine
+from reptile_distil.engines.slurm_engine import SlurmEngine
+
+
+def make_engine(config: EngineConfig, runs_dir: Path, name: str, *, use_gpus: bool) -> Engine:
+    """The engine that is asked for; the logs of its jobs go into a folder of its own in `runs_dir`.
+
+    Raises `MissingExtraError` where its package is not installed, and `ConfigError` where it cannot be used.
+    """
+    if config.name == "ray":
+        ray = config.ray
+        return RayEngine(
+            runs_dir / "ray-logs",
+            address=ray.address,
+            gpus_per_job=ray.gpus_per_cell,
+            cpus_per_job=ray.cpus_per_cell,
+            use_gpus=use_gpus,
+            retries=ray.retries,
+        )
+    if config.name == "slurm":
+        slurm = config.slurm
+        is_slurm = slurm.cluster == "slurm"
+        return SlurmEngine(
+            runs_dir / "slurm-logs",
+            cluster=slurm.cluster,
+            parameters=sbatch_parameters(slurm, name) if is_slurm else process_parameters(slurm),
+            retries=slurm.retries,
+            max_running=None if is_slurm else _num_at_once(slurm),
+        )
+    return LocalEngine()
+
+
+def sbatch_parameters(slurm: SlurmConfig, name: str) -> dict[str, Any]:
+    """What submitit asks Slurm for, of each job."""
+    wanted = {
+        "job_name": name,
+        "time": slurm.minutes,
+        "partition": slurm.partition,
+        "gpus_per_node": slurm.gpus_per_cell,
+        "cpus_per_task": slurm.cpus_per_cell,
+        "mem": None if slurm.memory_gb is None else f"{round(slurm.memory_gb * 1024)}MB",
+        "array_parallelism": slurm.parallel,
+        "signal_delay_s": slurm.signal_seconds,
+        "setup": list(slurm.setup) or None,
+        "additional_parameters": dict(slurm.options) or None,
+    }
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def process_parameters(slurm: SlurmConfig) -> dict[str, Any]:
+    """The same for processes of this machine, as far as they have it."""
+    return {
+        "timeout_min": slurm.minutes,
+        "gpus_per_node": slurm.gpus_per_cell or 0,
+        "signal_delay_s": slurm.signal_seconds,
+        "setup": list(slurm.setup),
+    }
+
+
+def _num_at_once(slurm: SlurmConfig) -> int:
+    """How many processes this machine has cores for."""
+    return min(slurm.parallel, max(1, (os.cpu_count() or 1) // (slurm.cpus_per_cell or 1)))

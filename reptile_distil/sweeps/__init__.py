@@ -1,0 +1,1 @@
+"""Searches for better values of a configuration's keys, by rows that are held out of training, never by dev."""
