@@ -109,7 +109,7 @@ class _Audit:
         if components.epochs:
             frozen.model.load_state_dict(epoch_weights(components.epochs, setup.task)[-1]())
         weights = class_weights(config, self.train.features.labelled, setup.task.label_names, setup.device)
-        # The method's where that has weights, which the student's optimizer holds.
+        # The method's own where it has weights, which the student's optimizer holds.
         loss: Any = built.modules.get("loss")
         self.one_step = OneStepAudit(
             method=self.method,

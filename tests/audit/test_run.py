@@ -113,7 +113,7 @@ def test_a_stage_comes_before_a_step_that_moves_the_teacher(config, options):
         assert all(moved != so_far for moved, so_far in zip(stage.column("moved"), stage.column("so_far"), strict=True))
 
 
-@pytest.mark.parametrize("terms", [(), ("loss.hidden=0.1",)])
+@pytest.mark.parametrize("terms", [pytest.param((), marks=pytest.mark.slow), ("loss.hidden=0.1",)])
 def test_a_second_teacher_of_another_shape_is_taken_where_the_loss_compares_logits_alone(config, tmp_path, terms):
     deeper = Experiment.from_yaml(TINY, f"runs_dir={tmp_path}", "teacher.pretrained=toy-bert-4L-16H")
     deeper.fit_teacher()
