@@ -170,8 +170,20 @@ def _load_other(setup: Setup, name: str, components: Components) -> Teacher:
     check_same_tokenizer(name, tokenizer, "the student", components.tokenizer)
     model = load_finetuned(name, setup.task, setup.config.teacher.label_names)
     prepare_to_read(setup.config, setup.task, name, model, Tokenizers(components.tokenizer))
+    teacher: Any = components.teacher
+    compares_more = bool(build_loss(setup.config, teacher.model, components.model).needs)
+    if compares_more and (own := _shape(teacher.model)) != (others := _shape(model)):
+        raise ConfigError(
+            f"--other {name}: it has {others}, the run's teacher {own}, and the loss compares more than logits: take "
+            "one of the same shape, or leave the loss's terms on hidden states and attention out"
+        )
     prepare_model(model, setup.config, setup.device)
     return Teacher(model, **forward_options(setup.config))
+
+
+def _shape(model: Any) -> str:
+    config = model.config
+    return f"{config.num_hidden_layers} layers of width {config.hidden_size} with {config.num_attention_heads} heads"
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
+from reptile_distil.config.defining_settings import flatten
 from reptile_distil.config.messages import describe, explain
 from reptile_distil.config.sections import MethodName, PathText, Role
 from reptile_distil.config.table_sections import EngineConfig, SearchConfig
@@ -214,12 +215,14 @@ def _check_teachers(cells: Sequence[Cell], path: str) -> None:
     for cell in cells:
         if not cell.needs_teacher:
             continue
-        shared, own = teachers[cell.task.name, cell.seed].decisive, cell.config.defining_settings("teacher")
-        for key in shared:
-            if shared[key] != own[key]:
+        teacher = teachers[cell.task.name, cell.seed]
+        shared, own = teacher.decisive, cell.config.defining_settings("teacher")
+        for key in dict.fromkeys((*shared, *own)):  # a setting of one of them alone is the other's at its default
+            if shared.get(key) != own.get(key):
+                theirs, ours = (flatten(of.config.model_dump(mode="json")).get(key) for of in (teacher, cell))
                 raise ConfigError(
-                    f"{path}: variants.{cell.row}: {key} = {own[key]!r} asks for a teacher of its own, but all rows of "
-                    f"a task share one, with {shared[key]!r}; give the row a teacher.finetuned, or a table of its own"
+                    f"{path}: variants.{cell.row}: {key} = {ours!r} asks for a teacher of its own, but all rows of "
+                    f"a task share one, with {theirs!r}; give the row a teacher.finetuned, or a table of its own"
                 )
 
 

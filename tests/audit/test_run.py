@@ -113,6 +113,19 @@ def test_a_stage_comes_before_a_step_that_moves_the_teacher(config, options):
         assert all(moved != so_far for moved, so_far in zip(stage.column("moved"), stage.column("so_far"), strict=True))
 
 
+@pytest.mark.parametrize("terms", [pytest.param((), marks=pytest.mark.slow), ("loss.hidden=0.1",)])
+def test_a_second_teacher_of_another_shape_is_taken_where_the_loss_compares_logits_alone(config, tmp_path, terms):
+    deeper = Experiment.from_yaml(TINY, f"runs_dir={tmp_path}", "teacher.pretrained=toy-bert-4L-16H")
+    deeper.fit_teacher()
+    settings = FEW._replace(stages=(0.0,), other=str(deeper.teacher_folder.model))
+    if not terms:
+        (stage,) = audit(config("method=kd"), settings, lambda stages: None)
+        assert len(stage.column("other")) == 2
+        return
+    with pytest.raises(ConfigError, match=r"--other .*: it has 4 layers of .*, the run's teacher 2 layers of width 16"):
+        audit(config("method=kd", *terms), settings, lambda stages: None)
+
+
 def test_transfer_rows_count_in_no_balanced_weight(config):
     options = ("data.transfer.labelled_rows=16", "loss.class_weights=balanced", "method=reptile")
     (stage,) = audit(config(*options), FEW._replace(stages=(0.0,)), lambda stages: None)

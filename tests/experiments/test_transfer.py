@@ -148,7 +148,7 @@ def test_a_ratio_of_0_leaves_the_same_labelled_rows_and_their_teacher():
     [
         ("classes", ("method=kd", "kd.keep_logits=true", "loss.class_weights=balanced")),
         pytest.param("classes", ("method=reptile", "reptile.task_lr=1e-3"), marks=pytest.mark.slow),
-        ("scores", ("method=prokt",)),
+        pytest.param("scores", ("method=prokt",), marks=pytest.mark.slow),
         pytest.param("sets", ("method=kd", "loss.class_weights=balanced"), marks=pytest.mark.slow),
     ],
 )
@@ -236,7 +236,10 @@ def test_a_malformed_transfer_file_is_refused_before_a_teacher_is_trained(own, t
     assert not experiment.teacher_folder.results.exists()
 
 
-@pytest.mark.parametrize("options", [("method=kd",), ("method=reptile", "reptile.order=student_first")])
+@pytest.mark.parametrize(
+    "options",
+    [("method=kd",), pytest.param(("method=reptile", "reptile.order=student_first"), marks=pytest.mark.slow)],
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tiny, tmp_path, options):
     """In the second epoch, whose transfer rows go on where the first one's ended."""
 

@@ -231,13 +231,32 @@ def test_a_finished_run_with_other_settings_fails_by_key_and_is_not_touched(worl
     assert file.read_bytes() == before
 
 
-def test_a_variant_that_needs_another_teacher_is_refused_by_key(table):
+@pytest.mark.parametrize(
+    ("shared", "variant", "message"),
+    [
+        ((), "teacher: {train: {lr: 0.002}}", r"teacher\.train\.lr = 0\.002 asks .* one, with 0\.001;"),
+        ((), "data: {transfer: {labelled_rows: 20}}", r"data\.transfer\.labelled_rows = 20 asks .* one, with None;"),
+        (
+            ("data.transfer.labelled_rows=20",),
+            "data: {transfer: {labelled_rows: null}}",
+            r"data\.transfer\.labelled_rows = None asks .* one, with 20;",
+        ),
+        ((), "teacher: {train: {adamw: torch}}", r"teacher\.train\.adamw = 'torch' asks .* with 'transformers4';"),
+    ],
+)
+def test_a_variant_that_needs_another_teacher_is_refused_by_key(table, shared, variant, message):
     """The teacher's folder is shared by all rows; without this the last of them would fail after hours."""
-    overrides = ["tasks=[toy-sentence]", "methods=[kd, other]"]
-    variant = "variants.other={method: kd, teacher: {train: {lr: 0.002}}}"
-    with pytest.raises(ConfigError, match=r"variants\.other: teacher\.train\.lr = 0\.002 asks for a teacher"):
-        table(*overrides, variant)
-    table(*overrides, "variants.other={method: finetune, data: {max_length: 16}}")
+    overrides = ["tasks=[toy-sentence]", "methods=[kd, other]", *shared]
+    with pytest.raises(ConfigError, match=rf"variants\.other: {message}"):
+        table(*overrides, f"variants.other={{method: kd, {variant}}}")
+
+
+@pytest.mark.parametrize(
+    "variant", ["method: finetune, data: {max_length: 16}", "method: kd, data: {transfer: {ratio: 3}}"]
+)
+def test_a_variant_that_needs_no_other_teacher_is_taken(table, variant):
+    overrides = ["tasks=[toy-sentence]", "methods=[kd, other]", "data.transfer.labelled_rows=20"]
+    table(*overrides, f"variants.other={{{variant}}}")
 
 
 def test_a_cells_scores_do_not_depend_on_the_cells_before_it(table, tmp_path):
