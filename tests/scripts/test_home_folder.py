@@ -34,6 +34,7 @@ def texts_that_are_paths(section, prefix=""):
             yield prefix + name
 
 
+LIST = "[~/there]"
 NOT_PATHS = {"task", "name", "task.hub", "trackers", "quoting", "label"}
 KEYS = sorted({*texts_that_are_paths(Config), *texts_that_are_paths(OwnTaskConfig, "task.")} - NOT_PATHS)
 
@@ -44,14 +45,15 @@ def test_the_keys_that_are_paths_are_found():
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key.rpartition(".")[2] not in NOT_PATHS])
 def test_a_key_that_is_a_path_knows_the_home_folder(home, key):
-    value = {"task.files": "{train: ~/there}", "teachers": "[~/there]"}.get(key, "~/there")
+    value = {"task.files": "{train: ~/there}", "teachers": LIST, "data.transfer.files": LIST}.get(key, "~/there")
     task = "task={name: mine, text: [text], labels: [a, b], metrics: [accuracy], files: {train: x.csv}}"
     others = [task] if key.startswith("task.") else ["method=kd"] if key == "teachers" else []
     config = load_config(TINY, [*others, f"{key}={value}"])
     for part in key.split("."):
         config = getattr(config, part)
     there = f"{home}/there"
-    assert config == {"task.files": {"train": there}, "teachers": (there,)}.get(key, there)
+    expected = {"task.files": {"train": there}, "teachers": (there,), "data.transfer.files": (there,)}
+    assert config == expected.get(key, there)
 
 
 def test_a_tables_output_knows_the_home_folder(home):
