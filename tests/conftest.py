@@ -8,7 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, whi
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is; tiny models only wait for a second thread
 
 import contextlib
+import gc
 import runpy
+import sys
 import warnings
 from pathlib import Path
 
@@ -27,6 +29,18 @@ guard.install()
 # A busy machine is no failure, and the same examples each time.
 hypothesis.settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("ours")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_are_no_garbage():
+    """Every run collects garbage; in a process with all these libraries that takes most of a tiny run's time."""
+    if len(sys.modules) > _seen[-1] + 100:
+        gc.collect()
+        gc.freeze()
+        _seen.append(len(sys.modules))
+
+
+_seen = [0]
 
 
 @pytest.fixture(autouse=True)
