@@ -235,23 +235,27 @@ def test_a_run_that_died_between_an_epochs_last_step_and_its_evaluation_goes_on_
     assert contents(runs, "finetune") == uninterrupted["finetune"][0]
 
 
+def slow(*overrides):
+    return pytest.param(list(overrides), marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        [
+        slow(
             "method=reptile",
             "reptile.inner_optimizer=persistent_adamw",
             "reptile.share_forward=false",
             "reptile.every=2",
-        ],
+        ),
         ["method=reptile", "reptile.inner_batch=held_out", "reptile.inner_steps=2", "reptile.share_forward=false"],
         ["method=reptile", "reptile.task_lr=1e-3", "reptile.pull=0.1"],
         ["method=reptile", "reptile.order=student_first", "reptile.every=2"],
-        ["method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"],
+        slow("method=metadistil", "train.micro_batch_size=null", "metadistil.teacher_lr=1e-2"),
         ["method=prokt", "prokt.order=teacher_first", "prokt.teacher_lr=1e-3"],
-        ["method=cotrain", "cotrain.teacher_lr=1e-3"],
+        slow("method=cotrain", "cotrain.teacher_lr=1e-3"),
         ["method=lgtm", "lgtm.teacher_lr=1e-3", "lgtm.every=2"],
-        ["method=checkpoints", "checkpoints.until=0.3", *TEACHER_OF_THREE_EPOCHS],
+        slow("method=checkpoints", "checkpoints.until=0.3", *TEACHER_OF_THREE_EPOCHS),
     ],
     ids=[
         "persistent inner AdamW, every second step",
