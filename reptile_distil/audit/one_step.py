@@ -118,8 +118,8 @@ class OneStepAudit:
             inner_batch = method.ablation.inner_batches(batches.batch, *batches.extra or (None,))[0]
             ask = partial(method.student.outputs, needs=self.loss.needs)
             method.inner_update(inner_batch, ask)
-            steps = [torch.zeros_like(s) if (s := pair.student).grad is None else s.grad for pair in method.pairs]
-            steps = [step.clone() for step in steps]
+            # Copies: equation 2 takes the gradients' memory. One without a gradient stays where it is.
+            steps = [pair.student.grad.clone() for pair in method.pairs if pair.student.grad is not None]
             gap = method.update_teacher()
         return {KNOWS: float(nn.utils.get_total_norm(steps) / gap)}
 

@@ -22,6 +22,7 @@ from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.setup import Components, Setup, prepare_model
 from reptile_distil.experiments.teachers import epoch_weights, prepare_to_read
 from reptile_distil.models.classifier import Teacher
+from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import Tokenizers, check_same_tokenizer, load_tokenizer
 from reptile_distil.runtime.randomness import random_numbers_repeated
@@ -55,6 +56,8 @@ def check_audit(config: Config, settings: AuditSettings) -> None:
             "data.validation_fraction is not set: the loss is measured on training rows that are held out, never on "
             "the dev split; set it, for example to 0.2"
         )
+    if config.loss.extra_rows and not moves:
+        raise ConfigError("loss.extra_rows: the steps that an audit compares are on one batch alone; set it to 0")
     for name, is_on in {
         "compute.cuda_graphs": config.compute.cuda_graphs,
         "distributed.shard": config.distributed.shard,
@@ -168,7 +171,8 @@ def _check_probes(components: Components, settings: AuditSettings) -> None:
 def _load_other(setup: Setup, name: str, components: Components) -> Teacher:
     tokenizer = load_tokenizer(name)
     check_same_tokenizer(name, tokenizer, "the student", components.tokenizer)
-    model = load_finetuned(name, setup.task, setup.config.teacher.label_names)
+    # The names are of a teacher from elsewhere; a run's model says itself what its outputs mean.
+    model = load_finetuned(name, setup.task, () if is_model_of_a_run(name) else setup.config.teacher.label_names)
     prepare_to_read(setup.config, setup.task, name, model, Tokenizers(components.tokenizer))
     teacher: Any = components.teacher
     compares_more = bool(build_loss(setup.config, teacher.model, components.model).needs)

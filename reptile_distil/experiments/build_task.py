@@ -35,7 +35,7 @@ def build_task(config: Config) -> Task:
     Raises `ConfigError` where its transfer rows would teach nothing.
     """
     task, loss = _task_of(config), config.loss
-    has_term = not task.is_regression or loss.regression != "none" or loss.patient or loss.hidden
+    has_term = not task.is_regression or loss.regression != "none" or loss.hidden_terms or loss.name
     if config.data.transfer.is_on and config.method != "finetune" and not has_term:
         raise ConfigError(
             f"loss.regression = none leaves the regression {task.name} without a distillation term, so that transfer "

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from reptile_distil import Experiment
 from reptile_distil.audit.run import AuditSettings, audit, check_audit
@@ -70,6 +72,7 @@ def test_a_second_teacher_is_compared_with_the_first(config, teacher):
         (("method=finetune",), {}, r"method = 'finetune': an audit needs a teacher"),
         (("method=kd",), {}, r"its teacher does not move; give --other DIR"),
         (("data.validation_fraction=null",), {}, r"data.validation_fraction is not set: .* never on the dev split"),
+        (("method=kd", "loss.extra_rows=1"), {"other": "x"}, r"loss.extra_rows: the steps .* set it to 0"),
         (("compute.cuda_graphs=true",), {}, r"compute.cuda_graphs = True: .*; use false"),
         ((), {"stages": (1.0,)}, r"--stages 1: expected fractions of the run, from 0 to below 1"),
         ((), {"stages": (-0.1, 0.5)}, r"--stages -0.1 0.5"),
@@ -130,3 +133,18 @@ def test_transfer_rows_count_in_no_balanced_weight(config):
     options = ("data.transfer.labelled_rows=16", "loss.class_weights=balanced", "method=reptile")
     (stage,) = audit(config(*options), FEW._replace(stages=(0.0,)), lambda stages: None)
     assert all(np.isfinite(value) for value in stage.measured[0].values())
+
+
+def test_the_names_of_a_teacher_from_elsewhere_are_not_those_of_a_second_one_of_a_run(config, teacher, tmp_path):
+    """The same model twice: once as a run has saved it, once with its labels the other way round, and without names."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(teacher)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter.flip(0))
+    model.config.id2label, model.config.label2id = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
+    model.save_pretrained(tmp_path / "elsewhere")
+    transformers.AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "elsewhere")
+    turned = (f"teacher.finetuned={tmp_path}/elsewhere", "teacher.label_names=[positive, negative]")
+    stages = audit(config("method=kd", *turned), FEW._replace(other=str(teacher)), lambda stages: None)
+    assert stages[0].column("other") == pytest.approx(stages[0].column("frozen"), abs=1e-6)
+    assert stages[0].column("other") != stages[0].column("before")

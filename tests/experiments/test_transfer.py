@@ -336,6 +336,11 @@ def test_a_regression_without_a_distillation_term_refuses_transfer_rows(own):
         own("data.transfer.fraction=0.5", "loss.regression=none", kind="scores")
 
 
+@pytest.mark.parametrize("term", ["loss.hidden=1", "loss.relations={weight: 1, heads: 2}", "loss.attention.weight=1"])
+def test_a_regression_whose_only_term_is_on_hidden_outputs_may_have_transfer_rows(own, term):
+    own("data.transfer.fraction=0.5", "loss.regression=none", term, kind="scores")
+
+
 @pytest.mark.parametrize("number", [70, 512])
 def test_more_labelled_rows_than_there_are_others_beside_are_refused_before_anything_is_trained(tiny, number):
     experiment = tiny("method=kd", f"data.transfer.labelled_rows={number}")

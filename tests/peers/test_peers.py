@@ -20,7 +20,9 @@ def test_each_contender_trains_on_the_same_rows_and_is_measured(tmp_path, capsys
         transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / name)
         toy_tokenizer().save_pretrained(tmp_path / name)
     folders = (f"--{name}={tmp_path / name}" for name in ("teacher", "student"))
-    compare.main([f"--data={tmp_path}", *folders, "--rounds=1", "--epochs=2"])
+    (tmp_path / "cache").mkdir()
+    compare.main([f"--data={tmp_path}", *folders, "--rounds=1", "--epochs=2", f"--cache={tmp_path}/cache"])
+    assert not list((tmp_path / "cache").iterdir()), "runs write into a copy"
     said = capsys.readouterr()
     assert [line.split("|")[1].strip() for line in said.out.splitlines()[2:]] == list(compare.CONTENDERS)
     assert said.err.count("cpu_seconds") == len(compare.CONTENDERS)
