@@ -26,6 +26,9 @@ class TransferConfig(Section):
     hidden from teacher and student."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Which of them (fraction, labelled_rows): another draw, the same for all methods and seeds of a run."""
+    skip: int = Field(0, ge=0)
+    """How many rows of that draw come before those that keep their labels: with 512 labelled rows, skip 0 and skip 512
+    have none in common."""
     ratio: float = Field(1.0, ge=0, le=1000)
     """Transfer rows for each labelled row of a batch, which has `train.batch_size` rows in all; 0: the labelled rows
     alone (the control of fraction and labelled_rows). An epoch is one pass over the labelled rows."""
@@ -58,12 +61,13 @@ class TransferConfig(Section):
         given = [name for name in ("files", "fraction", "labelled_rows") if getattr(self, name) not in ((), None)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different ways to say which rows have no labels: give one")
-        if not given and (self.ratio != 1 or self.seed):
-            name = "ratio" if self.ratio != 1 else "seed"
+        if not given and (self.ratio != 1 or self.seed or self.skip):
+            name = "ratio" if self.ratio != 1 else "seed" if self.seed else "skip"
             raise ValueError(f"{name} has no effect without transfer rows: give files, fraction or labelled_rows too")
-        if self.files and (self.seed or not self.ratio):
-            name = "seed is about fraction and labelled_rows" if self.seed else "ratio = 0 leaves no use for files"
-            raise ValueError(f"{name}: leave one of them out")
+        if self.files and (self.seed or self.skip or not self.ratio):
+            drawn = "seed" if self.seed else "skip" if self.skip else None
+            fault = f"{drawn} is about fraction and labelled_rows" if drawn else "ratio = 0 leaves no use for files"
+            raise ValueError(f"{fault}: leave one of them out")
         if len(set(self.files)) < len(self.files):
             raise ValueError("a file is given twice")
         return self

@@ -44,6 +44,7 @@ _LATER_KEYS = {
     "data.transfer.fraction": None,
     "data.transfer.labelled_rows": None,
     "data.transfer.seed": 0,
+    "data.transfer.skip": 0,
     "data.transfer.ratio": 1.0,
 }
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")

@@ -19,21 +19,28 @@ from reptile_distil.errors import DataError
 _DRAW = 2  # so that its random numbers are not those of the batches
 
 
-def hide_labels(rows: Features, *, num_labelled: int, seed: int) -> tuple[Features, Features]:
+def hide_labels(rows: Features, *, num_labelled: int, seed: int, skip: int = 0) -> tuple[Features, Features]:
     """Splits the rows in two, each in order: `num_labelled` that keep their labels, and the others without labels.
 
     Whether a row comes first is decided by its number in its split and the seed alone: it does not depend on which
-    other rows are there, and fewer labelled rows are always among those of a larger number. Raises `DataError` where
-    either part would be empty.
+    other rows are there, and fewer labelled rows are always among those of a larger number. The first `skip` rows of
+    that order do not keep theirs. Raises `DataError` where either part would be empty, or there are too few rows.
     """
     if not 0 < num_labelled < len(rows):
         raise DataError(
             f"data.transfer: {num_labelled} of {len(rows)} training rows would keep their labels: neither none nor all "
             "of them can, so give another fraction or labelled_rows"
         )
+    if skip + num_labelled > len(rows):
+        raise DataError(
+            f"data.transfer: {num_labelled} of {len(rows)} training rows are to keep their labels, but {skip} are "
+            "skipped before them: give a smaller skip, or fewer labelled_rows"
+        )
     place_in_draw = np.random.default_rng([seed, _DRAW]).random(int(rows.row_ids.max()) + 1)[rows.row_ids]
     order = np.argsort(place_in_draw, kind="stable")
-    labelled, hidden = (rows.select(np.sort(part)) for part in (order[:num_labelled], order[num_labelled:]))
+    keeps = np.zeros(len(rows), dtype=bool)
+    keeps[order[skip : skip + num_labelled]] = True
+    labelled, hidden = (rows.select(np.flatnonzero(part)) for part in (keeps, ~keeps))
     return labelled, without_labels(hidden, like=rows)
 
 

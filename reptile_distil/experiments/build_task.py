@@ -104,7 +104,7 @@ def load_training_rows(
     transfer, rows, hidden = config.data.transfer, _hold_out_validation(config, task, tokenizers)[0], None
     if transfer.hides_labels:
         num_labelled = transfer.labelled_rows or len(rows) - round((transfer.fraction or 0.0) * len(rows))
-        rows, hidden = hide_labels(rows, num_labelled=num_labelled, seed=transfer.seed)
+        rows, hidden = hide_labels(rows, num_labelled=num_labelled, seed=transfer.seed, skip=transfer.skip)
     if not with_transfer or not transfer.ratio:
         return rows, None
     if transfer.files:

@@ -331,14 +331,25 @@ class Ensemble(nn.Module):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         batch = {name: tensor for name, tensor in given.items() if tensor is not None}
         logits = torch.stack([member(batch) for member in self.members])
-        if logits.shape[2] == 1:
-            return SequenceClassifierOutput(logits=logits.mean(dim=0))
-        tempered = logits / self.temperature
-        if self.config.problem_type == "multi_label_classification":
-            log_odds = self._log_mean(F.logsigmoid(tempered)) - self._log_mean(F.logsigmoid(-tempered))
-            return SequenceClassifierOutput(logits=self.temperature * log_odds)
-        return SequenceClassifierOutput(logits=self.temperature * self._log_mean(torch.log_softmax(tempered, dim=2)))
+        multi_label = self.config.problem_type == "multi_label_classification"
+        return SequenceClassifierOutput(
+            logits=mean_logits(logits, temperature=self.temperature, multi_label=multi_label)
+        )
 
-    def _log_mean(self, log_probabilities: Tensor) -> Tensor:
-        """(B, C) log of the members' mean probabilities, from their logs (K, B, C)."""
-        return torch.logsumexp(log_probabilities, dim=0) - math.log(len(self.members))
+
+def mean_logits(logits: Tensor, *, temperature: float, multi_label: bool = False) -> Tensor:
+    """Logits (B, C) whose probabilities at temperature T are the mean of those of several models' logits (K, B, C).
+
+    Of a single logit, the values' mean; of a multi-label task each label has a probability of its own.
+    """
+    if logits.shape[2] == 1 and not multi_label:
+        return logits.mean(dim=0)
+    tempered = logits / temperature
+    if multi_label:
+        return temperature * (_log_mean(F.logsigmoid(tempered)) - _log_mean(F.logsigmoid(-tempered)))
+    return temperature * _log_mean(torch.log_softmax(tempered, dim=2))
+
+
+def _log_mean(log_probabilities: Tensor) -> Tensor:
+    """(B, C) log of the mean probabilities, from their logs (K, B, C)."""
+    return torch.logsumexp(log_probabilities, dim=0) - math.log(len(log_probabilities))

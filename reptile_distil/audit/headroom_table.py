@@ -1,0 +1,209 @@
+"""The headroom of each task, seed and row of a table: measured once, kept, and written as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reptile_distil.audit.headroom import FROZEN, Headroom, HeadroomSettings, Measured, check_headroom
+from reptile_distil.audit.summary import CONFIDENCE
+from reptile_distil.errors import ConfigError, ReptileDistilError, first_sentence
+from reptile_distil.runtime.files import make_folder, read_json, write_text
+from reptile_distil.runtime.measuring import free_memory
+from reptile_distil.runtime.text_tables import markdown_table, percent
+from reptile_distil.tables.config import TEACHER, Cell, TableConfig
+from reptile_distil.training.metrics import Scores, compute_scores, selection_score
+
+logger = logging.getLogger(__name__)
+
+NUM_RESAMPLES = 1_000
+
+_SAID = {
+    "labels": "the labels alone",
+    "frozen": "frozen teacher",
+    "averaged": "{num_teachers} teachers averaged",
+    "more_labels": "teacher of {times} times the labels",
+    "oracle": "frozen teacher and true labels averaged",
+}
+_COLUMNS = (
+    *("task", "row", "seed", "targets", "labelled_rows", "transfer_rows"),
+    *("model", "step", "train_seconds", "metric", "value"),
+)
+
+
+class Room(NamedTuple):
+    """What one kind of targets is worth on one row of one task, over all seeds; scores as fractions."""
+
+    task: str
+    row: str
+    targets: str
+    teacher: float | None
+    """Mean score of whoever gave the targets."""
+    student: float
+    difference: float | None
+    """Mean score minus that of the frozen teacher's students; None for these."""
+    low: float
+    high: float
+    """95 % interval of that: the held-out rows drawn again, the same for both (NaN where a score is undefined)."""
+
+
+@dataclass
+class HeadroomTable:
+    """The cells of a table whose method is kd, each measured for all targets.
+
+    Raises `ConfigError` for a table of other methods, and as `check_headroom` does.
+    """
+
+    table: TableConfig
+    settings: HeadroomSettings
+    measured: dict[tuple[str, str, int], list[Measured]] = field(default_factory=dict)
+    """By task, row and seed, in the order of the targets."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """By cell, why it could not be measured."""
+
+    def __post_init__(self) -> None:
+        for cell in self.cells:
+            if cell.config.method != "kd":
+                raise ConfigError(f"methods: headroom is that of kd, and {cell.row} is none; give methods=[kd]")
+            check_headroom(cell.config, self.settings)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The students'."""
+        return [cell for cell in self.table.cells if cell.row != TEACHER]
+
+    def run(self, report: Callable[[], None]) -> None:
+        """Measures what is not there yet; `report` is called after each student. A cell that fails is left out."""
+        for cell in self.cells:
+            try:
+                self._run(cell, report)
+            except ReptileDistilError as error:
+                self.failures[_name(cell)] = first_sentence(error)
+                logger.error("%s: %s", _name(cell), first_sentence(error))
+            free_memory()
+
+    def _run(self, cell: Cell, report: Callable[[], None]) -> None:
+        headroom = Headroom(cell.config, self.settings)
+        headroom.fit_teacher()
+        identity = headroom.identity()
+        found = self.measured.setdefault((cell.task.name, cell.row, cell.seed), [])
+        for targets in headroom.targets:
+            path = self.folder / f"{_name(cell).replace(' ', '-')}-{targets}.json"
+            kept = _read(path, identity)
+            measured = kept or headroom.measure(targets)
+            found.append(measured)
+            score = percent(selection_score(measured.points[-1].scores))
+            logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
+            if kept is None:
+                make_folder(self.folder)
+                write_text(path, json.dumps({"identity": identity, "measured": measured.to_json()}))
+                report()
+
+    @property
+    def folder(self) -> Path:
+        """What was measured, a file for each student."""
+        return self.table.output.parent / f"{self.table.output.name}-headroom"
+
+    def rooms(self) -> list[Room]:
+        """What was measured so far, task by task and row by row."""
+        metrics = {cell.task.name: cell.task.metrics for cell in self.cells}
+        rooms = []
+        for task, row in dict.fromkeys((task, row) for task, row, _ in self.measured):
+            by_seed = [of for (name, other, _), of in self.measured.items() if (name, other) == (task, row)]
+            common = min(len(of) for of in by_seed)
+            frozen = [of[0] for of in by_seed if of]
+            for students in zip(*(of[:common] for of in by_seed), strict=True):
+                rooms.append(_room(task, row, students, frozen, metrics[task]))
+        return rooms
+
+    def to_markdown(self) -> str:
+        """A line for each kind of targets."""
+        lines = []
+        for room in self.rooms():
+            said = _SAID[room.targets].format(**self.settings._asdict())
+            compared = "-" if room.difference is None else _with_interval(room)
+            teacher = "-" if room.teacher is None else percent(room.teacher)
+            lines.append([room.task, room.row, said, teacher, percent(room.student), compared])
+        header = ["task", "row", "the student learns from", "teacher's score", "student's score", "minus frozen"]
+        return markdown_table(header, lines, num_left=3)
+
+    def to_csv(self) -> str:
+        """Every score of every student and of who taught it (step 0), in fractions."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for (task, row, seed), of_cell in self.measured.items():
+            for measured in of_cell:
+                rows = (measured.num_labelled_rows, measured.num_transfer_rows)
+                for model, step, seconds, scores in _points(measured):
+                    for metric, value in scores.items():
+                        about = (task, row, seed, measured.targets, *rows, model, step, seconds)
+                        writer.writerow((*about, metric, f"{value:.6g}"))
+        return file.getvalue()
+
+
+def _points(measured: Measured) -> Iterator[tuple[str, int, float, Scores]]:
+    if measured.teacher_scores is not None:
+        yield "teacher", 0, 0.0, measured.teacher_scores
+    for point in measured.points:
+        yield "student", point.step, point.train_seconds, point.scores
+
+
+def _room(
+    task: str, row: str, students: Sequence[Measured], frozen: Sequence[Measured], metrics: Sequence[str]
+) -> Room:
+    targets = students[0].targets
+    of_teachers = [selection_score(of.teacher_scores) for of in students if of.teacher_scores is not None]
+    teacher = fmean(of_teachers) if of_teachers else None
+    score = fmean(selection_score(of.points[-1].scores) for of in students)
+    if targets == FROZEN:
+        return Room(task, row, targets, teacher, score, None, math.nan, math.nan)
+
+    def difference(rows: NDArray[np.int64]) -> float:
+        pairs = zip(students, frozen, strict=True)
+        return fmean(_score(of, rows, metrics) - _score(base, rows, metrics) for of, base in pairs)
+
+    num_rows = len(frozen[0].references)
+    drawn = np.random.default_rng(0).integers(num_rows, size=(NUM_RESAMPLES, num_rows))
+    low, high = np.quantile([difference(rows) for rows in drawn], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Room(task, row, targets, teacher, score, difference(np.arange(num_rows)), float(low), float(high))
+
+
+def _score(measured: Measured, rows: NDArray[np.int64], metrics: Sequence[str]) -> float:
+    scores = compute_scores(measured.predictions[rows], measured.references[rows], metrics)
+    return fmean(scores.values())
+
+
+def _with_interval(room: Room) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(100 * value for value in (room.difference or 0.0, room.low, room.high))
+    )
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.task.name} {cell.row} seed{cell.seed}"
+
+
+def _read(path: Path, identity: Mapping[str, Any]) -> Measured | None:
+    """What was measured before, if it was of the same settings and files."""
+    if not path.exists():
+        return None
+    try:
+        kept = read_json(path)
+        if kept["identity"] == json.loads(json.dumps(identity)):
+            return Measured.from_json(kept["measured"])
+        logger.warning("%s is of other settings, rows or models: measured again", path)
+    except (ValueError, TypeError, KeyError) as error:
+        logger.warning("%s cannot be read (%s): measured again", path, error)
+    return None
