@@ -96,7 +96,7 @@ class Measured:
 def check_headroom(config: Config, settings: HeadroomSettings) -> None:
     """Raises `ConfigError` for what cannot be measured, before anything is loaded."""
     if config.method != "kd":
-        raise ConfigError(f"method = {config.method!r}: headroom is that of kd, from a teacher that stays as it is")
+        raise ConfigError(f"method = {config.method!r}: headroom is that of kd, whose teacher stays; give method=kd")
     if config.data.validation_fraction is None:
         raise ConfigError(
             "data.validation_fraction is not set: students are scored on training rows that are held out, never on the "
@@ -156,16 +156,25 @@ class Headroom:
         return {"settings": settings, "inputs": digest_inputs(self.config, self.experiment.task, "kd")}
 
     def measure(self, targets: str) -> Measured:
-        """The student of these targets. Teachers that are missing are fine-tuned, into run folders of their own."""
+        """The student of these targets."""
+        components, scores = self.prepare(targets)
+        with self.experiment.own_settings():
+            return self._train(targets, components, scores)
+
+    def prepare(self, targets: str) -> tuple[Components, Scores | None]:
+        """What the student of these targets trains with, and its teacher's scores on the held-out rows, if it has one.
+
+        Teachers that are missing are fine-tuned, into run folders of their own. The training batches bring the targets
+        as `teacher_logits`.
+        """
         with self.experiment.own_settings():
             components = self._prepare(self.experiment)
-        teachers = [] if targets == LABELS else self._fit_teachers(targets, components)
-        with self.experiment.own_settings():
             if targets == LABELS:
-                components = self._prepare(Experiment(self._of_labels(components)))
-                return self._train(targets, components, None)
+                return self._prepare(Experiment(self._of_labels(components))), None
+        teachers = self._fit_teachers(targets, components)
+        with self.experiment.own_settings():
             scores = self._give_logits(components, teachers, mix_in_labels=targets == ORACLE)
-            return self._train(targets, components, None if targets == ORACLE else scores)
+        return components, None if targets == ORACLE else scores
 
     def _prepare(self, experiment: Experiment) -> Components:
         """What a student of the configuration trains with; it starts as it would under the frozen teacher."""

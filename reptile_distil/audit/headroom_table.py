@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from reptile_distil.audit.headroom import FROZEN, Headroom, HeadroomSettings, Measured, check_headroom
 from reptile_distil.audit.summary import CONFIDENCE
+from reptile_distil.config.config import Config
 from reptile_distil.errors import ConfigError, ReptileDistilError, first_sentence
+from reptile_distil.experiments.build_task import build_task
 from reptile_distil.runtime.files import make_folder, read_json, write_text
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import markdown_table, percent
@@ -60,13 +62,16 @@ class Room(NamedTuple):
 
 @dataclass
 class HeadroomTable:
-    """The cells of a table whose method is kd, each measured for all targets.
+    """Students of kd, each measured for all targets.
 
-    Raises `ConfigError` for a table of other methods, and as `check_headroom` does.
+    Raises `ConfigError` for students of other methods, and as `check_headroom` does.
     """
 
-    table: TableConfig
+    cells: Sequence[Cell]
     settings: HeadroomSettings
+    output: Path
+    """Start of the paths of what is written: `<output>.csv`, `<output>.md`, and a folder of that name with a file for
+    each student."""
     measured: dict[tuple[str, str, int], list[Measured]] = field(default_factory=dict)
     """By task, row and seed, in the order of the targets."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -75,13 +80,20 @@ class HeadroomTable:
     def __post_init__(self) -> None:
         for cell in self.cells:
             if cell.config.method != "kd":
-                raise ConfigError(f"methods: headroom is that of kd, and {cell.row} is none; give methods=[kd]")
+                raise ConfigError(f"headroom is that of kd, and {cell.row} is another method: leave it out, or take kd")
             check_headroom(cell.config, self.settings)
 
-    @property
-    def cells(self) -> list[Cell]:
-        """The students'."""
-        return [cell for cell in self.table.cells if cell.row != TEACHER]
+    @classmethod
+    def of_table(cls, table: TableConfig, settings: HeadroomSettings) -> HeadroomTable:
+        """All students of a table."""
+        cells = [cell for cell in table.cells if cell.row != TEACHER]
+        return cls(cells, settings, table.output.with_name(f"{table.output.name}-headroom"))
+
+    @classmethod
+    def of_run(cls, config: Config, settings: HeadroomSettings) -> HeadroomTable:
+        """The student of one configuration."""
+        cell = Cell(build_task(config), config.method, config.seed, config)
+        return cls([cell], settings, Path(config.runs_dir, config.task_name, f"headroom-seed{config.seed}"))
 
     def run(self, report: Callable[[], None]) -> None:
         """Measures what is not there yet; `report` is called after each student. A cell that fails is left out."""
@@ -99,21 +111,16 @@ class HeadroomTable:
         identity = headroom.identity()
         found = self.measured.setdefault((cell.task.name, cell.row, cell.seed), [])
         for targets in headroom.targets:
-            path = self.folder / f"{_name(cell).replace(' ', '-')}-{targets}.json"
+            path = self.output / f"{_name(cell).replace(' ', '-')}-{targets}.json"
             kept = _read(path, identity)
             measured = kept or headroom.measure(targets)
             found.append(measured)
             score = percent(selection_score(measured.points[-1].scores))
             logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
             if kept is None:
-                make_folder(self.folder)
+                make_folder(self.output)
                 write_text(path, json.dumps({"identity": identity, "measured": measured.to_json()}))
                 report()
-
-    @property
-    def folder(self) -> Path:
-        """What was measured, a file for each student."""
-        return self.table.output.parent / f"{self.table.output.name}-headroom"
 
     def rooms(self) -> list[Room]:
         """What was measured so far, task by task and row by row."""

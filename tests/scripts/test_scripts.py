@@ -37,6 +37,22 @@ def test_audit_prints_a_row_for_each_stage_and_writes_every_value(call, tmp_path
     assert (written["method"], written["num_probe_rows"]) == ("reptile", 8)
 
 
+def test_headroom_prints_a_row_for_each_kind_of_targets_of_a_run(call, tmp_path):
+    few = ("--times", "2", "--teachers", "2", "--points", "1", "train.max_steps=2")
+    hidden = ("method=kd", "data.validation_fraction=0.3", "data.transfer.labelled_rows=14")
+    code, out, _ = call("headroom", *few, *hidden)
+    assert code == 0
+    assert [line.split("|")[3].strip() for line in out.strip().splitlines()[2:]] == [
+        "frozen teacher",
+        "the labels alone",
+        "2 teachers averaged",
+        "teacher of 2 times the labels",
+        "frozen teacher and true labels averaged",
+    ]
+    assert (tmp_path / "runs/toy-sentence/headroom-seed42.md").read_text() == out
+    assert (tmp_path / "runs/toy-sentence/headroom-seed42.csv").read_text().startswith("task,row,seed,targets,")
+
+
 def test_finetune_trains_the_student_alone_when_asked(call, tmp_path):
     code, out, _ = call("finetune", "--model", "student")
     assert code == 0

@@ -18,6 +18,7 @@ STUDIES = [
     ("minilm/ablation.yaml", "minilm/ablation-epochs.csv"),
     ("minilm/ablation-keep.yaml", "minilm/keep-epochs.csv"),
     ("minilm/ablation-adamw.yaml", "minilm/adamw-epochs.csv"),
+    ("minilm/ablation-order.yaml", "minilm/order-epochs.csv"),
     ("toy/ablation.yaml", "toy/epochs.csv"),
     ("toy/ablation-order.yaml", "toy/order-epochs.csv"),
     ("toy/ablation-adamw.yaml", "toy/adamw-epochs.csv"),

@@ -1,0 +1,232 @@
+"""What the students of each kind of targets learn from: all equal runs that are configured by hand."""
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from reptile_distil import Experiment
+from reptile_distil.audit.headroom import Headroom, HeadroomSettings, check_headroom, label_logits, spread
+from reptile_distil.audit.headroom_table import HeadroomTable
+from reptile_distil.config.config import load_config
+from reptile_distil.errors import ConfigError
+from reptile_distil.models.classifier import mean_logits
+from reptile_distil.tables.config import load_table_config
+from tests.helpers.paths import TINY, TINY_TABLE
+
+FEW = HeadroomSettings(times=2, num_teachers=2, num_points=2)
+OPTIONS = (
+    "task=toy-regression",
+    "method=kd",
+    "data.validation_fraction=0.3",
+    "data.transfer.labelled_rows=14",
+    "train.epochs=9",
+    "train.max_steps=4",
+    "data.cache_dir=false",
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def headroom_of(runs):
+    def headroom_of(*overrides):
+        headroom = Headroom(load_config(TINY, [*OPTIONS, f"runs_dir={runs}", *overrides]), FEW)
+        headroom.fit_teacher()
+        return headroom
+
+    return headroom_of
+
+
+def test_each_student_is_that_of_a_run_configured_by_hand(headroom_of, runs, tmp_path):
+    frozen, second, informed = (
+        runs / of / "toy-regression" / f"teacher-seed{seed}" / "model"
+        for of, seed in (("", 42), ("", 43), ("labels-times-2", 42))
+    )
+    by_hand = {
+        "frozen": [f"teacher.finetuned={frozen}"],
+        "labels": ["method=finetune", f"teacher.finetuned={frozen}"],
+        "averaged": [f"teachers=[{frozen},{second}]"],
+        "more_labels": [f"teacher.finetuned={informed}"],
+    }
+    headroom = headroom_of()
+    assert headroom.targets == ("frozen", "labels", "averaged", "more_labels", "oracle")
+    ends = {}
+    for targets, overrides in by_hand.items():
+        measured = headroom.measure(targets)
+        assert [point.step for point in measured.points] == [2, 4]
+        run = Experiment(load_config(TINY, [*OPTIONS, f"runs_dir={tmp_path / targets}", *overrides]))
+        run.fit()
+        last = run.history.iloc[-1]
+        ends[targets] = measured.points[-1].scores
+        assert ends[targets] == {name: last[f"validation_{name}"] for name in ("pearson", "spearmanr")}
+        of_teacher = None if targets == "labels" else measured.teacher_scores["pearson"]
+        assert of_teacher == last.get("teacher_validation_pearson")
+    assert len({scores["pearson"] for scores in ends.values()}) == 4
+
+
+def test_the_better_informed_teacher_has_learned_from_other_rows(headroom_of):
+    headroom = headroom_of()
+    few = headroom.experiment.setup.prepare_teacher().data["train"].features
+    components, _ = headroom.prepare("more_labels")
+    many = headroom._with_more_labels(14).setup.prepare_teacher().data["train"].features
+    assert (len(few), len(many)) == (14, 28)
+    assert not set(few.row_ids) & set(many.row_ids)
+    assert set(few.row_ids) == set(components.data["train"].features.labelled.row_ids)
+
+
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_an_oracle_knows_every_label_and_the_others_none_that_is_hidden(headroom_of, monkeypatch, ratio):
+    headroom = headroom_of("task=toy-threeway", f"data.transfer.ratio={ratio}", "loss.temperature=2")
+    of_frozen, of_oracle = (headroom.prepare(targets)[0].data["train"] for targets in ("frozen", "oracle"))
+    every = dict(zip(*_all_rows(headroom), strict=True))
+    rows = of_oracle.features
+    assert (rows.is_labelled is None) == (ratio == 0)
+    assert len(rows) == (14 if ratio == 0 else 49)
+    teacher, oracle = (torch.softmax(torch.tensor(of.teacher_logits) / 2, 1) for of in (of_frozen, of_oracle))
+    true = torch.eye(3)[[every[row] for row in rows.row_ids]]
+    torch.testing.assert_close(oracle, (teacher + true) / 2, atol=1e-6, rtol=0)
+
+
+def _all_rows(headroom):
+    config = headroom.config.with_values(data=headroom.config.data.model_dump() | {"transfer": {}})
+    features = Experiment(config).setup.prepare_teacher().data["train"].features
+    return features.row_ids.tolist(), features.labels.tolist()
+
+
+def test_without_hidden_labels_there_is_no_better_informed_teacher():
+    config = load_config(TINY, [*OPTIONS, "data.transfer.labelled_rows=null"])
+    assert Headroom(config, FEW).targets == ("frozen", "labels", "averaged", "oracle")
+
+
+def test_labels_as_logits_mixed_with_a_teachers():
+    like = np.array([[0.5, -1.0, 2.0], [1.0, 0.0, 0.0]], np.float32)
+    classes = label_logits(np.array([1, -1]), like)
+    np.testing.assert_array_equal(classes, [[-np.inf, 0, -np.inf], like[1]])
+    both = mean_logits(torch.tensor(np.stack([like, classes])), temperature=3.0)
+    expected = (torch.softmax(torch.tensor(like[0]) / 3, 0) + torch.tensor([0.0, 1.0, 0.0])) / 2
+    torch.testing.assert_close(torch.softmax(both[0] / 3, 0), expected)
+    torch.testing.assert_close(torch.softmax(both[1] / 3, 0), torch.softmax(torch.tensor(like[1]) / 3, 0))
+
+    sets = label_logits(np.array([[1.0, 0.0, 1.0], [np.nan] * 3]), like)
+    np.testing.assert_array_equal(sets, [[np.inf, -np.inf, np.inf], like[1]])
+    both = mean_logits(torch.tensor(np.stack([like, sets])), temperature=3.0, multi_label=True)
+    expected = (torch.sigmoid(torch.tensor(like[0]) / 3) + torch.tensor([1.0, 0.0, 1.0])) / 2
+    torch.testing.assert_close(torch.sigmoid(both[0] / 3), expected)
+
+    one_label = label_logits(np.array([[1.0], [0.0]]), like[:, :1])
+    both = mean_logits(torch.tensor(np.stack([like[:, :1], one_label])), temperature=1.0, multi_label=True)
+    expected = (torch.sigmoid(torch.tensor(like[:, :1])) + torch.tensor([[1.0], [0.0]])) / 2
+    torch.testing.assert_close(torch.sigmoid(both), expected)
+
+    values = label_logits(np.array([2.5, np.nan]), like[:, :1])
+    np.testing.assert_array_equal(values, [[2.5], [1.0]])
+
+
+def test_points_end_at_the_last_step():
+    assert spread(10, 4) == [3, 5, 8, 10]
+    assert spread(3, 5) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "message"),
+    [
+        (("method=reptile",), {}, "method = 'reptile': headroom is that of kd"),
+        (("data.validation_fraction=null",), {}, "data.validation_fraction is not set: .* never on the dev split"),
+        (("teacher.finetuned=x",), {}, "teacher.finetuned: headroom fine-tunes its teachers itself"),
+        (("teachers=[x]",), {}, "teachers: headroom fine-tunes"),
+        (("loss.hidden=1",), {}, "loss.hidden: an oracle has logits alone"),
+        (("loss.extra_rows=1",), {}, "loss.extra_rows: .* leave it out"),
+        (("compute.cuda_graphs=true",), {}, "compute.cuda_graphs: .* plain steps of one process"),
+        (("loss.alpha=0", "data.transfer.labelled_rows=null"), {}, "loss.alpha = 0 leaves the targets out"),
+        ((), {"times": 1}, "--times 1: expected at least 2"),
+        ((), {"num_teachers": 1}, "--teachers 1: expected at least 2"),
+        ((), {"num_points": 0}, "--points 0: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(overrides, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check_headroom(load_config(TINY, [*OPTIONS, *overrides]), FEW._replace(**settings))
+
+
+TABLE = (*OPTIONS[2:], "methods=[kd]", "tasks=[toy-sentence]", "seeds=[1,2]")
+
+
+def table_of(runs, *overrides):
+    return HeadroomTable.of_table(load_table_config(TINY_TABLE, [*TABLE, f"runs_dir={runs}", *overrides]), FEW)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A table of two seeds, measured, its folder, and how many lines its CSV had after each student."""
+    folder, lines = tmp_path_factory.mktemp("table"), []
+    table = table_of(folder)
+    table.run(lambda: lines.append(table.to_csv().count("\n")))
+    return table, folder, lines
+
+
+def test_a_table_is_measured_once_and_all_of_it_is_written(measured):
+    table, folder, num_lines = measured
+    assert num_lines == sorted(set(num_lines))
+    assert len(num_lines) == 10
+    again = table_of(folder)
+    again.run(lambda: pytest.fail("measured again"))
+    assert again.to_csv() == table.to_csv()
+    assert again.to_markdown() == table.to_markdown()
+
+    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    rows = {line["targets"]: (line["labelled_rows"], line["transfer_rows"]) for line in lines}
+    assert rows == {**dict.fromkeys(rows, ("14", "35")), "labels": ("14", "0")}
+    for room in table.rooms():
+        of_students = [
+            float(line["value"])
+            for line in lines
+            if (line["targets"], line["model"], line["step"]) == (room.targets, "student", "4")
+        ]
+        assert len(of_students) == 2
+        assert room.student == pytest.approx(np.mean(of_students), abs=1e-6)
+
+
+def test_a_room_is_the_difference_from_the_frozen_teachers_students_on_the_same_rows(measured):
+    by_targets = {room.targets: room for room in measured[0].rooms()}
+    frozen = by_targets.pop("frozen")
+    assert frozen.difference is None
+    assert math.isnan(frozen.low)
+    for room in by_targets.values():
+        assert room.difference == pytest.approx(room.student - frozen.student)
+        assert room.low <= room.difference <= room.high
+
+
+@pytest.mark.parametrize("fault", ["damaged", "of other settings"])
+def test_what_does_not_fit_is_measured_again(measured, caplog, fault):
+    _, folder, _ = measured
+    one = [*TABLE, "seeds=[2]"]
+    if fault == "damaged":
+        table = table_of(folder, *one)
+        next(table.output.glob("*seed2-oracle.json")).write_text("{")
+    else:
+        table = table_of(folder, *one, "train.lr=2e-3")
+    reports = []
+    table.run(lambda: reports.append(1))
+    assert table.failures == {}
+    assert len(reports) == {"damaged": 1, "of other settings": 5}[fault]
+    assert sum("measured again" in message for message in caplog.messages) == len(reports)
+
+
+def test_a_task_that_fails_does_not_stop_the_others(tmp_path):
+    table = table_of(tmp_path, "tasks=[toy-sentence,toy-pair]", "seeds=[1]")
+    (tmp_path / "toy-sentence").write_text("no folder")
+    table.run(lambda: None)
+    assert list(table.failures) == ["toy-sentence kd seed1"]
+    assert {room.task for room in table.rooms()} == {"toy-pair"}
+
+
+def test_other_methods_have_no_headroom(tmp_path):
+    with pytest.raises(ConfigError, match=r"headroom is that of kd, and finetune is another method"):
+        table_of(tmp_path, "methods=[finetune,kd]")
