@@ -57,6 +57,20 @@ def test_fewer_labelled_rows_are_among_more():
     assert chosen[0] < chosen[1] < chosen[2]
 
 
+def test_rows_that_are_skipped_leave_their_labels_to_others():
+    """The labelled rows of one draw, cut in two: none in both, and no label of the skipped ones is left."""
+    whole = set(hide_labels(rows(), num_labelled=30, seed=0)[0].row_ids)
+    first = set(hide_labels(rows(), num_labelled=10, seed=0)[0].row_ids)
+    labelled, hidden = hide_labels(rows(), num_labelled=20, seed=0, skip=10)
+    assert set(labelled.row_ids) == whole - first
+    assert labelled["label"].tolist() == [number % 3 for number in texts(labelled)]
+    assert sorted([*labelled.row_ids, *hidden.row_ids]) == list(range(60))
+    assert set(hidden["label"]) == {-1}
+    assert len(hide_labels(rows(), num_labelled=20, seed=0, skip=40)[0]) == 20
+    with pytest.raises(DataError, match="20 of 60 training rows are to keep their labels, but 41 are skipped"):
+        hide_labels(rows(), num_labelled=20, seed=0, skip=41)
+
+
 @pytest.mark.parametrize("num_labelled", [0, 60, 61])
 def test_neither_none_nor_all_rows_keep_their_labels(num_labelled):
     with pytest.raises(DataError, match=f"^data.transfer: {num_labelled} of 60 training rows would keep their labels"):
