@@ -11,6 +11,7 @@ from reptile_distil.losses.attention_maps import AttentionLoss, check_maps
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.losses.hidden_states import HiddenLoss, ProjectedHiddenLoss
 from reptile_distil.losses.relations import RelationLoss
+from reptile_distil.methods.checkpoints import CheckpointDistiller
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.lgtm import InfluenceDistiller
@@ -187,6 +188,28 @@ def test_steps_of_kd_equal_the_literal_ones(kind, micro_batch_size):
         method.step(batch(3, 4, seed=seed))
         literal_kd_step(batch(3, 4, seed=seed), slow_teacher, slow_student, settings, slow_optimizer)
     assert_same((teacher, student), (slow_teacher, slow_student))
+    for theta, expected in zip(loss.parameters(), settings["learned"], strict=True):
+        torch.testing.assert_close(theta, expected, **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["relations", "projected and embeddings"])
+def test_steps_from_a_teachers_checkpoints_equal_literal_ones_of_kd_from_each(kind):
+    teacher, student, loss, (_, slow_student, settings) = both(kind)
+    epochs = [shaped(4, 24, 3, seed=seed) for seed in (11, 12)]
+    method = CheckpointDistiller(
+        teacher,
+        student,
+        epochs=[epoch.state_dict for epoch in epochs],
+        num_steps=4,
+        loss=loss,
+        student_optimizer=optimizer_of(student, loss.parameters()),
+        max_grad_norm=0.5,
+    )
+    slow_optimizer = optimizer_of(slow_student, settings["learned"])
+    for seed in range(4):
+        method.step(batch(3, 4, seed=seed))
+        literal_kd_step(batch(3, 4, seed=seed), epochs[seed // 2], slow_student, settings, slow_optimizer)
+    assert_same((teacher, student), (epochs[1], slow_student))
     for theta, expected in zip(loss.parameters(), settings["learned"], strict=True):
         torch.testing.assert_close(theta, expected, **EXACT)
 
