@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(as_csv, headroom.to_csv())
 
     headroom.run(report)
-    if headroom.measured:
-        report()
+    if any(headroom.measured.values()):
+        write_text(as_csv, headroom.to_csv(with_differences=True))
         markdown = headroom.to_markdown()
         write_text(as_markdown, markdown + "\n")
         print(markdown)

@@ -25,7 +25,7 @@ from reptile_distil.runtime.files import make_folder, read_json, write_text
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import markdown_table, percent
 from reptile_distil.tables.config import TEACHER, Cell, TableConfig
-from reptile_distil.training.metrics import Scores, compute_scores, selection_score
+from reptile_distil.training.metrics import Scores, compute_scores
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,14 @@ class Room(NamedTuple):
     targets: str
     teacher: float | None
     """Mean score of whoever gave the targets."""
-    student: float
+    student: float | None
     difference: float | None
     """Mean score minus that of the frozen teacher's students; None for these."""
-    low: float
-    high: float
-    """95 % interval of that: the held-out rows drawn again, the same for both (NaN where a score is undefined)."""
+    low: float | None
+    high: float | None
+    """95 % interval of that: the held-out rows drawn again, the same for both.
+
+    Each of these is None where a score is undefined."""
 
 
 @dataclass
@@ -115,7 +117,7 @@ class HeadroomTable:
             kept = _read(path, identity)
             measured = kept or headroom.measure(targets)
             found.append(measured)
-            score = percent(selection_score(measured.points[-1].scores))
+            score = percent(_defined(_mean(measured.points[-1].scores)))
             logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
             if kept is None:
                 make_folder(self.output)
@@ -127,9 +129,9 @@ class HeadroomTable:
         metrics = {cell.task.name: cell.task.metrics for cell in self.cells}
         rooms = []
         for task, row in dict.fromkeys((task, row) for task, row, _ in self.measured):
-            by_seed = [of for (name, other, _), of in self.measured.items() if (name, other) == (task, row)]
-            common = min(len(of) for of in by_seed)
-            frozen = [of[0] for of in by_seed if of]
+            by_seed = [of for (name, other, _), of in self.measured.items() if (name, other) == (task, row) and of]
+            common = min((len(of) for of in by_seed), default=0)  # of all seeds so far
+            frozen = [of[0] for of in by_seed]
             for students in zip(*(of[:common] for of in by_seed), strict=True):
                 rooms.append(_room(task, row, students, frozen, metrics[task]))
         return rooms
@@ -140,13 +142,12 @@ class HeadroomTable:
         for room in self.rooms():
             said = _SAID[room.targets].format(**self.settings._asdict())
             compared = "-" if room.difference is None else _with_interval(room)
-            teacher = "-" if room.teacher is None else percent(room.teacher)
-            lines.append([room.task, room.row, said, teacher, percent(room.student), compared])
+            lines.append([room.task, room.row, said, percent(room.teacher), percent(room.student), compared])
         header = ["task", "row", "the student learns from", "teacher's score", "student's score", "minus frozen"]
         return markdown_table(header, lines, num_left=3)
 
-    def to_csv(self) -> str:
-        """Every score of every student and of who taught it (step 0), in fractions."""
+    def to_csv(self, *, with_differences: bool = False) -> str:
+        """Every score of every student and of who taught it (step 0), in fractions; the differences over all seeds."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
@@ -157,6 +158,11 @@ class HeadroomTable:
                     for metric, value in scores.items():
                         about = (task, row, seed, measured.targets, *rows, model, step, seconds)
                         writer.writerow((*about, metric, f"{value:.6g}"))
+        for room in self.rooms() if with_differences else ():
+            for name in ("difference", "low", "high"):
+                if (value := getattr(room, name)) is not None:
+                    of_all = (room.task, room.row, "all", room.targets, "", "", "student minus frozen", "", "")
+                    writer.writerow((*of_all, name, f"{value:.6g}"))
         return file.getvalue()
 
 
@@ -171,11 +177,11 @@ def _room(
     task: str, row: str, students: Sequence[Measured], frozen: Sequence[Measured], metrics: Sequence[str]
 ) -> Room:
     targets = students[0].targets
-    of_teachers = [selection_score(of.teacher_scores) for of in students if of.teacher_scores is not None]
-    teacher = fmean(of_teachers) if of_teachers else None
-    score = fmean(selection_score(of.points[-1].scores) for of in students)
+    of_teachers = [_mean(of.teacher_scores) for of in students if of.teacher_scores is not None]
+    teacher = fmean(of_teachers) if of_teachers else math.nan
+    score = fmean(_mean(of.points[-1].scores) for of in students)
     if targets == FROZEN:
-        return Room(task, row, targets, teacher, score, None, math.nan, math.nan)
+        return Room(task, row, targets, _defined(teacher), _defined(score), None, None, None)
 
     def difference(rows: NDArray[np.int64]) -> float:
         pairs = zip(students, frozen, strict=True)
@@ -184,18 +190,25 @@ def _room(
     num_rows = len(frozen[0].references)
     drawn = np.random.default_rng(0).integers(num_rows, size=(NUM_RESAMPLES, num_rows))
     low, high = np.quantile([difference(rows) for rows in drawn], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Room(task, row, targets, teacher, score, difference(np.arange(num_rows)), float(low), float(high))
+    values = (teacher, score, difference(np.arange(num_rows)), float(low), float(high))
+    return Room(task, row, targets, *map(_defined, values))
 
 
 def _score(measured: Measured, rows: NDArray[np.int64], metrics: Sequence[str]) -> float:
-    scores = compute_scores(measured.predictions[rows], measured.references[rows], metrics)
+    return _mean(compute_scores(measured.predictions[rows], measured.references[rows], metrics))
+
+
+def _mean(scores: Scores) -> float:
     return fmean(scores.values())
 
 
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _with_interval(room: Room) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-        *(100 * value for value in (room.difference or 0.0, room.low, room.high))
-    )
+    interval = [percent(end) if end is None else f"{100 * end:+.1f}" for end in (room.low, room.high)]
+    return f"{100 * (room.difference or 0.0):+.1f} [{', '.join(interval)}]"
 
 
 def _name(cell: Cell) -> str:

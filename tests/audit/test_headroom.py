@@ -1,15 +1,17 @@
 """What the students of each kind of targets learn from: all equal runs that are configured by hand."""
 
 import csv
+import dataclasses
 import io
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from reptile_distil import Experiment
-from reptile_distil.audit.headroom import Headroom, HeadroomSettings, check_headroom, label_logits, spread
+from reptile_distil.audit.headroom import Headroom, HeadroomSettings, Point, check_headroom, label_logits, spread
 from reptile_distil.audit.headroom_table import HeadroomTable
 from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError
@@ -196,11 +198,42 @@ def test_a_table_is_measured_once_and_all_of_it_is_written(measured):
 def test_a_room_is_the_difference_from_the_frozen_teachers_students_on_the_same_rows(measured):
     by_targets = {room.targets: room for room in measured[0].rooms()}
     frozen = by_targets.pop("frozen")
-    assert frozen.difference is None
-    assert math.isnan(frozen.low)
+    assert (frozen.difference, frozen.low) == (None, None)
     for room in by_targets.values():
         assert room.difference == pytest.approx(room.student - frozen.student)
         assert room.low <= room.difference <= room.high
+    lines = list(csv.DictReader(io.StringIO(measured[0].to_csv(with_differences=True))))
+    written = {
+        (line["targets"], line["metric"]): float(line["value"]) for line in lines if line["model"].endswith("frozen")
+    }
+    assert len(written) == 12
+    for (targets, name), value in written.items():
+        assert value == pytest.approx(getattr(by_targets[targets], name), abs=1e-6)
+
+
+def test_an_undefined_score_is_no_number(measured):
+    """A student that says one number for every row has no correlation."""
+    table = dataclasses.replace(measured[0], measured=dict(measured[0].measured))
+    correlated = dataclasses.replace(table.cells[0].task, label_names=(), metrics=("pearson", "spearmanr"))
+    table.cells = [dataclasses.replace(cell, task=correlated) for cell in table.cells]
+    for key, students in table.measured.items():
+        flat = [
+            dataclasses.replace(
+                student,
+                predictions=np.full(len(student.references), 0.5),
+                references=np.arange(len(student.references)) / 7,
+                teacher_scores=None,
+                points=(Point(4, 0.1, {"pearson": math.nan, "spearmanr": math.nan}),),
+            )
+            for student in students
+        ]
+        table.measured[key] = flat
+    assert {tuple(room[3:]) for room in table.rooms()} == {(None,) * 5}
+    assert all(line.endswith("| - | - | - |") for line in _squeezed(table.to_markdown()).splitlines()[2:])
+
+
+def _squeezed(text):
+    return re.sub(" +", " ", text)
 
 
 @pytest.mark.parametrize("fault", ["damaged", "of other settings"])
