@@ -46,8 +46,10 @@ _HUB_METRICS = {"pearson": "pearsonr", "subset_accuracy": "accuracy"}  # the res
 _HUB_METRICS |= {f"f1_{mean}": "f1" for mean in ("macro", "micro", "weighted")}
 _CONTENDERS = {"student": "student", "teacher": "teacher", "onnx": "student, ONNX", "int8": "student, ONNX int8"}
 _FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
-_PATHS = ("data.path", "data.transfer.files", "teacher.pretrained", "teacher.finetuned", "teachers")
-_PATHS += ("student.pretrained", "task.files")
+_PATHS = (
+    *("data.path", "data.transfer.files", "teacher.pretrained", "teacher.finetuned", "teachers", "student.pretrained"),
+    "task.files",
+)
 
 
 def write_card(report: Report, *, license: str = "other") -> Path:
@@ -221,8 +223,8 @@ def _speed_tables(report: Report) -> Iterator[str]:
 
 def _conditions(report: Report) -> str:
     sentences = [
-        f"Scores are in percent, on {_scored_rows(report)}, with one seed ({report.results.seed}): n = 1, so nothing is "
-        "known of their spread."
+        f"Scores are in percent, on {_scored_rows(report)}, with one seed ({report.results.seed}): n = 1, so nothing "
+        "is known of their spread."
     ]
     if report.speeds:
         rounds = min(timing.num_rounds for speed in report.speeds for timing in speed.timings.values())
