@@ -38,6 +38,8 @@ class StageSummary(NamedTuple):
     """By how much one step of `kd` from the frozen teacher lowers the student's loss on other rows."""
     effects: dict[str, Estimate | None]
     """What the student gains beyond that, as a fraction of it; None where an ordinary step gains nothing for sure."""
+    differences: dict[str, Estimate]
+    """The same in units of the loss."""
     knows: float | None
     """Of equation 2's difference, the fraction that the batch has a say in (mean over batches)."""
 
@@ -47,12 +49,14 @@ def summarise(stage: Stage) -> StageSummary:
     before, frozen = (np.asarray(stage.column(name)) for name in (BEFORE, FROZEN))
     gain = mean_with_interval(before - frozen)
     effects: dict[str, Estimate | None] = {}
+    differences: dict[str, Estimate] = {}
     for effect, (base, better) in EFFECTS.items():
         if stage.column(better):
             difference = np.asarray(stage.column(base)) - np.asarray(stage.column(better))
             effects[effect] = ratio_of_means(difference, before - frozen) if gain.low > 0 else None
+            differences[effect] = mean_with_interval(difference)
     knows = stage.column(KNOWS)
-    return StageSummary(stage.step, len(before), gain, effects, float(np.mean(knows)) if knows else None)
+    return StageSummary(stage.step, len(before), gain, effects, differences, float(np.mean(knows)) if knows else None)
 
 
 def mean_with_interval(values: ArrayLike) -> Estimate:
@@ -75,7 +79,7 @@ def ratio_of_means(numerator: ArrayLike, denominator: ArrayLike, *, num_resample
 
 
 def to_markdown(stages: Sequence[StageSummary]) -> str:
-    """A row for each stage; fractions in percent."""
+    """A row for each stage; fractions in percent, or where there are none, differences of the loss."""
     names = [name for name in EFFECTS if any(name in stage.effects for stage in stages)]
     has_known = any(stage.knows is not None for stage in stages)
     header = ["after step", "batches", "a step of kd gains", *(f"{_HEADINGS[name]}, % of it" for name in names)]
@@ -84,8 +88,11 @@ def to_markdown(stages: Sequence[StageSummary]) -> str:
     for stage in stages:
         row = [str(stage.step), str(stage.num_batches), "{:.2g} [{:.2g}, {:.2g}]".format(*stage.gain)]
         for name in names:
-            effect = stage.effects.get(name)
-            row.append("-" if effect is None else _in_percent(effect))
+            if name not in stage.effects:
+                row.append("-")
+                continue
+            effect = stage.effects[name]
+            row.append(_in_loss(stage.differences[name]) if effect is None else _in_percent(effect))
         if has_known:
             row.append("-" if stage.knows is None else f"{100 * stage.knows:.2f}")
         rows.append(row)
@@ -102,11 +109,16 @@ def to_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
                 "step": stage.step,
                 "gain": summary.gain._asdict(),
                 "effects": {name: of and of._asdict() for name, of in summary.effects.items()},
+                "differences": {name: of._asdict() for name, of in summary.differences.items()},
                 "knows": summary.knows,
                 "batches": [dict(of_batch) for of_batch in stage.measured],
             }
         )
     return written
+
+
+def _in_loss(estimate: Estimate) -> str:
+    return "{:+.1e} [{:+.1e}, {:+.1e}] of the loss".format(*estimate)
 
 
 def _in_percent(estimate: Estimate) -> str:

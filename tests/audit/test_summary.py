@@ -25,10 +25,11 @@ def test_effects_are_fractions_of_what_a_step_of_kd_gains():
     assert "other" not in summary.effects
 
 
-def test_where_a_step_gains_nothing_for_sure_there_is_nothing_to_compare_with():
+def test_where_a_step_gains_nothing_for_sure_a_difference_is_that_of_the_loss():
     summary = summarise(stage(gain=0.0))
     assert summary.effects["one_move"] is None
-    assert "| - |" in to_markdown([summary]).replace("  ", "")
+    assert "| +1.0e-03 [+1.0e-03, +1.0e-03] of the loss |" in to_markdown([summary])
+    assert summary.differences["one_move"].value == pytest.approx(1e-3)
 
 
 def test_the_interval_of_a_ratio_holds_the_true_one_about_as_often_as_it_says():

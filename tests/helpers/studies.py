@@ -91,7 +91,7 @@ HEADROOM = ("frozen", "labels", "averaged", "more_labels", "oracle")
 
 
 def read_headroom(path):
-    """(task, row) → targets → {what: number}: mean scores over seeds at the last step, and the difference's interval."""
+    """(task, row) → targets → {what: number}: mean scores over seeds at the last step, difference and interval."""
     lines = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
