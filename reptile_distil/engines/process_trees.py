@@ -34,6 +34,7 @@ def end_trees(controllers: Sequence[int], has_ended: Callable[[int], bool], seco
     Args:
         controllers: process ids of children of this process.
         has_ended: of one of them, and if so, takes it out of the system's list.
+        seconds: how long they have.
     """
     until = time.monotonic() + seconds
     try:

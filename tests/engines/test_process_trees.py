@@ -37,26 +37,33 @@ def is_alive(pid):
         return False
 
 
+def wait_for_both(folder):
+    """The process ids of both workers and of their parents."""
+    until = time.monotonic() + 60
+    while len(words := " ".join(file.read_text() for file in folder.glob("*.started")).split()) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return map(int, words)
+
+
 def test_ctrl_c_gives_jobs_time_for_their_checkpoints_and_leaves_none_behind(tmp_path, monkeypatch, capfd):
     """At a terminal it reaches the table and all that it has started at once."""
     monkeypatch.setattr(slurm_engine, "SECONDS_TO_STOP", 4.0)
     parameters = process_parameters(SlurmConfig(cluster="local"))
-    started = [tmp_path / f"{name}.started" for name in ("quick", "deaf")]
-    with (
-        pytest.raises(Interrupted),
-        SlurmEngine(tmp_path / "logs", cluster="local", parameters=parameters, retries=0) as engine,
-    ):
-        for name, seconds in (("quick", 2.0), ("deaf", None)):
-            engine.submit(work, tmp_path, name, seconds, name=name)
-        engine._queued = list(engine._jobs)
-        engine._start_what_is_due()
-        until = time.monotonic() + 60
-        while not all(file.exists() and file.read_text() for file in started):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        processes = [int(pid) for file in started for pid in file.read_text().split()]
-        for pid in (*processes, os.getpid()):
-            os.kill(pid, signal.SIGINT)
+    processes = []
+
+    def stop_two_jobs():
+        with SlurmEngine(tmp_path / "logs", cluster="local", parameters=parameters, retries=0) as engine:
+            for name, seconds in (("quick", 2.0), ("deaf", None)):
+                engine.submit(work, tmp_path, name, seconds, name=name)
+            engine._queued = list(engine._jobs)
+            engine._start_what_is_due()
+            processes.extend(wait_for_both(tmp_path))
+            for pid in (*processes, os.getpid()):
+                os.kill(pid, signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        stop_two_jobs()
     assert (tmp_path / "quick.checkpoint").exists()
     assert not [pid for pid in processes if is_alive(pid)]
     assert capfd.readouterr().err == ""
