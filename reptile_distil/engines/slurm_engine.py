@@ -91,7 +91,10 @@ class SlurmEngine(RemoteEngine):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             if self._is_local:
-                jobs = {int(job.job_id): job for job in self._submitted.values()}
+                jobs = {}
+                for submitted in self._submitted.values():
+                    with contextlib.suppress(AttributeError):  # one whose submission was broken off has no id
+                        jobs[int(submitted.job_id)] = submitted
                 end_trees(tuple(jobs), lambda pid: bool(jobs[pid].done()), SECONDS_TO_STOP)
             else:
                 for submitted in self._submitted.values():
