@@ -1,8 +1,9 @@
 """How much could any teacher be worth? The same student from several targets, from labels alone to an oracle's.
 
-All students have one start, the same batches in the same order and the same number of steps; what they learn from is
-computed before, once for each training row. They are scored on training rows that are held out, at fixed points of the
-run, so that no score is the best of several.
+All students have one start and take the same number of steps, those with a teacher on the same batches in the same
+order; that of the labels alone has batches of labelled rows only. What they learn from is computed before, once for
+each training row. They are scored on training rows that are held out, at fixed points of the run, so that no student's
+score is the best of several; the teachers' epochs are chosen by the same rows, as in every run.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from reptile_distil.audit.one_step import steps_from
+from reptile_distil.audit.one_step import steps_from, take_steps
 from reptile_distil.config.config import Config
 from reptile_distil.data.features import Features
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, DataError
 from reptile_distil.experiments.build_method import build_schedules
 from reptile_distil.experiments.build_task import VALIDATION, load_rows
 from reptile_distil.experiments.experiment import Experiment
@@ -115,6 +115,10 @@ def check_headroom(config: Config, settings: HeadroomSettings) -> None:
     }.items():
         if is_on:
             raise ConfigError(f"{name}: headroom is measured in plain steps of one process; leave it out")
+    if config.train.patience is not None:
+        raise ConfigError("train.patience: all students take the same number of steps; set it to null")
+    if config.seed + settings.num_teachers > 2**63:
+        raise ConfigError(f"seed = {config.seed}: the averaged teachers have the next seeds; give a smaller one")
     if not config.loss.alpha:
         raise ConfigError("loss.alpha = 0 leaves the targets out of the loss: there is nothing to compare")
     for option, number, least in (
@@ -138,6 +142,8 @@ class Headroom:
         self.experiment = Experiment(self.config)
         if self.experiment.processes.count > 1:
             raise ConfigError(f"headroom takes one process, but {self.experiment.processes.count} were started")
+        if self.experiment.task.is_regression and config.loss.regression == "none":
+            raise ConfigError("loss.regression = none: the targets have no part in the loss of a regression; use mse")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -146,8 +152,12 @@ class Headroom:
         return (FROZEN, LABELS, AVERAGED, *more, ORACLE)
 
     def fit_teacher(self) -> None:
-        """Fine-tunes the frozen teacher where it is missing; comes before all else."""
+        """Fine-tunes the frozen teacher where it is missing; comes before all else.
+
+        Raises `DataError` where there are too few rows for a teacher with more labels.
+        """
         self.experiment.check_pair()
+        self._check_rows()
         self.experiment.fit_teacher(wait=True)
 
     def identity(self) -> dict[str, Any]:
@@ -200,6 +210,21 @@ class Headroom:
             teacher.fit_teacher(wait=True)
         return teachers
 
+    def _check_rows(self) -> None:
+        transfer, times = self.config.data.transfer, self.settings.times
+        if not transfer.hides_labels:
+            return
+        few, every = (
+            self._load_rows(config, Tokenizers(load_tokenizer(config.teacher.pretrained)))
+            for config in (self.config, self._with_all_labels())
+        )
+        needed = transfer.skip + (1 + times) * len(few)
+        if needed > len(every):
+            raise DataError(
+                f"--times {times}: {len(few)} labels, and {times} times as many on other rows, take {needed} training "
+                f"rows, but there are {len(every)}: give a smaller --times, or fewer data.transfer.labelled_rows"
+            )
+
     def _with_more_labels(self, num_labelled: int) -> Experiment:
         """The same on other rows, more of them with labels."""
         transfer, times = self.config.data.transfer, self.settings.times
@@ -241,14 +266,17 @@ class Headroom:
         assert labels is not None  # training rows have labels
         if rows.is_labelled is None or not hides:
             return labels
-        data = self.config.data.model_dump() | {"transfer": {}}
-        config = self.config.with_values(data=data)
-        tokenizers = Tokenizers(load_tokenizer(student_source(config)))
-        every = load_rows(config, self.experiment.task, "train", tokenizers, for_training=True)
+        every = self._load_rows(self._with_all_labels(), Tokenizers(load_tokenizer(student_source(self.config))))
         assert every.labels is not None
         place = {row: index for index, row in enumerate(every.row_ids.tolist())}
         true: NDArray[Any] = every.labels[[place[row] for row in rows.row_ids.tolist()]]
         return true
+
+    def _with_all_labels(self) -> Config:
+        return self.config.with_values(data=self.config.data.model_dump() | {"transfer": {}})
+
+    def _load_rows(self, config: Config, tokenizers: Tokenizers) -> Features:
+        return load_rows(config, self.experiment.task, "train", tokenizers, for_training=True)
 
     def _train(self, targets: str, components: Components, teacher_scores: Scores | None) -> Measured:
         """Trains the student on what the batches bring, and scores it on the way."""
@@ -257,13 +285,11 @@ class Headroom:
         student, built = experiment.setup.assemble(role, components)
         schedules = build_schedules(built.optimizers, train, components.settings)
         experiment.processes.seed_dropout(self.config.seed)
+        title = f"the student of {targets} on {experiment.task.name}"
         num_steps, steps, points, done, seconds = self._num_steps(components), steps_from(train, 0), [], 0, 0.0
         for until in spread(num_steps, self.settings.num_points):
             started = time.perf_counter()
-            for _ in tqdm(range(until - done), desc=f"{targets} to step {until}", disable=None, leave=False):
-                built.method.step(next(steps).batch)
-                for schedule in schedules.values():
-                    schedule.step()
+            take_steps(built.method, steps, schedules, start=done, until=until, title=title)
             done, seconds = until, seconds + time.perf_counter() - started
             logits = predict_logits(student, probes)
             points.append(Point(done, round(seconds, 1), score_logits(logits, probes, experiment.task.metrics)))

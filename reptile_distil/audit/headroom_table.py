@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -74,10 +75,10 @@ class HeadroomTable:
     output: Path
     """Start of the paths of what is written: `<output>.csv`, `<output>.md`, and a folder of that name with a file for
     each student."""
-    measured: dict[tuple[str, str, int], list[Measured]] = field(default_factory=dict)
-    """By task, row and seed, in the order of the targets."""
+    measured: dict[tuple[str, str, int], dict[str, Measured]] = field(default_factory=dict)
+    """By task, row and seed, the students of the targets."""
     failures: dict[str, str] = field(default_factory=dict)
-    """By cell, why it could not be measured."""
+    """By cell, or cell and targets, why it could not be measured."""
 
     def __post_init__(self) -> None:
         for cell in self.cells:
@@ -87,7 +88,9 @@ class HeadroomTable:
 
     @classmethod
     def of_table(cls, table: TableConfig, settings: HeadroomSettings) -> HeadroomTable:
-        """All students of a table."""
+        """All students of a table. Raises `ConfigError` for a table on another engine than the local one."""
+        if table.keys.engine.name != "local":
+            raise ConfigError(f"engine {table.keys.engine.name} has no effect on headroom, which is measured here")
         cells = [cell for cell in table.cells if cell.row != TEACHER]
         return cls(cells, settings, table.output.with_name(f"{table.output.name}-headroom"))
 
@@ -98,42 +101,49 @@ class HeadroomTable:
         return cls([cell], settings, Path(config.runs_dir, config.task_name, f"headroom-seed{config.seed}"))
 
     def run(self, report: Callable[[], None]) -> None:
-        """Measures what is not there yet; `report` is called after each student. A cell that fails is left out."""
+        """Measures what is not there yet; `report` is called after each student. What fails is left out."""
         for cell in self.cells:
-            try:
+            with self._noted(_name(cell)):
                 self._run(cell, report)
-            except ReptileDistilError as error:
-                self.failures[_name(cell)] = first_sentence(error)
-                logger.error("%s: %s", _name(cell), first_sentence(error))
             free_memory()
+
+    @contextlib.contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        """A fault inside is noted under the name, and ends what is inside alone."""
+        try:
+            yield
+        except ReptileDistilError as error:
+            self.failures[name] = first_sentence(error)
+            logger.error("%s: %s", name, first_sentence(error))
 
     def _run(self, cell: Cell, report: Callable[[], None]) -> None:
         headroom = Headroom(cell.config, self.settings)
         headroom.fit_teacher()
         identity = headroom.identity()
-        found = self.measured.setdefault((cell.task.name, cell.row, cell.seed), [])
+        found = self.measured.setdefault((cell.task.name, cell.row, cell.seed), {})
         for targets in headroom.targets:
-            path = self.output / f"{_name(cell).replace(' ', '-')}-{targets}.json"
-            kept = _read(path, identity)
-            measured = kept or headroom.measure(targets)
-            found.append(measured)
-            score = percent(_defined(_mean(measured.points[-1].scores)))
-            logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
-            if kept is None:
-                make_folder(self.output)
-                write_text(path, json.dumps({"identity": identity, "measured": measured.to_json()}))
-                report()
+            with self._noted(f"{_name(cell)}, {targets}"):
+                path = self.output / f"{_name(cell).replace(' ', '-')}-{targets}.json"
+                kept = _read(path, identity)
+                measured = found[targets] = kept or headroom.measure(targets)
+                score = percent(_defined(_mean(measured.points[-1].scores)))
+                logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
+                if kept is None:
+                    make_folder(self.output)
+                    write_text(path, json.dumps({"identity": identity, "measured": measured.to_json()}))
+                    report()
 
     def rooms(self) -> list[Room]:
-        """What was measured so far, task by task and row by row."""
+        """What was measured so far, task by task and row by row: the targets that each seed has, the frozen first."""
         metrics = {cell.task.name: cell.task.metrics for cell in self.cells}
         rooms = []
         for task, row in dict.fromkeys((task, row) for task, row, _ in self.measured):
             by_seed = [of for (name, other, _), of in self.measured.items() if (name, other) == (task, row) and of]
-            common = min((len(of) for of in by_seed), default=0)  # of all seeds so far
-            frozen = [of[0] for of in by_seed]
-            for students in zip(*(of[:common] for of in by_seed), strict=True):
-                rooms.append(_room(task, row, students, frozen, metrics[task]))
+            frozen = [of[FROZEN] for of in by_seed if FROZEN in of]
+            for targets in by_seed[0] if by_seed and len(frozen) == len(by_seed) else ():
+                students = [of[targets] for of in by_seed if targets in of]
+                if len(students) == len(frozen):
+                    rooms.append(_room(task, row, students, frozen, metrics[task]))
         return rooms
 
     def to_markdown(self) -> str:
@@ -152,7 +162,7 @@ class HeadroomTable:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for (task, row, seed), of_cell in self.measured.items():
-            for measured in of_cell:
+            for measured in of_cell.values():
                 rows = (measured.num_labelled_rows, measured.num_transfer_rows)
                 for model, step, seconds, scores in _points(measured):
                     for metric, value in scores.items():

@@ -6,6 +6,7 @@ Nothing that is measured changes the run: models and optimizers are put back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
 
 from reptile_distil.data.batches import Batch, Batches, StepBatches
+from reptile_distil.errors import DivergedError
 from reptile_distil.losses.distillation import DistillationLoss, labels_of, task_loss
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
@@ -129,17 +133,17 @@ class _State:
 
     def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
         self._modules = [
-            (module, [(tensor, tensor.detach().clone()) for tensor in _tensors(module)]) for module in modules
+            (module, {name: tensor.detach().clone() for name, tensor in _tensors(module)}) for module in modules
         ]
         self._optimizers = [(optimizer, _copy_state(optimizer)) for optimizer in optimizers]
 
     @torch.no_grad()
     def restore(self, *, but: nn.Module | None = None) -> None:
         """Puts all back, except the weights of one module."""
-        for module, tensors in self._modules:
+        for module, values in self._modules:
             if module is not but:
-                for tensor, value in tensors:
-                    tensor.copy_(value)
+                for name, tensor in _tensors(module):  # by name: a buffer may be another tensor by now
+                    tensor.copy_(values[name])
                 mark_changed(parameter for parameter in module.parameters())
             module.zero_grad(set_to_none=True)
         for optimizer, (groups, states) in self._optimizers:
@@ -156,9 +160,9 @@ class _State:
                         optimizer.state[parameter][name] = value
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _copy_state(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[Any, dict[str, Any]]]:
@@ -181,6 +185,32 @@ class Stage:
     def column(self, name: str) -> list[float]:
         """One value of each batch (N,); empty where it was not measured."""
         return [of_batch[name] for of_batch in self.measured if name in of_batch]
+
+
+def take_steps(
+    method: Method,
+    steps: Iterator[StepBatches],
+    schedules: Mapping[str, LRScheduler],
+    *,
+    start: int,
+    until: int,
+    title: str,
+) -> None:
+    """Takes the next steps, from number `start` (counted from 0) to before `until`.
+
+    Raises `DivergedError` for a loss that is not finite.
+    """
+    losses = []
+    for _ in tqdm(range(start, until), desc=f"{title} to step {until}", disable=None, leave=False):
+        batches = next(steps)
+        losses.append(method.step(batches.batch, *batches.extra)["loss"])
+        for schedule in schedules.values():
+            schedule.step()
+    for step, loss in enumerate(torch.stack(losses).tolist() if losses else [], start=start + 1):
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"{title}: step {step}: loss is {loss}; the weights have diverged: lower the learning rate"
+            )
 
 
 def steps_from(batches: Batches, step: int) -> Iterator[StepBatches]:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from reptile_distil.audit.one_step import OneStepAudit, Stage, steps_from
+from reptile_distil.audit.one_step import OneStepAudit, Stage, steps_from, take_steps
 from reptile_distil.builders.loss import build_loss, class_weights
 from reptile_distil.config.config import Config
 from reptile_distil.config.sections import TEACHER_MOVES
-from reptile_distil.data.batches import StepBatches
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiments.build_method import build_schedules, forward_options
 from reptile_distil.experiments.build_task import VALIDATION
@@ -58,6 +57,8 @@ def check_audit(config: Config, settings: AuditSettings) -> None:
         )
     if config.loss.extra_rows and not moves:
         raise ConfigError("loss.extra_rows: the steps that an audit compares are on one batch alone; set it to 0")
+    if config.train.patience is not None:
+        raise ConfigError("train.patience: an audit takes a run's steps at fixed points; set it to null")
     for name, is_on in {
         "compute.cuda_graphs": config.compute.cuda_graphs,
         "distributed.shard": config.distributed.shard,
@@ -97,7 +98,7 @@ def audit(config: Config, settings: AuditSettings, report: Callable[[list[Stage]
 class _Audit:
     def __init__(self, setup: Setup, components: Components, settings: AuditSettings, other: Teacher | None) -> None:
         config, role = setup.config, setup.config.method
-        self.settings = settings
+        self.settings, self.title = settings, f"{role} on {setup.task.name}"
         self.train, self.probes = components.data["train"], components.data[VALIDATION]
         student, built = setup.assemble(role, components)
         self.method, self.optimizers = built.method, built.optimizers
@@ -133,8 +134,7 @@ class _Audit:
         stages: list[Stage] = []
         steps, done = steps_from(self.train, 0), 0
         for until in sorted({self._step_at(fraction) for fraction in self.settings.stages}):
-            for _ in tqdm(range(until - done), desc=f"training to step {until}", disable=None, leave=False):
-                self._take_step(next(steps))
+            take_steps(self.method, steps, self.schedules, start=done, until=until, title=self.title)
             done = until
             with random_numbers_repeated(torch.device(self.train.device)):  # the run goes on as if unobserved
                 stages.append(self._measure(until))
@@ -143,12 +143,7 @@ class _Audit:
 
     def _step_at(self, fraction: float) -> int:
         """The steps before a stage: a multiple of those from one move of the teacher to the next."""
-        return round(fraction * self.num_steps) // self.moves_every * self.moves_every
-
-    def _take_step(self, batches: StepBatches) -> None:
-        self.method.step(batches.batch, *batches.extra)
-        for schedule in self.schedules.values():
-            schedule.step()
+        return min(round(fraction * self.num_steps), self.num_steps - 1) // self.moves_every * self.moves_every
 
     def _measure(self, step: int) -> Stage:
         stage, ahead = Stage(step), steps_from(self.train, step)

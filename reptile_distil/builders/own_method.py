@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,7 +15,7 @@ from reptile_distil.errors import RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runs.state import StateOf
 
-TAKEN_NAMES = ("epoch", "step", "event")
+TAKEN_NAMES = ("epoch", "step", "event", "lr")
 """Names that the records of a step have for something else."""
 
 
@@ -74,7 +75,7 @@ class OwnMethod:
                 raise RunError(f"method {self.name}: 'gap' is of a teacher that moves: set moves_teacher = True")
 
     def _scalar(self, name: str, value: Any, batch: Batch) -> Tensor:
-        if isinstance(value, int | float):
+        if isinstance(value, int | float | np.number | np.bool_):
             value = torch.tensor(float(value), device=batch["input_ids"].device)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise RunError(f"method {self.name}: step() returns {name} = {value!r}, which is no scalar")

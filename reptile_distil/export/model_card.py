@@ -46,7 +46,10 @@ _HUB_METRICS = {"pearson": "pearsonr", "subset_accuracy": "accuracy"}  # the res
 _HUB_METRICS |= {f"f1_{mean}": "f1" for mean in ("macro", "micro", "weighted")}
 _CONTENDERS = {"student": "student", "teacher": "teacher", "onnx": "student, ONNX", "int8": "student, ONNX int8"}
 _FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
-_PATHS = ("data.path", "teacher.pretrained", "teacher.finetuned", "student.pretrained", "task.files")
+_PATHS = (
+    *("data.path", "data.transfer.files", "teacher.pretrained", "teacher.finetuned", "teachers", "student.pretrained"),
+    "task.files",
+)
 
 
 def write_card(report: Report, *, license: str = "other") -> Path:
@@ -91,9 +94,11 @@ def _front_matter(report: Report, license: str) -> ModelCardData:
 
 
 def _eval_results(report: Report) -> Iterator[EvalResult]:
-    """The defined dev scores; the hub accepts no others."""
+    """The defined scores; the hub accepts no others. Rows held out of training are none of a split, and left out."""
     task = report.task
     for split, scores in report.results.scores.items():
+        if split not in task.dev_splits:
+            continue
         for metric, score in scores.items():
             if score is not None and math.isfinite(score):
                 yield EvalResult(
@@ -218,8 +223,8 @@ def _speed_tables(report: Report) -> Iterator[str]:
 
 def _conditions(report: Report) -> str:
     sentences = [
-        f"Scores are in percent, on the dev split, of the best epoch on that split, with one seed "
-        f"({report.results.seed}): n = 1, so nothing is known of their spread."
+        f"Scores are in percent, on {_scored_rows(report)}, with one seed ({report.results.seed}): n = 1, so nothing "
+        "is known of their spread."
     ]
     if report.speeds:
         rounds = min(timing.num_rounds for speed in report.speeds for timing in speed.timings.values())
@@ -239,10 +244,18 @@ def _conditions(report: Report) -> str:
         )
     if report.int8_scores is not None:
         sentences.append(
-            "The int8 file (dynamic quantisation by onnxruntime) was scored on the same dev split. The range of its "
+            "The int8 file (dynamic quantisation by onnxruntime) was scored on the same rows. The range of its "
             "numbers is a batch's, so its answer to a text depends a little on the texts beside it."
         )
     return " ".join(sentences)
+
+
+def _scored_rows(report: Report) -> str:
+    """Which rows the scores are of, and which of them chose the epoch."""
+    if report.config.data.validation_fraction is None:
+        return "the dev split, of the best epoch on that split"
+    held_out = "training rows that were held out, which chose the epoch"
+    return f"the dev split, and on {held_out}" if report.task.dev_splits else held_out
 
 
 def _data_sentence(report: Report) -> str:
@@ -272,6 +285,11 @@ def _limits(report: Report) -> Iterator[str]:
     yield "One seed and one data set: a difference of a point or two to another model may be chance."
     yield _choice_sentence(report)
     yield f"Texts longer than {report.config.data.max_length} tokens were cut in training."
+    if report.stand_in is not None:
+        yield (
+            f"An empty text has no tokens for its tokenizer, and the programs above fail on it: give them "
+            f"{escape_markdown(report.stand_in)}, as which it was read in training."
+        )
     if task.name in GLUE:
         yield "English only, and only text like the benchmark's; it has its data's biases, and its teacher's."
     elif task.is_generated:
@@ -302,6 +320,8 @@ def _is_hub_name(name: str | None) -> bool:
 
 def _public(key: str, value: Any) -> Any:
     """The value, of a path on the disk only the last part: the rest is private."""
+    if isinstance(value, list | tuple):
+        return [_public(key, item) for item in value]
     return Path(value).name if key.startswith(_PATHS) and not _is_hub_name(value) else value
 
 

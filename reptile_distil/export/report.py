@@ -80,6 +80,8 @@ class Report:
     """Dev scores of the int8 model, measured, by split."""
     weak_teacher: list[str] = field(default_factory=list)
     """What is wrong with the teacher, a sentence each."""
+    stand_in: str | None = None
+    """The text that an empty one was read as, where the tokenizer makes no tokens of it."""
 
 
 def make_report(
@@ -152,6 +154,7 @@ def make_report(
         onnx_bytes={name: path.stat().st_size for name, path in exported.items()},
         int8_scores=int8_scores,
         weak_teacher=describe_weakness(teacher_scores, results),
+        stand_in=None if tokenizer("")["input_ids"] else tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id or 0),
     )
 
 

@@ -23,7 +23,7 @@ HIDDEN_STATES: frozenset[OutputName] = frozenset({"hidden_states"})
 
 @dataclass(frozen=True)
 class PatientLoss:
-    """Patient knowledge distillation: ||h_S / ||h_S|| - h_T / ||h_T||||² of the first token's ([CLS]) states.
+    """Patient knowledge distillation: ||h_S / ||h_S|| - h_T / ||h_T||||² of the first real token's ([CLS]) states.
 
     It is the mean over the rows and the matched pairs of layers. The student's last layer is left out, as published:
     what it knows is in the logits. The published code also divides by the width, so its weight of 100 is 100 / H here.
@@ -44,12 +44,13 @@ class PatientLoss:
             )
 
     def __call__(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        """The term, a scalar. Raises `ModelError` for states that are missing."""
+        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that are missing."""
         pairs = [*_matched(student, teacher, self.layer_map[:-1], depth=len(self.layer_map))]
         for h_s, h_t in pairs:
             _check_widths(h_s.shape[-1], h_t.shape[-1])
+        rows, first = torch.arange(len(mask), device=mask.device), mask.argmax(dim=1)  # padding may be on the left
         distances = [
-            (F.normalize(h_s[:, 0], dim=1) - F.normalize(h_t[:, 0], dim=1)).square().sum(dim=1).mean()
+            (F.normalize(h_s[rows, first], dim=1) - F.normalize(h_t[rows, first], dim=1)).square().sum(dim=1).mean()
             for h_s, h_t in pairs
         ]
         return torch.stack(distances).mean()

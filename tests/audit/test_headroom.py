@@ -14,7 +14,7 @@ from reptile_distil import Experiment
 from reptile_distil.audit.headroom import Headroom, HeadroomSettings, Point, check_headroom, label_logits, spread
 from reptile_distil.audit.headroom_table import HeadroomTable
 from reptile_distil.config.config import load_config
-from reptile_distil.errors import ConfigError
+from reptile_distil.errors import ConfigError, DataError, DivergedError
 from reptile_distil.models.classifier import mean_logits
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import TINY, TINY_TABLE
@@ -94,6 +94,11 @@ def test_an_oracle_knows_every_label_and_the_others_none_that_is_hidden(headroom
     teacher, oracle = (torch.softmax(torch.tensor(of.teacher_logits) / 2, 1) for of in (of_frozen, of_oracle))
     true = torch.eye(3)[[every[row] for row in rows.row_ids]]
     torch.testing.assert_close(oracle, (teacher + true) / 2, atol=1e-6, rtol=0)
+    for train in (of_frozen, of_oracle):
+        hidden = np.flatnonzero(~train.features.is_labelled) if ratio else np.empty(0, int)
+        given = train.batch(hidden) if ratio else {}
+        assert set(given.get("labels", torch.tensor([-1])).tolist()) == {-1}
+        assert not given.get("task_weights", torch.zeros(1)).any()
 
 
 def _all_rows(headroom):
@@ -146,6 +151,8 @@ def test_points_end_at_the_last_step():
         (("loss.hidden=1",), {}, "loss.hidden: an oracle has logits alone"),
         (("loss.extra_rows=1",), {}, "loss.extra_rows: .* leave it out"),
         (("compute.cuda_graphs=true",), {}, "compute.cuda_graphs: .* plain steps of one process"),
+        (("train.patience=1",), {}, "train.patience: all students take the same number of steps"),
+        ((f"seed={2**63 - 2}",), {"num_teachers": 3}, "the averaged teachers have the next seeds"),
         (("loss.alpha=0", "data.transfer.labelled_rows=null"), {}, "loss.alpha = 0 leaves the targets out"),
         ((), {"times": 1}, "--times 1: expected at least 2"),
         ((), {"num_teachers": 1}, "--teachers 1: expected at least 2"),
@@ -217,16 +224,16 @@ def test_an_undefined_score_is_no_number(measured):
     correlated = dataclasses.replace(table.cells[0].task, label_names=(), metrics=("pearson", "spearmanr"))
     table.cells = [dataclasses.replace(cell, task=correlated) for cell in table.cells]
     for key, students in table.measured.items():
-        flat = [
-            dataclasses.replace(
+        flat = {
+            targets: dataclasses.replace(
                 student,
                 predictions=np.full(len(student.references), 0.5),
                 references=np.arange(len(student.references)) / 7,
                 teacher_scores=None,
                 points=(Point(4, 0.1, {"pearson": math.nan, "spearmanr": math.nan}),),
             )
-            for student in students
-        ]
+            for targets, student in students.items()
+        }
         table.measured[key] = flat
     assert {tuple(room[3:]) for room in table.rooms()} == {(None,) * 5}
     assert all(line.endswith("| - | - | - |") for line in _squeezed(table.to_markdown()).splitlines()[2:])
@@ -258,6 +265,44 @@ def test_a_task_that_fails_does_not_stop_the_others(tmp_path):
     table.run(lambda: None)
     assert list(table.failures) == ["toy-sentence kd seed1"]
     assert {room.task for room in table.rooms()} == {"toy-pair"}
+
+
+def test_one_kind_of_targets_that_fails_does_not_stop_the_next(measured, monkeypatch):
+    _, folder, _ = measured
+    table = table_of(folder, "seeds=[1]")
+    next(table.output.glob("*seed1-averaged.json")).unlink()
+    monkeypatch.setattr(Headroom, "measure", lambda self, targets: _diverge())
+    table.run(lambda: None)
+    assert table.failures == {"toy-sentence kd seed1, averaged": "DivergedError: diverged"}
+    assert [room.targets for room in table.rooms()] == ["frozen", "labels", "more_labels", "oracle"]
+
+
+def _diverge():
+    raise DivergedError("diverged")
+
+
+def test_a_student_that_diverges_is_said(headroom_of):
+    headroom = headroom_of("train.lr=1e20")
+    with pytest.raises(DivergedError, match=r"the student of frozen on toy-regression: step \d: loss is (nan|inf)"):
+        headroom.measure("frozen")
+
+
+def test_too_few_rows_for_more_labels_are_said_before_any_teacher_is_trained(tmp_path):
+    config = load_config(TINY, [*OPTIONS, f"runs_dir={tmp_path}"])
+    with pytest.raises(DataError, match=r"--times 8: 14 labels, .* take 126 training rows, but there are 49"):
+        Headroom(config, FEW._replace(times=8)).fit_teacher()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_regression_without_a_distillation_term_has_nothing_to_compare():
+    config = load_config(TINY, [*OPTIONS, "loss.regression=none", "data.transfer.labelled_rows=null"])
+    with pytest.raises(ConfigError, match=r"loss.regression = none: the targets have no part"):
+        Headroom(config, FEW)
+
+
+def test_another_engine_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="engine slurm has no effect on headroom"):
+        table_of(tmp_path, "engine.name=slurm")
 
 
 def test_other_methods_have_no_headroom(tmp_path):

@@ -86,6 +86,29 @@ def loss_after_kd(built, teacher, taken, probe):
     return loss_on(student, probe)
 
 
+class CountingLoss(DistillationLoss):
+    """Divides by the number of times it was asked, in a buffer that is another tensor every time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("asked", torch.zeros(()))
+
+    def compare(self, student, teacher, batch):
+        self.asked = self.asked + 1
+        terms = super().compare(student, teacher, batch)
+        return terms._replace(total=terms.total / self.asked)
+
+
+def test_a_buffer_that_becomes_another_tensor_is_put_back_too():
+    built, frozen = after_some_steps("prokt", num_steps=0)
+    audited = audit_of(built, frozen)
+    audited.loss = built[0].loss = CountingLoss()
+    for seed in (1, 1):
+        measured = audited.measure(given("prokt", 1), batch(seed=9), seed=seed)
+        assert audited.loss.asked == 0
+    assert measured["frozen"] == measured["so_far"]
+
+
 @pytest.mark.parametrize(
     ("name", "num_steps"),
     [

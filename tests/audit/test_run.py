@@ -8,7 +8,7 @@ import transformers
 from reptile_distil import Experiment
 from reptile_distil.audit.run import AuditSettings, audit, check_audit
 from reptile_distil.config.config import load_config
-from reptile_distil.errors import ConfigError, ReptileDistilError
+from reptile_distil.errors import ConfigError, DivergedError, ReptileDistilError
 from tests.helpers.paths import TINY
 
 FEW = AuditSettings(stages=(0.0, 0.5), num_batches=2, num_probe_rows=8)
@@ -58,6 +58,17 @@ def test_a_stage_is_measured_again_to_the_bit_whatever_was_measured_before_it(co
     assert late.measured == both[1].measured != both[0].measured
 
 
+def test_the_last_stage_is_before_the_last_step(config):
+    (late,) = audit(config("method=reptile"), FEW._replace(stages=(0.99,)), lambda stages: None)
+    assert late.step == 7
+    assert late.column("frozen") != late.column("before")
+
+
+def test_a_run_that_diverges_is_said(config):
+    with pytest.raises(DivergedError, match=r"reptile on toy-sentence: step \d: loss is (nan|inf)"):
+        audit(config("method=reptile", "train.lr=1e20"), FEW._replace(stages=(0.9,)), lambda stages: None)
+
+
 def test_a_second_teacher_is_compared_with_the_first(config, teacher):
     stages = audit(config("method=kd"), FEW._replace(other=str(teacher)), lambda stages: None)
     for stage in stages:
@@ -73,6 +84,7 @@ def test_a_second_teacher_is_compared_with_the_first(config, teacher):
         (("method=kd",), {}, r"its teacher does not move; give --other DIR"),
         (("data.validation_fraction=null",), {}, r"data.validation_fraction is not set: .* never on the dev split"),
         (("method=kd", "loss.extra_rows=1"), {"other": "x"}, r"loss.extra_rows: the steps .* set it to 0"),
+        (("train.patience=1",), {}, r"train.patience: an audit takes a run's steps at fixed points"),
         (("compute.cuda_graphs=true",), {}, r"compute.cuda_graphs = True: .*; use false"),
         ((), {"stages": (1.0,)}, r"--stages 1: expected fractions of the run, from 0 to below 1"),
         ((), {"stages": (-0.1, 0.5)}, r"--stages -0.1 0.5"),

@@ -154,6 +154,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(own, tiny, overrides, me
         ([{"grad_norm": 1.0}], "must return a dict of scalars, 'loss' among them"),
         ([{"loss": 1.0, "gap": 1.0}], "moves_teacher = True"),
         ([{"loss": 1.0, "step": 1}], "'step', which is no name for a value in the log"),
+        ([{"loss": 1.0, "lr": 1e-3}], "'lr', which is no name for a value in the log"),
         ([{"loss": torch.zeros(2)}], "which is no scalar"),
         ([{"loss": 1.0}, {"loss": 1.0, "other": 2.0}], "the same names in every step, but 'other' varies"),
     ],

@@ -168,6 +168,17 @@ def test_a_card_says_nothing_of_where_things_lie_on_ones_disk(weighed):
     card = model_card.render_card(glue_report(weighed, scores={"dev": {"pearson": 0.5, "spearmanr": 0.25}}))
     assert "/home/me" not in card
     assert ["`data.path`", "`glue`"] in cells_of(card)
+    several = {"teachers": ["/home/me/a/one", "/home/me/two"], "data.transfer.files": ["/home/me/more.csv"]}
+    decisive = {**weighed.results.decisive, **several}
+    card = model_card.render_card(replace(weighed, results=weighed.results.model_copy(update={"decisive": decisive})))
+    assert "/home/me" not in card
+    assert ["`teachers`", "`['one', 'two']`"] in cells_of(card)
+
+
+def test_a_card_says_what_an_empty_text_was_read_as(weighed):
+    assert weighed.stand_in is None  # its tokenizer adds tokens of its own
+    card = model_card.render_card(replace(weighed, stand_in="<pad>"))
+    assert r"give them <pad>, as which" in card.replace("\\", "").replace("&lt;", "<").replace("&gt;", ">")
 
 
 def test_the_body_has_recipe_limits_citation_and_that_one_seed_is_one(weighed):
@@ -190,8 +201,16 @@ def test_the_limits_say_which_rows_chose_the_epoch(weighed, fraction, splits, se
     data = weighed.config.data.model_copy(update={"validation_fraction": fraction})
     config = weighed.config.model_copy(update={"data": data})
     task = replace(weighed.task, splits={split: weighed.task.splits[split] for split in splits})
-    card = model_card.render_card(replace(weighed, config=config, task=task))
+    values = weighed.results.scores["dev"]
+    scores = {"validation": values} if fraction else {}
+    scores |= {split: values for split in splits if split != "train"}
+    results = weighed.results.model_copy(update={"scores": scores})
+    card = model_card.render_card(replace(weighed, config=config, task=task, results=results, int8_scores=scores))
     assert sentence in card
+    assert ("dev split" in card) == ("dev" in splits)
+    assert "of the best epoch on that split" in card or fraction
+    found = ModelCard(card).data.eval_results or []
+    assert {item.dataset_split for item in found} == set(splits) - {"train"}
     assert ("dev split chose" in card) == (fraction is None)
     assert ("dev score is not" in card) == (fraction is not None and "dev" in splits)
 

@@ -85,3 +85,39 @@ def _difference(pairs):
         return f"{compared.mean_difference:+.1f}, n 1"
     low, high, p = compared.low, compared.high, compared.p_value
     return f"{compared.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}] p {p:.2g}, n {len(pairs)}"
+
+
+HEADROOM = ("frozen", "labels", "averaged", "more_labels", "oracle")
+
+
+def read_headroom(path):
+    """(task, row) → targets → {what: number}: mean scores over seeds at the last step, and the difference's interval."""
+    lines = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            lines[line["task"], line["row"], line["targets"]].append(line)
+    measured = defaultdict(dict)
+    for (task, row, targets), of in lines.items():
+        of_student = [line for line in of if line["model"] == "student"]
+        last = max(int(line["step"]) for line in of_student)
+        scores = {
+            "student": [float(line["value"]) for line in of_student if int(line["step"]) == last],
+            "teacher": [float(line["value"]) for line in of if line["model"] == "teacher"],
+        }
+        over_seeds = {line["metric"]: 100 * float(line["value"]) for line in of if line["seed"] == "all"}
+        means = {name: 100 * statistics.fmean(values) for name, values in scores.items() if values}
+        seeds = len({line["seed"] for line in of_student})
+        measured[task, row][targets] = {**means, **over_seeds, "seeds": seeds}
+    return measured
+
+
+def headroom_lines(measured):
+    """Lines of Markdown: a row for each task and kind of batches; what better targets add to the frozen teacher's."""
+    yield "| task | rows | frozen teacher | its students | labels alone | averaged | 8 times the labels | oracle |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    for (task, row), by_targets in measured.items():
+        frozen = by_targets["frozen"]
+        differences = [
+            "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**by_targets[targets]) for targets in HEADROOM[1:]
+        ]
+        yield f"| {task} | {row} | {frozen['teacher']:.1f} | {frozen['student']:.1f} | {' | '.join(differences)} |"

@@ -51,6 +51,13 @@ def test_patient_is_the_mean_over_pairs_of_layers():
     assert compare(PatientLoss(1.0, ((1, 3), (2,))), STUDENT, TEACHER).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_patient_takes_the_first_real_token_where_padding_is_on_the_left():
+    on_the_left = [torch.cat([layer[:, :1] * 0 + 77, layer], dim=1) for layer in STUDENT]
+    of_teacher = [torch.cat([layer[:, :1] * 0 - 77, layer], dim=1) for layer in TEACHER]
+    mask = torch.tensor([[0, 1, 1], [0, 1, 1]])
+    assert compare(PatientLoss(1.0, LAYER_MAP), on_the_left, of_teacher, mask).item() == pytest.approx(0.4)
+
+
 def test_hidden_is_the_mean_square_over_real_tokens_of_each_row():
     # Layer 0, row 1: (2² + 4²) / 2 = 10 and (0² + 2²) / 2 = 2, mean 6; row 2: one real token, 5² / 2 = 12.5.
     # Layer 1, row 1: 2² / 2 = 2 and 0, mean 1; row 2: 4² / 2 = 8.

@@ -9,7 +9,7 @@ import pytest
 
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
-from tests.helpers.studies import read_runs, table_lines
+from tests.helpers.studies import HEADROOM, headroom_lines, read_headroom, read_runs, table_lines
 
 STUDIES = [
     ("minilm/table.yaml", "minilm/epochs.csv"),
@@ -73,3 +73,16 @@ def test_a_study_chose_by_rows_that_are_not_in_the_dev_split(raw):
                 by_epoch.setdefault(int(line["epoch"]), []).append(float(line["value"] or "-inf"))
         means = {epoch: sum(values) / len(values) for epoch, values in by_epoch.items()}
         assert int(kept) == min(epoch for epoch in means if means[epoch] == max(means.values()))
+
+
+def test_the_table_of_the_headroom_is_computed_from_its_raw_results():
+    measured = read_headroom(CONFIGS / "evidence/headroom.csv")
+    readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
+    assert "\n".join(headroom_lines(measured)) in readme_tables(readme)
+    for by_targets in measured.values():
+        assert set(by_targets) == set(HEADROOM)
+        assert len({of["seeds"] for of in by_targets.values()}) == 1
+        for targets, of in by_targets.items():
+            if targets != "frozen":
+                assert of["difference"] == pytest.approx(of["student"] - by_targets["frozen"]["student"], abs=1e-3)
+                assert of["low"] <= of["difference"] <= of["high"]
