@@ -2,6 +2,7 @@
 
 import stat
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -222,9 +223,10 @@ def pretended_slurm(tmp_path, monkeypatch):
     return tmp_path
 
 
+# Not imported here: submitit reads its signal when it is imported, and `SlurmEngine` says which before.
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_jobs_of_slurm_are_one_array_which_is_submitted_again_when_its_nodes_die(pretended_slurm):
-    pytest.importorskip("submitit")
     parameters = sbatch_parameters(SlurmConfig(partition="gpu", options={"account": "mine"}), "table")
     with SlurmEngine(pretended_slurm / "logs", cluster="slurm", parameters=parameters, retries=1) as engine:
         futures = [engine.submit(len, name, name=name) for name in ("a", "b")]

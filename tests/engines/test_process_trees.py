@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from reptile_distil.engines.slurm_engine import SlurmEngine
 from reptile_distil.engines.start import process_parameters
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 
-pytest.importorskip("submitit")
+# Not imported here: submitit reads its signal when it is imported, and `SlurmEngine` says which before.
+pytestmark = pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
 
 
 def work(folder, name, seconds_for_checkpoint):
