@@ -50,13 +50,13 @@ def wait_for_both(folder):
 
 def test_ctrl_c_gives_jobs_time_for_their_checkpoints_and_leaves_none_behind(tmp_path, monkeypatch, capfd):
     """At a terminal it reaches the table and all that it has started at once."""
-    monkeypatch.setattr(slurm_engine, "SECONDS_TO_STOP", 4.0)
+    monkeypatch.setattr(slurm_engine, "SECONDS_TO_STOP", 5.0)
     parameters = process_parameters(SlurmConfig(cluster="local"))
     processes = []
 
     def stop_two_jobs():
         with SlurmEngine(tmp_path / "logs", cluster="local", parameters=parameters, retries=0) as engine:
-            for name, seconds in (("quick", 2.0), ("deaf", None)):
+            for name, seconds in (("quick", 1.5), ("deaf", None)):
                 engine.submit(work, tmp_path, name, seconds, name=name)
             engine._queued = list(engine._jobs)
             engine._start_what_is_due()
