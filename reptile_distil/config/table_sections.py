@@ -30,7 +30,8 @@ class SlurmConfig(Section):
     """Cells as jobs of Slurm, submitted by submitit (extra `slurm`)."""
 
     cluster: Literal["slurm", "local"] = "slurm"
-    """local: the same jobs as processes of this machine, all at once, to try the command without Slurm."""
+    """local: the same jobs as processes of this machine, as many at once as it has cores for (`cpus_per_cell`, at most
+    `parallel`), to try the command without Slurm; it has no partition, memory_gb, options and setup."""
     partition: str | None = None
     """Partition; null: the cluster's default."""
     minutes: int = Field(240, ge=1)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from reptile_distil.engines.engine import POLL_SECONDS, Job, JobError, Lost, RemoteEngine
+from reptile_distil.engines.process_trees import end_trees, out_of_reach_of_ctrl_c
 from reptile_distil.engines.worker import log_file, run_job
 from reptile_distil.errors import ConfigError, MissingExtraError
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
@@ -72,6 +73,7 @@ class SlurmEngine(RemoteEngine):
                 "engine slurm needs the package submitit: pip install 'reptile-distil[slurm]'"
             ) from None
         self._logs = logs.absolute()
+        self._is_local = cluster == "local"
         executor = submitit.SlurmExecutor if cluster == "slurm" else submitit.LocalExecutor
         try:
             self._executor: Any = executor(self._logs / "submitit", max_num_timeout=MAX_TIMEOUTS)
@@ -88,13 +90,16 @@ class SlurmEngine(RemoteEngine):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            for submitted in self._submitted.values():
-                with contextlib.suppress(Exception):  # one that has ended by itself
-                    submitted.cancel()
-            until = time.monotonic() + SECONDS_TO_STOP
-            processes = [job for job in self._submitted.values() if getattr(job, "_process", None) is not None]
-            while time.monotonic() < until and not all(job.done() for job in processes):
-                time.sleep(0.1)
+            if self._is_local:
+                jobs = {}
+                for submitted in self._submitted.values():
+                    with contextlib.suppress(AttributeError):  # one whose submission was broken off has no id
+                        jobs[int(submitted.job_id)] = submitted
+                end_trees(tuple(jobs), lambda pid: bool(jobs[pid].done()), SECONDS_TO_STOP)
+            else:
+                for submitted in self._submitted.values():
+                    with contextlib.suppress(Exception):  # one that has ended by itself
+                        submitted.cancel()
         finally:
             self._interrupts.__exit__(kind, error, _)
 
@@ -103,7 +108,8 @@ class SlurmEngine(RemoteEngine):
 
         try:
             # A signal between the submission and the note of it would leave jobs behind that nobody cancels.
-            with self._interrupts.held(), self._executor.batch():
+            out_of_reach = out_of_reach_of_ctrl_c() if self._is_local else contextlib.nullcontext()
+            with self._interrupts.held(), out_of_reach, self._executor.batch():
                 for job in jobs:
                     log = log_file(self._logs, job.name)
                     arguments = (log, Path.cwd(), job.function, *job.arguments)

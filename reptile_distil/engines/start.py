@@ -10,6 +10,7 @@ from reptile_distil.config.table_sections import EngineConfig, SlurmConfig
 from reptile_distil.engines.engine import Engine, LocalEngine
 from reptile_distil.engines.ray_engine import RayEngine
 from reptile_distil.engines.slurm_engine import SlurmEngine
+from reptile_distil.errors import ConfigError
 
 
 def make_engine(config: EngineConfig, runs_dir: Path, name: str, *, use_gpus: bool) -> Engine:
@@ -58,12 +59,24 @@ def sbatch_parameters(slurm: SlurmConfig, name: str) -> dict[str, Any]:
 
 
 def process_parameters(slurm: SlurmConfig) -> dict[str, Any]:
-    """The same for processes of this machine, as far as they have it."""
+    """The same for processes of this machine, as far as they have it. Raises `ConfigError` for what they cannot have.
+
+    submitit starts the lines of `setup` in a shell, which would hand no signal on to the job.
+    """
+    if slurm.setup:
+        raise ConfigError(
+            "engine.slurm.setup: are shell lines for the nodes of Slurm, which engine.slurm.cluster = local does not "
+            "run: run them before this command, and give engine.slurm.setup=[]"
+        )
+    if slurm.gpus_per_cell and _num_at_once(slurm) > 1:
+        raise ConfigError(
+            f"engine.slurm.gpus_per_cell = {slurm.gpus_per_cell}: with engine.slurm.cluster = local all jobs get the "
+            "same GPUs: give engine.slurm.parallel=1, or --engine ray, which shares GPUs out"
+        )
     return {
         "timeout_min": slurm.minutes,
         "gpus_per_node": slurm.gpus_per_cell or 0,
         "signal_delay_s": slurm.signal_seconds,
-        "setup": list(slurm.setup),
     }
 
 

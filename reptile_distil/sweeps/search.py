@@ -14,10 +14,13 @@ from typing import Any
 
 from reptile_distil.config.table_sections import SearchConfig
 from reptile_distil.data.tasks import Task
-from reptile_distil.errors import ConfigError, DivergedError, RunError, RunInUseError
+from reptile_distil.errors import ConfigError, RunError, RunInUseError
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.runtime.files import remove_folder
+from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import percent, plain_table
+from reptile_distil.sweeps.faults import is_of_values, others, raise_if_of_all, sentence
+from reptile_distil.sweeps.inputs import digest_all_inputs
 from reptile_distil.sweeps.space import check_search, with_values
 from reptile_distil.sweeps.study import Ended, Study, Trial
 from reptile_distil.sweeps.winner import write_winner
@@ -33,8 +36,8 @@ def run_search(table: TableConfig, path: Path) -> str:
     """Runs the search of the table whose file is `path`, or goes on with it; returns it in words.
 
     Several processes may run the same search: each takes trials that no other has. Raises `ConfigError` for a search
-    that cannot be made, `RunError` where the teacher could not be fine-tuned, and whatever ends a run for a reason that
-    lies outside of the trial's values; the same command then goes on.
+    that cannot be made, `RunError` where the teacher could not be fine-tuned or what the search reads has changed, and
+    whatever ends a run for a reason that lies outside of the trial's values; the same command then goes on.
     """
     search = table.keys.search
     if search is None:
@@ -71,6 +74,7 @@ class RowSearch:
         self._cells, self._search = cells, search
         first = cells[0]
         self.name = f"{first.task.name} {first.row}"
+        self._task = without_dev(first.task)
         searched = search.keys.keys()
         settings: Mapping[str, Any] = {
             **{key: value for key, value in first.decisive.items() if key not in searched and key != "seed"},
@@ -80,9 +84,11 @@ class RowSearch:
 
     def run(self) -> None:
         """Runs trials until all have ended, those of other processes included."""
+        self._check_inputs()
         while not self._study.is_over:
             with self._study.next_trial() as trial:
                 if trial is not None:
+                    self._check_inputs()
                     self._run(trial)
                     continue
             time.sleep(POLL_SECONDS)
@@ -99,37 +105,61 @@ class RowSearch:
         keys = list(self._search.keys)
         ended = self._study.ended()
         rows = [("trial", *keys, "validation"), *(_line(one, keys) for one in ended)]
-        failed = [f"trial {one.trial.number} failed: {one.reason}" for one in ended if one.score is None]
+        failed = [f"trial {one.trial.number + 1} failed: {one.reason}" for one in ended if one.score is None]
         said = "no trial has a score" if winner is None else f"the best, as a configuration: {winner}"
         return "\n".join([f"{self.name}: {len(ended)} trials", plain_table(rows, num_left=0), *failed, said, ""])
+
+    def _check_inputs(self) -> None:
+        self._study.check_inputs(digest_all_inputs(self._cells, self._task, self._search))
 
     def _run(self, trial: Trial) -> None:
         drawn = ", ".join(f"{key} {_short(value)}" for key, value in trial.values.items())
         logger.info("%s: trial %d of %d: %s", self.name, trial.number + 1, self._search.trials, drawn)
         folders = [self._study.folder / f"trial-{trial.number:04d}-seed{cell.seed}" for cell in self._cells]
-        try:
-            scores = [self._score(cell, trial, folder) for cell, folder in zip(self._cells, folders, strict=True)]
-        except (DivergedError, ConfigError) as error:  # of these values; whatever else is wrong, is wrong for all
-            self._study.end(trial, None, str(error))
-            logger.warning("%s: trial %d failed: %s", self.name, trial.number + 1, error)
+        scores: list[float] = []
+        reason = None
+        for cell, folder in zip(self._cells, folders, strict=True):
+            outcome = self._try(cell, trial, folder)
+            if isinstance(outcome, str):
+                reason = outcome
+                break
+            scores.append(outcome)
         else:
             mean = statistics.fmean(scores)
-            if math.isfinite(mean):
-                self._study.end(trial, mean)
-            else:
-                self._study.end(trial, None, "its validation score is undefined")
+            if not math.isfinite(mean):
+                reason = "its validation score is undefined"
+        if reason is None:
+            self._study.end(trial, mean)
             logger.info("%s: trial %d of %d: %s", self.name, trial.number + 1, self._search.trials, percent(mean))
-        for folder in folders:
-            with contextlib.suppress(OSError):  # a trial keeps its results; its model takes much room
-                remove_folder(folder / "model")
+        else:
+            self._study.end(trial, None, reason)
+            logger.warning("%s: trial %d failed: %s", self.name, trial.number + 1, reason)
+        for cell, folder in zip(self._cells, folders, strict=True):  # a trial keeps its results; the rest takes room
+            for part in ("model", *["checkpoints"] * (not cell.config.checkpoint.keep_when_finished)):
+                with contextlib.suppress(OSError):
+                    remove_folder(folder / part)
+
+    def _try(self, cell: Cell, trial: Trial, folder: Path) -> float | str:
+        """The score of one seed, or why there is none where that is due to the trial's values; raises all else."""
+        try:
+            return self._score(cell, trial, folder)
+        except Exception as error:
+            is_theirs, said = is_of_values(error), sentence(error)
+            if is_theirs is False:
+                raise
+        free_memory()  # of the run, which the error has held
+        if is_theirs is None:
+            best = next((one.trial.values for one in self._study.ended() if one.score is not None), None)
+            candidates = [{**values, "output_dir": str(folder)} for values in others(self._search.keys, best)]
+            raise_if_of_all(said, candidates, cell.config, self._task)
+        return said
 
     def _score(self, cell: Cell, trial: Trial, folder: Path) -> float:
         """The score of one seed on the held-out training rows: the dev splits are no part of the task here."""
         config = with_values(cell.config, {**trial.values, "output_dir": str(folder)})
-        task = without_dev(cell.task)
         while True:
             try:
-                score = Experiment(config, task=task).fit()["score"]
+                score = Experiment(config, task=self._task).fit()["score"]
                 return math.nan if score is None else float(score)
             except RunInUseError:
                 time.sleep(POLL_SECONDS)

@@ -16,6 +16,9 @@ from reptile_distil.tables.config import TEACHER, Cell, TableConfig
 Values = Mapping[str, Any]
 """What a trial has drawn, by dotted key."""
 
+CHOOSE_HELD_OUT_ROWS = ("data.path", "data.max_train_rows", "data.validation_fraction")
+"""Keys that decide which rows are held out: with others of them, scores would be of other rows."""
+
 
 def with_values(config: Config, values: Values) -> Config:
     """The configuration with other values of some dotted keys. Raises `ConfigError` for what is not allowed."""
@@ -36,8 +39,8 @@ def check_search(table: TableConfig, search: SearchConfig) -> None:
     """Raises `ConfigError` where a search could not be made, or one of its keys would have no effect on a row."""
     if table.keys.engine.name != "local":
         raise ConfigError(
-            f"search cannot be made by engine {table.keys.engine.name}: start the same command several times, as "
-            "workers on one runs_dir, and leave out --engine"
+            f"search cannot be made by engine {table.keys.engine.name}: give --engine local, and start the same "
+            "command several times, as workers on one runs_dir"
         )
     for cell in table.cells:
         if cell.config.data.validation_fraction is None:
@@ -49,6 +52,11 @@ def check_search(table: TableConfig, search: SearchConfig) -> None:
         raise ConfigError("search is for students, which share one teacher: leave teacher out of methods")
     for key, drawn in search.keys.items():
         kind = _kind(key)
+        if key in CHOOSE_HELD_OUT_ROWS:
+            raise ConfigError(
+                f"search.keys: {key} decides which rows are held out, so that trials would be scored on different "
+                "rows: leave it out, and give it one value"
+            )
         _check_numbers(key, drawn, kind)
         for row in table.keys.methods:
             _check_effect(next(cell for cell in table.cells if cell.row == row), key, drawn)

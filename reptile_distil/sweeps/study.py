@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,14 @@ import filelock
 import numpy as np
 
 from reptile_distil.config.table_sections import SearchConfig
-from reptile_distil.errors import MissingExtraError, RunError
+from reptile_distil.errors import MissingExtraError, RunError, first_sentence
 from reptile_distil.runtime.files import make_folder
 from reptile_distil.sweeps.space import Values, is_whole
 
-_SETTINGS = "settings"
+_SETTINGS, _INPUTS = "settings", "inputs"
+_NAME = "trials"
+_UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+"""What Optuna raises for a file whose lines are not what it has written."""
 
 
 class Trial(NamedTuple):
@@ -42,19 +46,37 @@ class Ended(NamedTuple):
 
 
 class _JournalLock:
-    """The lock of the file of trials: one that a process which is killed does not leave behind."""
+    """The lock of the file of trials: one that a process which is killed does not leave behind.
 
-    def __init__(self, path: Path) -> None:
-        self._lock = filelock.FileLock(path, fallback_to_soft=False)
+    Whoever has it finds whole lines: one whose writing was cut short (a full disk, a machine that died) is cut off.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._lock = filelock.FileLock(journal.with_name(".trials.lock"), fallback_to_soft=False)
 
     def acquire(self) -> bool:
         """Waits for the lock."""
         self._lock.acquire()
+        try:
+            self._cut_unfinished_line()
+        except BaseException:
+            self._lock.release()
+            raise
         return True
 
     def release(self) -> None:
         """Frees it."""
         self._lock.release()
+
+    def _cut_unfinished_line(self) -> None:
+        if not self._journal.exists() or not self._journal.stat().st_size:
+            return
+        with self._journal.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class Study:
@@ -76,26 +98,44 @@ class Study:
         self.folder, self._search = folder, search
         make_folder(folder)
         self._turn = filelock.FileLock(folder / ".turn.lock", fallback_to_soft=False)
-        lock: Any = _JournalLock(folder / ".trials.lock")
-        journal = JournalFileBackend(
-            str(folder / "trials.log"),
-            lock_obj=lock,
-        )
+        self._journal = folder / "trials.log"
+        lock: Any = _JournalLock(self._journal)
         with self._turn:
-            self._study: Any = optuna.create_study(
-                storage=optuna.storages.JournalStorage(journal),
-                study_name="trials",
-                direction="maximize",
-                load_if_exists=True,
-            )
-            self._check(settings)
+            with self._reading():
+                lock.acquire()  # which cuts off an unfinished line
+                lock.release()
+                backend = JournalFileBackend(str(self._journal), lock_obj=lock)
+                self._storage: Any = optuna.storages.JournalStorage(backend)
+                self._study: Any = optuna.create_study(
+                    storage=self._storage, study_name=_NAME, direction="maximize", load_if_exists=True
+                )
+                old = self._study.user_attrs.get(_SETTINGS)
+            self._check(settings, old)
+
+    def check_inputs(self, digests: Mapping[str, str]) -> None:
+        """Raises `RunError` where what the trials are made from is not what it was at the first one.
+
+        What is not there now, or was not there then, is not compared.
+        """
+        with self._turn:
+            with self._reading():
+                old = self._study.user_attrs.get(_INPUTS)
+            if old is None:
+                self._study.set_user_attr(_INPUTS, dict(digests))
+                return
+        for name in sorted(old.keys() & digests.keys()):
+            if old[name] != digests[name]:
+                raise RunError(
+                    f"{self.folder}: the {name} has changed since this search began; put the old one back, give "
+                    "another name, or remove this folder"
+                )
 
     @contextlib.contextmanager
     def next_trial(self) -> Iterator[Trial | None]:
         """A trial for this process to run, kept from others inside; None where there is none (now): see `is_over`."""
         with contextlib.ExitStack() as held:
             with self._turn:
-                trials = self._study.get_trials(deepcopy=False)
+                trials = self._trials()
                 trial = self._left_behind(trials, held)
                 if trial is None and len(trials) < self._search.trials:
                     trial = Trial(len(trials), self._draw(trials))
@@ -106,7 +146,7 @@ class Study:
     @property
     def is_over(self) -> bool:
         """Whether all trials have ended."""
-        trials = self._study.get_trials(deepcopy=False)
+        trials = self._trials()
         return len(trials) >= self._search.trials and all(trial.state.is_finished() for trial in trials)
 
     def end(self, trial: Trial, score: float | None, reason: str = "") -> None:
@@ -114,8 +154,9 @@ class Study:
         states = self._optuna.trial.TrialState
         with self._turn:
             if score is None:
-                (frozen,) = [one for one in self._study.get_trials(deepcopy=False) if one.number == trial.number]
-                self._study._storage.set_trial_user_attr(frozen._trial_id, "reason", reason)
+                study = self._storage.get_study_id_from_name(_NAME)
+                number = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+                self._storage.set_trial_user_attr(number, "reason", reason)
                 self._study.tell(trial.number, state=states.FAIL)
             else:
                 self._study.tell(trial.number, score)
@@ -124,16 +165,30 @@ class Study:
         """The trials that have ended, the best first, those that failed last."""
         found = [
             Ended(Trial(one.number, one.params), one.value, one.user_attrs.get("reason", ""))
-            for one in self._study.get_trials(deepcopy=False)
+            for one in self._trials()
             if one.state.is_finished()
         ]
         return sorted(found, key=lambda one: (one.score is None, -(one.score or 0.0), one.trial.number))
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
+    def _trials(self) -> list[Any]:
+        with self._reading():
+            trials: list[Any] = self._study.get_trials(deepcopy=False)
+            return trials
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Where the file of trials cannot be read inside, raises `RunError`."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            raise RunError(
+                f"{self._journal}: is damaged ({first_sentence(error)}); put back a copy of it, or remove {self.folder}"
+            ) from None
+
+    def _check(self, settings: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:
         keys = {key: drawn.model_dump(mode="json") for key, drawn in self._search.keys.items()}
         sampler = {"sampler": self._search.sampler, "sampler_seed": self._search.sampler_seed}
         new: dict[str, Any] = json.loads(json.dumps({**settings, **sampler, "search.keys": keys}))
-        old = self._study.user_attrs.get(_SETTINGS)
         if old is None:
             self._study.set_user_attr(_SETTINGS, new)
             return

@@ -299,6 +299,13 @@ def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str,
                 f"command line: engine.{other} has no effect on engine {engine.name}; leave it out, or give "
                 f"--engine {other}"
             )
+    options = given.get("slurm") if isinstance(given, Mapping) and engine.slurm.cluster == "local" else None
+    for key in ("partition", "memory_gb", "options", "setup"):
+        if isinstance(options, Mapping) and options.get(key) and getattr(engine.slurm, key):
+            raise ConfigError(
+                f"command line: engine.slurm.{key} has no effect with engine.slurm.cluster = local; leave one of them "
+                "out"
+            )
 
 
 def _refuse_cell_keys(where: str, values: Mapping[str, Any], allowed: str = "") -> None:

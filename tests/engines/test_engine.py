@@ -2,6 +2,7 @@
 
 import stat
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -138,6 +139,11 @@ def test_an_engine_is_refused_where_no_cell_is_run(call, only):
         (["engine.name=rya"], "engine.name = 'rya'"),
         (["engine.ray.gpus=1"], "unknown key 'engine.ray.gpus'"),
         (["engine.name=slurm", "engine.slurm.minutes=0"], "engine.slurm.minutes = 0"),
+        *(
+            (["engine.name=slurm", "engine.slurm.cluster=local", option], f"{key} has no effect with engine.slurm.clu")
+            for option in ("partition=gpu", "memory_gb=4", "options={account: mine}", "setup=[module load cuda]")
+            for key, option in [(f"engine.slurm.{option.partition('=')[0]}", f"engine.slurm.{option}")]
+        ),
     ],
 )
 def test_options_of_engines_are_checked_before_anything_starts(overrides, reason):
@@ -177,7 +183,26 @@ def test_slurms_options_reach_submitit():
         "signal_delay_s": 120,
         "additional_parameters": {"account": "mine"},
     }
-    assert process_parameters(slurm)["gpus_per_node"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"setup": ("module load cuda",)}, "engine.slurm.setup: are shell lines"),
+        ({"gpus_per_cell": 1, "parallel": 2}, "all jobs get the same GPUs"),
+        ({"gpus_per_cell": 1, "parallel": 1}, None),
+        ({"gpus_per_cell": 0, "parallel": 2}, None),
+        ({"gpus_per_cell": 1, "parallel": 2, "cpus_per_cell": 8}, None),  # one at a time
+    ],
+)
+def test_what_processes_of_this_machine_cannot_have_is_refused(options, reason, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    slurm = SlurmConfig(cluster="local", partition="gpu", **options)  # a file for Slurm may be tried here
+    if reason is None:
+        assert process_parameters(slurm)["gpus_per_node"] == options["gpus_per_cell"]
+    else:
+        with pytest.raises(ConfigError, match=reason):
+            process_parameters(slurm)
 
 
 @pytest.fixture
@@ -198,9 +223,10 @@ def pretended_slurm(tmp_path, monkeypatch):
     return tmp_path
 
 
+# Not imported here: submitit reads its signal when it is imported, and `SlurmEngine` says which before.
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_jobs_of_slurm_are_one_array_which_is_submitted_again_when_its_nodes_die(pretended_slurm):
-    pytest.importorskip("submitit")
     parameters = sbatch_parameters(SlurmConfig(partition="gpu", options={"account": "mine"}), "table")
     with SlurmEngine(pretended_slurm / "logs", cluster="slurm", parameters=parameters, retries=1) as engine:
         futures = [engine.submit(len, name, name=name) for name in ("a", "b")]

@@ -1,0 +1,71 @@
+"""Jobs that are processes of this machine, when the engine is left: time for a checkpoint, and nothing left running."""
+
+import os
+import signal
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from reptile_distil.config.table_sections import SlurmConfig
+from reptile_distil.engines import slurm_engine
+from reptile_distil.engines.slurm_engine import SlurmEngine
+from reptile_distil.engines.start import process_parameters
+from reptile_distil.runtime.interrupts import Interrupted, Interrupts
+
+# Not imported here: submitit reads its signal when it is imported, and `SlurmEngine` says which before.
+pytestmark = pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
+
+
+def work(folder, name, seconds_for_checkpoint):
+    """Takes a signal as a run does, and is through with its checkpoint after some seconds; None: takes no signal."""
+    if seconds_for_checkpoint is None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    with Interrupts():
+        Path(folder, f"{name}.started").write_text(f"{os.getpid()} {os.getppid()}")
+        try:
+            time.sleep(60)
+        except Interrupted:
+            time.sleep(seconds_for_checkpoint)
+            Path(folder, f"{name}.checkpoint").touch()
+            raise
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_both(folder):
+    """The process ids of both workers and of their parents."""
+    until = time.monotonic() + 60
+    while len(words := " ".join(file.read_text() for file in folder.glob("*.started")).split()) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return map(int, words)
+
+
+def test_ctrl_c_gives_jobs_time_for_their_checkpoints_and_leaves_none_behind(tmp_path, monkeypatch, capfd):
+    """At a terminal it reaches the table and all that it has started at once."""
+    monkeypatch.setattr(slurm_engine, "SECONDS_TO_STOP", 5.0)
+    parameters = process_parameters(SlurmConfig(cluster="local"))
+    processes = []
+
+    def stop_two_jobs():
+        with SlurmEngine(tmp_path / "logs", cluster="local", parameters=parameters, retries=0) as engine:
+            for name, seconds in (("quick", 1.5), ("deaf", None)):
+                engine.submit(work, tmp_path, name, seconds, name=name)
+            engine._queued = list(engine._jobs)
+            engine._start_what_is_due()
+            processes.extend(wait_for_both(tmp_path))
+            for pid in (*processes, os.getpid()):
+                os.kill(pid, signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        stop_two_jobs()
+    assert (tmp_path / "quick.checkpoint").exists()
+    assert not [pid for pid in processes if is_alive(pid)]
+    assert capfd.readouterr().err == ""
