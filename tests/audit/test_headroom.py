@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from reptile_distil import Experiment
+from reptile_distil.audit import headroom_table
 from reptile_distil.audit.headroom import Headroom, HeadroomSettings, Point, check_headroom, label_logits, spread
 from reptile_distil.audit.headroom_table import HeadroomTable
 from reptile_distil.config.config import load_config
-from reptile_distil.errors import ConfigError, DataError, DivergedError
+from reptile_distil.errors import ConfigError, DataError, DivergedError, RunError
 from reptile_distil.models.classifier import mean_logits
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import TINY, TINY_TABLE
@@ -218,8 +219,9 @@ def test_a_room_is_the_difference_from_the_frozen_teachers_students_on_the_same_
         assert value == pytest.approx(getattr(by_targets[targets], name), abs=1e-6)
 
 
-def test_an_undefined_score_is_no_number(measured):
+def test_an_undefined_score_is_no_number(measured, monkeypatch):
     """A student that says one number for every row has no correlation."""
+    monkeypatch.setattr(headroom_table, "NUM_RESAMPLES", 10)
     table = dataclasses.replace(measured[0], measured=dict(measured[0].measured))
     correlated = dataclasses.replace(table.cells[0].task, label_names=(), metrics=("pearson", "spearmanr"))
     table.cells = [dataclasses.replace(cell, task=correlated) for cell in table.cells]
@@ -243,7 +245,7 @@ def _squeezed(text):
     return re.sub(" +", " ", text)
 
 
-@pytest.mark.parametrize("fault", ["damaged", "of other settings"])
+@pytest.mark.parametrize("fault", ["damaged", pytest.param("of other settings", marks=pytest.mark.slow)])
 def test_what_does_not_fit_is_measured_again(measured, caplog, fault):
     _, folder, _ = measured
     one = [*TABLE, "seeds=[2]"]
@@ -259,11 +261,14 @@ def test_what_does_not_fit_is_measured_again(measured, caplog, fault):
     assert sum("measured again" in message for message in caplog.messages) == len(reports)
 
 
-def test_a_task_that_fails_does_not_stop_the_others(tmp_path):
+def test_a_task_that_fails_does_not_stop_the_others(measured, tmp_path, monkeypatch):
     table = table_of(tmp_path, "tasks=[toy-sentence,toy-pair]", "seeds=[1]")
     (tmp_path / "toy-sentence").write_text("no folder")
+    of_seed = measured[0].measured["toy-sentence", "kd", 1]
+    monkeypatch.setattr(Headroom, "fit_teacher", lambda self: _refuse_files(self.experiment.teacher_folder.path))
+    monkeypatch.setattr(Headroom, "measure", lambda self, targets: of_seed[targets])
     table.run(lambda: None)
-    assert list(table.failures) == ["toy-sentence kd seed1"]
+    assert table.failures == {"toy-sentence kd seed1": "RunError: no folder"}
     assert {room.task for room in table.rooms()} == {"toy-pair"}
 
 
@@ -275,6 +280,11 @@ def test_one_kind_of_targets_that_fails_does_not_stop_the_next(measured, monkeyp
     table.run(lambda: None)
     assert table.failures == {"toy-sentence kd seed1, averaged": "DivergedError: diverged"}
     assert [room.targets for room in table.rooms()] == ["frozen", "labels", "more_labels", "oracle"]
+
+
+def _refuse_files(folder):
+    if folder.parent.is_file():
+        raise RunError("no folder")
 
 
 def _diverge():
