@@ -121,3 +121,28 @@ def headroom_lines(measured):
             "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**by_targets[targets]) for targets in HEADROOM[1:]
         ]
         yield f"| {task} | {row} | {frozen['teacher']:.1f} | {frozen['student']:.1f} | {' | '.join(differences)} |"
+
+
+def held_out_lines(path, baseline="kd"):
+    """Lines of Markdown: for each task and method the scores on the held-out rows, in the table's order, one seed."""
+    lines = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            lines[line["task"], line["method"]].append(line)
+    scores = {}
+    for key, of_run in lines.items():
+        last = max(int(line["epoch"]) for line in of_run)
+        (kept,) = [int(line["epoch"]) for line in of_run if line["metric"] == "chosen" and line["value"] == "1"]
+        student, start, end = (
+            mean_score(of_run, model, epoch, "validation")
+            for model, epoch in (("student", kept), ("teacher", 0), ("teacher", last))
+        )
+        steps, seconds = (max(float(line[name]) for line in of_run) for name in ("step", "train_seconds"))
+        scores[key] = (student, start, end, steps, seconds)
+    yield "| task | row | student | minus kd | teacher: start → end | steps | training, s |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for (task, method), (student, start, end, steps, seconds) in scores.items():
+        if method != "teacher":
+            difference = "" if method == baseline else f"{student - scores[task, baseline][0]:+.1f}"
+            teacher = "" if math.isnan(start) else f"{start:.1f} → {end:.1f}"
+            yield f"| {task} | {method} | {student:.1f} | {difference} | {teacher} | {steps:.0f} | {seconds:.0f} |"
