@@ -25,6 +25,7 @@ from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.half_precision import mark_changed
+from reptile_distil.runtime.interrupts import Interrupts
 from reptile_distil.training.loop import Method
 
 BEFORE, FROZEN, SO_FAR, MOVED, OTHER, KNOWS = "before", "frozen", "so_far", "moved", "other", "knows"
@@ -198,14 +199,16 @@ def take_steps(
 ) -> None:
     """Takes the next steps, from number `start` (counted from 0) to before `until`.
 
-    Raises `DivergedError` for a loss that is not finite.
+    Raises `DivergedError` for a loss that is not finite, and `Interrupted` after the step in which a signal came.
     """
     losses = []
-    for _ in tqdm(range(start, until), desc=f"{title} to step {until}", disable=None, leave=False):
-        batches = next(steps)
-        losses.append(method.step(batches.batch, *batches.extra)["loss"])
-        for schedule in schedules.values():
-            schedule.step()
+    with Interrupts() as interrupts:
+        for _ in tqdm(range(start, until), desc=f"{title} to step {until}", disable=None, leave=False):
+            with interrupts.held():
+                batches = next(steps)
+                losses.append(method.step(batches.batch, *batches.extra)["loss"])
+                for schedule in schedules.values():
+                    schedule.step()
     for step, loss in enumerate(torch.stack(losses).tolist() if losses else [], start=start + 1):
         if not math.isfinite(loss):
             raise DivergedError(

@@ -1,11 +1,14 @@
 """One step from each teacher, against the same on deep copies; and nothing that was measured changes the run."""
 
 import copy
+import os
+import signal
+import time
 
 import pytest
 import torch
 
-from reptile_distil.audit.one_step import OneStepAudit, steps_from
+from reptile_distil.audit.one_step import OneStepAudit, steps_from, take_steps
 from reptile_distil.data.batches import StepBatches
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.cotrain import CoTrainer
@@ -15,6 +18,7 @@ from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
+from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.models import batch, bert
 
 METHODS = ("adamw", "interpolate", "student_first", "metadistil", "prokt", "cotrain")
@@ -200,3 +204,29 @@ def test_steps_go_on_from_any_step_over_the_end_of_an_epoch():
 
     steps = steps_from(Numbered(), 4)
     assert [next(steps) for _ in range(4)] == [(2, 1), (2, 2), (3, 0), (3, 1)]
+
+
+class InterruptedStep:
+    """Gets a Ctrl-C in a destructor, where Python swallows what is raised."""
+
+    def __init__(self):
+        self.num_steps = 0
+
+    def step(self, batch):
+        class Dying:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)  # a signal is handled between two instructions
+
+        self.num_steps += 1
+        if self.num_steps == 2:
+            dying = Dying()
+            del dying
+        return {"loss": torch.zeros(())}
+
+
+def test_a_ctrl_c_ends_training_after_its_step_wherever_it_comes():
+    method, batches = InterruptedStep(), (given("kd", seed) for seed in range(9))
+    with pytest.raises(Interrupted) as error:
+        take_steps(method, batches, {}, start=0, until=9, title="audited")
+    assert (method.num_steps, error.value.exit_code) == (2, 130)
