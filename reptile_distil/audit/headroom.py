@@ -37,8 +37,6 @@ from reptile_distil.training.loop import count_steps
 from reptile_distil.training.metrics import Scores
 
 LABELS, FROZEN, AVERAGED, MORE, ORACLE = "labels", "frozen", "averaged", "more_labels", "oracle"
-MANY_EPOCHS = 100_000
-"""More than any run has: `max_steps` decides."""
 
 Logits = NDArray[np.float32]
 
@@ -96,7 +94,12 @@ class Measured:
 def check_headroom(config: Config, settings: HeadroomSettings) -> None:
     """Raises `ConfigError` for what cannot be measured, before anything is loaded."""
     if config.method != "kd":
-        raise ConfigError(f"method = {config.method!r}: headroom is that of kd, whose teacher stays; give method=kd")
+        raise ConfigError(
+            f"method = {config.method!r}: headroom is that of kd, whose teacher stays; give method=kd, or in a table "
+            "methods=[kd]"
+        )
+    if config.output_dir is not None:
+        raise ConfigError("output_dir has no effect on headroom, which has several students: give runs_dir")
     if config.data.validation_fraction is None:
         raise ConfigError(
             "data.validation_fraction is not set: students are scored on training rows that are held out, never on the "
@@ -138,7 +141,7 @@ class Headroom:
 
     def __init__(self, config: Config, settings: HeadroomSettings) -> None:
         check_headroom(config, settings)
-        self.config, self.settings = config.with_values(compare_with=(), output_dir=None), settings
+        self.config, self.settings = config.with_values(compare_with=()), settings
         self.experiment = Experiment(self.config)
         if self.experiment.processes.count > 1:
             raise ConfigError(f"headroom takes one process, but {self.experiment.processes.count} were started")
@@ -192,7 +195,8 @@ class Headroom:
 
     def _of_labels(self, components: Components) -> Config:
         """The student without a teacher, for as many steps as with one."""
-        train = self.config.train.model_dump() | {"epochs": MANY_EPOCHS, "max_steps": self._num_steps(components)}
+        num_steps = self._num_steps(components)  # an epoch has one at least, so that max_steps decides
+        train = self.config.train.model_dump() | {"epochs": num_steps, "max_steps": num_steps}
         return self.config.with_values(method="finetune", train=train)
 
     def _num_steps(self, components: Components) -> int:

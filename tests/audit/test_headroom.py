@@ -146,6 +146,7 @@ def test_points_end_at_the_last_step():
     ("overrides", "settings", "message"),
     [
         (("method=reptile",), {}, "method = 'reptile': headroom is that of kd"),
+        (("output_dir=x",), {}, "output_dir has no effect on headroom"),
         (("data.validation_fraction=null",), {}, "data.validation_fraction is not set: .* never on the dev split"),
         (("teacher.finetuned=x",), {}, "teacher.finetuned: headroom fine-tunes its teachers itself"),
         (("teachers=[x]",), {}, "teachers: headroom fine-tunes"),
@@ -217,6 +218,15 @@ def test_a_room_is_the_difference_from_the_frozen_teachers_students_on_the_same_
     assert len(written) == 12
     for (targets, name), value in written.items():
         assert value == pytest.approx(getattr(by_targets[targets], name), abs=1e-6)
+
+
+def test_an_interval_is_of_pairs_of_rows(measured):
+    """Students that say the same of every row differ by nothing, however the rows are drawn."""
+    table = dataclasses.replace(measured[0], measured=dict(measured[0].measured))
+    for key, students in table.measured.items():
+        table.measured[key] = {**students, "oracle": dataclasses.replace(students["frozen"], targets="oracle")}
+    room = next(room for room in table.rooms() if room.targets == "oracle")
+    assert (room.difference, room.low, room.high) == (0.0, 0.0, 0.0)
 
 
 def test_an_undefined_score_is_no_number(measured, monkeypatch):
@@ -316,5 +326,5 @@ def test_another_engine_is_refused(tmp_path):
 
 
 def test_other_methods_have_no_headroom(tmp_path):
-    with pytest.raises(ConfigError, match=r"headroom is that of kd, and finetune is another method"):
+    with pytest.raises(ConfigError, match=r"method = 'finetune': headroom is that of kd"):
         table_of(tmp_path, "methods=[finetune,kd]")
