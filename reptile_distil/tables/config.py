@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -39,7 +39,8 @@ class TableKeys(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
 
     tasks: list[str | dict[str, Any]] = Field(min_length=1)
-    """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`."""
+    """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`; on the command line the names of the
+    file's own tasks, too."""
     methods: list[str] = Field(min_length=1)
     """The rows: names of methods and of `variants`; the teacher comes with those that need one."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
@@ -129,16 +130,21 @@ class TableConfig:
 def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableConfig:
     """The table in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides.
 
+    `tasks=[...]` may name the own tasks of the file.
+
     Raises `ConfigError` as `load_config` does, for any of the cells, and for what no table can have.
     """
     values, origins = read_layers(find_config(path))
     command = parse_overrides(overrides)
+    of_file = _own_tasks(values.get("tasks"))
     for layer in [layer for part in ("variants", "per_task") for layer in _mappings(values.get(part))]:
         _replace_leaves(layer, command)
     merge_layer(values, command, origins, COMMAND_LINE)
     for key, instead in _OF_THE_CELL.items():
         if values.get(key) not in (None, []) and origins[key] in (COMMAND_LINE, str(path)):
             raise ConfigError(f"{origins[key]}: {key} = {values[key]!r}: a table has no {key}, give {instead}")
+    if isinstance(command.get("tasks"), list):
+        values["tasks"] = [of_file.get(task, task) if isinstance(task, str) else task for task in values["tasks"]]
     own = {key: values.pop(key) for key in TableKeys.model_fields if key in values}
     shared = {key: value for key, value in values.items() if key not in _OF_THE_CELL}
     try:
@@ -155,7 +161,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
             "runs of a table must compute alike; give fp32, tf32 or bf16"
         )
     _check_teachers(cells, str(path))
-    _check_per_task(keys, [cell.task.name for cell in cells], origins)
+    _check_per_task(keys, {*of_file, *(cell.task.name for cell in cells)}, origins)
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
@@ -164,6 +170,8 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
             raise ConfigError(
                 f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
             )
+    used = {name: settings for name, settings in keys.per_task.items() if name in {task.name for task in tasks}}
+    keys = keys.model_copy(update={"per_task": used})
     return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, keys.name)))
 
 
@@ -314,7 +322,13 @@ def _refuse_cell_keys(where: str, values: Mapping[str, Any], allowed: str = "") 
             raise ConfigError(f"{where}: {key} is the table's affair and cannot stand here")
 
 
-def _check_per_task(keys: TableKeys, tasks: Sequence[str], origins: Mapping[str, str]) -> None:
+def _own_tasks(tasks: Any) -> dict[str, Any]:
+    """The own tasks of a file's list by name; whatever else is there is refused later."""
+    own = [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+    return {task["name"]: task for task in own if isinstance(task.get("name"), str)}
+
+
+def _check_per_task(keys: TableKeys, tasks: Collection[str], origins: Mapping[str, str]) -> None:
     """Settings for a task outside this table are fine, for none at all they are a slip of the pen."""
     known = (*GLUE, *toy.TASKS, *tasks)
     for name in keys.per_task:

@@ -174,6 +174,29 @@ def test_an_own_task_may_stand_among_the_tasks():
     assert cell(table, "mine", "kd", 1).folder.parts[-2:] == ("mine", "kd-seed1")
 
 
+def test_the_command_line_names_own_tasks_of_the_file(write, tmp_path):
+    own = "text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}"
+    text = f"tasks: [{{name: mine, {own}}}, {{name: qqp, {own}}}, toy-pair]\nmethods: [kd]\nseeds: [1]\n"
+    text += "per_task:\n  mine: {loss: {alpha: 0.2}}\n  qqp: {loss: {alpha: 0.3}}\n"
+    table = load_table_config(write(text), ["tasks=[qqp]"])
+    assert [task.name for task in table.tasks] == ["qqp"]
+    assert table.tasks[0].is_own
+    assert cell(table, "qqp", "kd", 1).config.loss.alpha == 0.3
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(describe_table(table))
+    assert load_table_config(printed) == table
+
+
+def test_commands_of_cells_load_where_other_own_tasks_have_settings(write):
+    own = "text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}"
+    text = f"tasks: [{{name: mine, {own}}}, {{name: yours, {own}}}]\nmethods: [kd]\nseeds: [1]\n"
+    path = write(text + "per_task:\n  mine: {loss: {alpha: 0.2}}\n  yours: {loss: {alpha: 0.3}}\n")
+    table = load_table_config(path)
+    for wanted, words in zip(table.cells, commands(table, "table.py", path, []), strict=True):
+        table_of_one = load_table_config(path, words[4:-1])
+        assert cell(table_of_one, wanted.task.name, wanted.row, 1).config == wanted.config
+
+
 def test_the_printed_configuration_loads_and_says_the_same(write, tmp_path):
     text = "tasks: [toy-pair, toy-regression]\nmethods: [kd, hot]\nseeds: [1]\n"
     text += "per_task:\n  toy-pair: {loss: {alpha: 0.2}}\nvariants:\n  hot: {method: kd, loss: {temperature: 9}}\n"
