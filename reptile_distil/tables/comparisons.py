@@ -17,7 +17,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import RunError
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.tables.data import Column, TableData, columns_of
-from reptile_distil.tables.statistics import compare_paired, mcnemar, paired_bootstrap
+from reptile_distil.tables.statistics import compare_paired, mcnemar, paired_bootstrap, pairs_needed
 from reptile_distil.training.metrics import compute_scores
 
 
@@ -68,12 +68,27 @@ def compare_over_tasks(data: TableData, row: str, baseline: str) -> Comparison |
 
     None where an undefined score is among them, or there are fewer than two.
     """
+    pairs = _pairs_over_tasks(data, row, baseline)
+    return Comparison(*compare_paired(*zip(*pairs, strict=True)), "cells") if len(pairs) > 1 else None
+
+
+def pairs_for_a_point(data: TableData, row: str, baseline: str) -> int | None:
+    """How many (task, seed) cells a study would need to show a row one point ahead of, or behind, `baseline`.
+
+    As `statistics.pairs_needed` has it, by the spread of the cells that both have; None where there are fewer than
+    three, or no spread, which says nothing.
+    """
+    differences = [ours - theirs for ours, theirs in _pairs_over_tasks(data, row, baseline)]
+    std = statistics.stdev(differences) if len(differences) > 2 else 0.0
+    return pairs_needed(std, 1.0) if std else None
+
+
+def _pairs_over_tasks(data: TableData, row: str, baseline: str) -> list[tuple[float, float]]:
     cells: list[tuple[float | None, float | None]] = []
     for task in data.tasks:
         first, second = (data.scores(name, task, columns_of(task)) for name in (row, baseline))
         cells += [(first[seed], second[seed]) for seed in first if seed in second]
-    pairs = _defined_pairs(cells)
-    return Comparison(*compare_paired(*zip(*pairs, strict=True)), "cells") if len(pairs) > 1 else None
+    return _defined_pairs(cells)
 
 
 def _defined_pairs(pairs: Sequence[tuple[float | None, float | None]]) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.runtime.text_tables import Bold, Cell
-from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
+from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks, pairs_for_a_point
 from reptile_distil.tables.config import TEACHER
 from reptile_distil.tables.data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED, PublishedRow
@@ -92,6 +92,13 @@ def notes(data: TableData) -> list[str]:
             "and over the (task, seed) cells: permutation test of paired differences, bootstrap interval; with few "
             "seeds p cannot be small (3 seeds: 0.25, 5 seeds: 0.0625 at best). One seed: McNemar's test or a paired "
             "bootstrap over the rows of the dev set, which says nothing of other seeds."
+        )
+    needed = [(row, baseline, pairs_for_a_point(data, row, baseline)) for row, baseline in pairs_to_compare(data)]
+    if said := [f"{row} and {baseline} {number:,}" for row, baseline, number in needed if number is not None]:
+        paragraphs.append(
+            "How many (task, seed) cells a study would need, by the spread of the differences here, to show a point "
+            f"between two rows (p below 0.05, in four studies of five): {', '.join(said)}. "
+            "It is rough where cells are few."
         )
     if shown := published_rows(task_order(data.tasks)):
         sources = "; ".join(f"{row.name}: {row.source}" for row in shown)

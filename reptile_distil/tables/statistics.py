@@ -3,6 +3,7 @@
 Which comparison answers which question:
 
 - `compare_paired`: does one *method* beat the other, over training runs? One score per seed, or per (task, seed).
+- `pairs_needed`: how many runs would it take to see such a difference?
 - `mcnemar`, `paired_bootstrap`: does one *trained model* beat the other, over test examples? Correctness for accuracy;
   any metric for the rest. Neither knows anything of the spread between seeds.
 
@@ -14,6 +15,7 @@ Sources:
 - Good: Permutation, Parametric and Bootstrap Tests of Hypotheses. Springer 2005.
 - Dror, Baumer, Shlomov and Reichart: The Hitchhiker's Guide to Testing Statistical Significance in Natural Language
   Processing. ACL 2018, which says what test suits which score.
+- Cohen: Statistical Power Analysis for the Behavioral Sciences. Second edition, Erlbaum 1988.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
 TIE = 1e-9
 """Two values of a test statistic are tied when they differ by no more than this part of its largest value."""
+
+_LIKE_NORMAL = 10_000
+"""Of more pairs than this, t and normal distribution ask for the same number but two."""
 
 
 class Summary(NamedTuple):
@@ -130,6 +135,40 @@ def compare_paired(
         **options,
     )
     return PairedComparison(mean, float(interval.low), float(interval.high), float(test.pvalue), n)
+
+
+def pairs_needed(std: float, difference: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
+    """How many pairs a study needs that is to show a difference which is there (Cohen 1988).
+
+    The smallest n for which the two-sided paired t-test at 1 - `confidence` finds a true mean difference of
+    `difference` with probability `power`, where the pairs' differences are normal with standard deviation `std`, in the
+    same unit. The power is exact: that of the noncentral t distribution. A permutation test of n pairs has about
+    the same; from fewer than 6 no p is below 0.05, so n is 6 at least at the default `confidence`.
+
+    A `std` that was itself measured on few pairs is rough, and n goes with its square: of 5 pairs it can be off by a
+    factor of 2.9 upwards, of 20 by 1.5.
+
+    Raises `ValueError` for values out of range.
+
+    >>> pairs_needed(std=2.0, difference=1.0)
+    34
+    """
+    if not (math.isfinite(std) and std >= 0):
+        raise ValueError(f"std: expected a finite number of at least 0, got {std}")
+    if not (math.isfinite(difference) and difference != 0):
+        raise ValueError(f"difference: expected a finite number other than 0, got {difference}")
+    if not (0 < confidence < 1 and 1 - confidence < power < 1):
+        raise ValueError(f"power: expected a number between 1 - confidence and 1, got {power} at {confidence}")
+    least = math.ceil(1 - math.log2(1 - confidence))  # of n pairs, no p of the permutation test is below 2 / 2^n
+    two_sided = (1 + confidence) / 2
+    of_normal: int = math.ceil(((stats.norm.ppf(two_sided) + stats.norm.ppf(power)) * std / difference) ** 2)
+    if of_normal > _LIKE_NORMAL:
+        return of_normal
+    # With the spread known, fewer would do: the search goes up from there.
+    n = max(least, of_normal)
+    while std and stats.nct.sf(stats.t.ppf(two_sided, n - 1), n - 1, abs(difference) / std * math.sqrt(n)) < power:
+        n += 1
+    return n
 
 
 def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> McNemar:

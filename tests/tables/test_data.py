@@ -2,15 +2,17 @@
 
 import json
 import math
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reptile_distil.data.tasks import GLUE, Task
-from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks
+from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks, pairs_for_a_point
 from reptile_distil.tables.data import TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED
+from reptile_distil.tables.statistics import pairs_needed
 from reptile_distil.training.metrics import compute_scores
 from tests.helpers import records as helper
 
@@ -160,6 +162,14 @@ def test_over_tasks_every_cell_that_both_have_is_a_pair():
     data = TableData((RTE, STSB), ("kd", "finetune"), (1, 2), runs)
     found = compare_over_tasks(data, "kd", "finetune")
     assert found == Comparison(*map(pytest.approx, (2.0, 1.0, 3.0, 0.5)), 2, "cells")
+
+
+def test_the_spread_over_cells_says_how_many_it_takes_to_show_a_point():
+    kd, finetune = (0.61, 0.64, 0.62), (0.60, 0.60, 0.60)
+    data = rte(kd=kd, finetune=finetune)
+    assert pairs_for_a_point(data, "kd", "finetune") == pairs_needed(statistics.stdev([1, 4, 2]), 1.0) == 21
+    assert pairs_for_a_point(rte(kd=kd[:2], finetune=finetune[:2]), "kd", "finetune") is None
+    assert pairs_for_a_point(rte(kd=finetune, finetune=finetune), "kd", "finetune") is None
 
 
 def with_predictions(tmp_path, task, labels, **said):

@@ -281,3 +281,9 @@ def test_the_notes_say_what_the_epoch_was_chosen_by(splits, sentence):
     for key, names in zip(data.runs, splits, strict=True):
         data.runs[key] = helper.results(scores={name: {"accuracy": 0.5} for name in names})
     assert sentence in notes(data)[0]
+
+
+def test_the_notes_say_how_many_cells_would_show_a_point():
+    runs = {("rte", "kd"): [(0.61,), (0.64,), (0.62,)], ("rte", "finetune"): [(0.60,), (0.60,), (0.60,)]}
+    (note,) = [note for note in notes(table_of(["rte"], runs, seeds=(1, 2, 3))) if note.startswith("How many")]
+    assert "to show a point between two rows (p below 0.05, in four studies of five): kd and finetune 21." in note

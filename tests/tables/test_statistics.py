@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reptile_distil.tables.statistics import McNemar, Summary, compare_paired, mcnemar, paired_bootstrap, summarise
+from reptile_distil.tables.statistics import (
+    McNemar,
+    Summary,
+    compare_paired,
+    mcnemar,
+    paired_bootstrap,
+    pairs_needed,
+    summarise,
+)
 
 
 def zeros(values):
@@ -291,6 +299,46 @@ def test_booleans_and_unsigned_integers_are_subtracted_as_numbers():
 
 
 # mcnemar
+
+
+@pytest.mark.parametrize(("effect", "expected"), [(0.2, 199), (0.3, 90), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_as_many_pairs_are_needed_as_textbooks_say(effect, expected):
+    assert pairs_needed(1.0, effect) == pairs_needed(2.0, -2 * effect) == expected
+
+
+def test_a_study_of_the_pairs_needed_shows_the_difference_as_often_as_is_said():
+    n = pairs_needed(3.0, 2.0)
+    generator, shown = np.random.default_rng(0), 0
+    for _ in range(400):
+        shown += compare_paired(generator.normal(2.0, 3.0, n), np.zeros(n), num_resamples=999).p_value < 0.05
+    assert 0.74 <= shown / 400 <= 0.87
+
+
+def test_no_fewer_pairs_are_needed_than_can_give_a_small_p():
+    assert pairs_needed(0.0, 1.0) == pairs_needed(1e-9, 1.0) == 6
+    assert pairs_needed(0.0, 1.0, confidence=0.9) == 5
+    assert compare_paired([1.0] * 6, [0.0] * 6).p_value < 0.05 < compare_paired([1.0] * 5, [0.0] * 5).p_value
+
+
+def test_for_many_pairs_t_and_normal_distribution_need_the_same_number():
+    below, above = (pairs_needed(1.0, difference) for difference in (0.028022, 0.028015))
+    assert 0 <= above - below <= 10
+    assert pairs_needed(1.0, 0.0028) == pytest.approx(7.8489 / 0.0028**2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"std": -1.0}, "std: expected a finite number"),
+        ({"std": float("nan")}, "std: expected a finite number"),
+        ({"difference": 0.0}, "difference: expected a finite number other than 0"),
+        ({"power": 0.04}, "power: expected a number between"),
+        ({"confidence": 1.0}, "power: expected a number between"),
+    ],
+)
+def test_pairs_needed_refuses_what_makes_no_sense(values, message):
+    with pytest.raises(ValueError, match=message):
+        pairs_needed(**{"std": 1.0, "difference": 1.0, **values})
 
 
 def correctness(both, only_first, only_second, neither):
