@@ -78,15 +78,16 @@ def say_what_is_next(model: Path) -> None:
     """After a student's scores, where it lies and what can be done with it."""
     sys.stdout.flush()
     logger.info("the student: %s", model)
-    logger.info("next: %s --model %s   # its size, its speed and its model card", _command("report"), model)
+    command = " ".join(script_command("report"))
+    logger.info("next: %s --model %s   # its size, its speed and its model card", command, model)
 
 
-def _command(script: str) -> str:
-    """How another script is started, in the way that this one was."""
+def script_command(script: str) -> list[str]:
+    """The words that start a script, in the way that this one was started."""
     started = Path(sys.argv[0])
     if started.suffix == ".py":
-        return f"python {started.with_name(script + '.py')}"
-    return f"reptile-distil {script}"
+        return ["python", str(started.with_name(script + ".py"))]
+    return ["reptile-distil", script]
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptile_distil.cli import DRY_RUN, make_parser, run, terminal_width
+from reptile_distil.cli import DRY_RUN, check_output, make_parser, run, script_command, terminal_width
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,10 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe_table(table), end="")
         return
     if arguments.print_commands:
-        for words in commands(table, sys.argv[0], arguments.config, arguments.overrides):
+        for words in commands(table, script_command("table"), arguments.config, arguments.overrides):
             print(shlex.join(words))
         return
 
+    if table.keys.search is None and not arguments.only_runs:
+        given = "runs_dir" if table.keys.output is None else "output"
+        for kind in ("md", "tex", "csv"):
+            check_output(given, table.output.with_name(f"{table.output.name}.{kind}"), makes_folders=True)
     if table.keys.search is not None:
         from reptile_distil.sweeps.search import run_search
 

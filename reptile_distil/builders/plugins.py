@@ -16,6 +16,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def describe_plugin(name: str) -> dict[str, str | None]:
     }
 
 
+def digest_code(key: str, name: str, config: Config) -> str | None:
+    """SHA-256 of the module of a class of the user's own, as `describe_plugin` has it, without running the module.
+
+    None where it is not to be found, or lies where no code is taken from.
+    """
+    try:
+        origin = _find(key, name, config).origin
+    except (Exception, SystemExit):  # whatever the packages above it may raise
+        return None
+    return hash_file(Path(origin)) if origin and Path(origin).is_file() else None
+
+
 @functools.cache
 def _distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
@@ -113,15 +126,8 @@ def _distributions() -> Mapping[str, list[str]]:
 def _load(key: str, name: str, config: Config) -> type[Any]:
     """The class. Packages above its module are looked at before the module is run."""
     module_name, _, class_name = name.partition(":")
-    parts = module_name.split(".")
     try:
-        for depth in range(1, len(parts) + 1):
-            above = ".".join(parts[:depth])
-            spec = importlib.util.find_spec(above)
-            if spec is None:
-                raise ModuleNotFoundError(name=above)
-            for place in _places(spec):
-                _check_place(key, name, place, parts[0], config)
+        _find(key, name, config)
         module = importlib.import_module(module_name)
     except ConfigError:
         raise
@@ -135,6 +141,20 @@ def _load(key: str, name: str, config: Config) -> type[Any]:
     if not inspect.isclass(found):
         raise ConfigError(f"{key} = {name!r}: {class_name} is no class but a {type(found).__name__}")
     return found
+
+
+def _find(key: str, name: str, config: Config) -> ModuleSpec:
+    """Where the module is. Those above it are run; raises what they raise, and `ConfigError` for a wrong place."""
+    parts = name.partition(":")[0].split(".")
+    for depth in range(1, len(parts) + 1):
+        above = ".".join(parts[:depth])
+        spec = importlib.util.find_spec(above)
+        if spec is None:
+            raise ModuleNotFoundError(name=above)
+        for place in _places(spec):
+            _check_place(key, name, place, parts[0], config)
+    assert spec is not None  # a name has a part at least
+    return spec
 
 
 def _reason(error: BaseException) -> str:

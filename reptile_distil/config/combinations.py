@@ -1,10 +1,12 @@
-"""What of a configuration cannot be computed together: methods of the user's own, and steps from CUDA graphs."""
+"""What of a configuration does not go together: methods of the user's own, CUDA graphs, options of other methods."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from reptile_distil.config.sections import MethodName
+from reptile_distil.config.sections import OWN_SECTIONS, MethodName
+from reptile_distil.errors import ConfigError
 from reptile_distil.plugin_names import folder_name, is_plugin
 
 if TYPE_CHECKING:
@@ -53,3 +55,37 @@ def check_graphed_steps(config: Config) -> None:
             "compute.cuda_graphs takes one fresh inner step on the batch of each step: set it to false with "
             "reptile.inner_steps > 1, every > 1, inner_batch: held_out or persistent_adamw"
         )
+
+
+def refuse_options_of_others(
+    methods: Collection[str], overrides: Sequence[str], remedy: str = "method={0} or compare_with=[{0}]"
+) -> None:
+    """Raises `ConfigError` for an override that none of the methods takes.
+
+    A file may hold the options of every method, but who gives one on the command line expects it to do something.
+    `remedy` says how a method is given, with {0} for its name.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not has_effect(key, methods):
+            section = key.partition(".")[0]
+            instead = f"leave it out, or give {remedy.format(section)}"
+            if section == "method_options":
+                first = remedy.partition(" or ")[0].format("package.module:Name")
+                instead = f"leave it out, or give a method of your own, {first}"
+            if section == "data":
+                instead = "which learns from labels alone; leave it out"
+            sign = "," if section == "data" else ";"
+            raise ConfigError(
+                f"command line: {key} has no effect on method {' or '.join(sorted(methods))}{sign} {instead}"
+            )
+
+
+def has_effect(key: str, methods: Collection[str]) -> bool:
+    """Whether one of the methods takes the key."""
+    section = key.partition(".")[0]
+    if section == "method_options":
+        return any(map(is_plugin, methods))
+    if key in ("data.transfer.files", "data.transfer.ratio"):
+        return set(methods) != {"finetune"}
+    return section not in (*OWN_SECTIONS, "kd") or section in methods

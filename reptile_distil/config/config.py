@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from reptile_distil.config.combinations import check_graphed_steps, check_own_methods
+from reptile_distil.config.combinations import check_graphed_steps, check_own_methods, refuse_options_of_others
 from reptile_distil.config.data_section import DataConfig
 from reptile_distil.config.defining_settings import flatten, keep_defining
-from reptile_distil.config.messages import describe, explain
+from reptile_distil.config.messages import COMMAND_LINE, describe, explain
 from reptile_distil.config.method_sections import CheckpointsConfig, CotrainConfig, LgtmConfig, LossConfig, ProktConfig
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import (
@@ -38,9 +38,6 @@ from reptile_distil.config.sections import (
 from reptile_distil.config.yaml_files import dump_yaml, find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.errors import ConfigError
 from reptile_distil.plugin_names import PluginName, is_plugin
-
-COMMAND_LINE = "command line"
-"""Where an override comes from, in messages."""
 
 
 def _task_kind(value: Any) -> str:
@@ -287,7 +284,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find_config(path)
     values, origins = _read(path, overrides)
     config = check_config(values, origins, str(path))
-    _refuse_options_of_other_methods(config, overrides)
+    refuse_options_of_others((config.method, *config.compare_with), _listed(overrides))
     return config
 
 
@@ -300,7 +297,7 @@ def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
     values, origins = _read(path, overrides)
     missing = () if "task" in values else ("task",)
     config = check_config({"task": "sst2", **values}, origins, str(path))
-    _refuse_options_of_other_methods(config, overrides)
+    refuse_options_of_others((config.method, *config.compare_with), _listed(overrides))
     return describe(config, missing=missing)
 
 
@@ -342,25 +339,3 @@ def check_config(
     except ValidationError as error:
         raise ConfigError(explain(error, values, origins, path, root=Config, also_known=also_known)) from None
     return config
-
-
-def _refuse_options_of_other_methods(config: Config, overrides: Sequence[str]) -> None:
-    """A file may hold the options of every method, but who gives one on the command line expects it to do something."""
-    methods = (config.method, *config.compare_with)
-    for override in _listed(overrides):
-        key = override.partition("=")[0]
-        section = key.partition(".")[0]
-        if section == "method_options" and not any(map(is_plugin, methods)):
-            raise ConfigError(
-                f"command line: {key} has no effect on method {config.method}; leave it out, or give a method of your "
-                "own, method=package.module:Name"
-            )
-        if key in ("data.transfer.files", "data.transfer.ratio") and set(methods) == {"finetune"}:
-            raise ConfigError(
-                f"command line: {key} has no effect on method finetune, which learns from labels alone; leave it out"
-            )
-        if section in (*OWN_SECTIONS, "kd") and section not in methods:
-            raise ConfigError(
-                f"command line: {key} has no effect on method {config.method}; leave it out, or give "
-                f"method={section} or compare_with=[{section}]"
-            )

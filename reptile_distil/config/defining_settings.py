@@ -47,6 +47,8 @@ _LATER_KEYS = {
     "data.transfer.skip": 0,
     "data.transfer.ratio": 1.0,
 }
+# What a method or loss of the user's own takes decides, whatever it is called.
+_OWN_OPTIONS = ("method_options.", "loss.options.")
 _NOT_FOR_THE_TEACHER = ("teacher.finetuned", "teacher.label_names")
 # Runs that learn from labels alone are the same whatever transfer rows there are, and how many in a batch.
 _FROM_LABELS_ALONE = ("teacher", "finetune")
@@ -72,7 +74,7 @@ def keep_defining(values: Mapping[str, Any], *, role: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key.rpartition(".")[2] not in _WITHOUT_EFFECT
+        if (key.rpartition(".")[2] not in _WITHOUT_EFFECT or key.startswith(_OWN_OPTIONS))
         and (key, value) not in _LATER_KEYS.items()
         and not (role == "teacher" and key in _NOT_FOR_THE_TEACHER)
         and not (role in _FROM_LABELS_ALONE and key in _OF_TRANSFER_ROWS)

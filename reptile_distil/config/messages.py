@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,6 +12,9 @@ from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.yaml_files import dump_yaml
 from reptile_distil.errors import did_you_mean
 from reptile_distil.plugin_names import PATTERN
+
+COMMAND_LINE = "command line"
+"""Origin of what a `key=value` of the command line gives."""
 
 
 def describe(config: BaseModel, without: Collection[str] = (), missing: Collection[str] = ()) -> str:
@@ -67,6 +71,8 @@ def explain(
         return f"{where}: unknown key {key!r}{_hint(location, root, also_known)}"
     if fault["type"] == "missing":
         return f"{path}: the key {key!r} is missing"
+    if fault["type"] == "value_error" and not key:
+        where = _origin_of_named(fault["msg"], origins, path)
     if fault["type"] == "value_error":
         return f"{where}: {key + ': ' if key else ''}{fault['msg'].removeprefix('Value error, ')}"
     # Where a value may be of several types, each type has a fault of its own under the same key.
@@ -74,6 +80,15 @@ def explain(
         _reason(other) for other in faults if _key_parts(other, values)[: len(location)] == location
     )
     return f"{where}: {key} = {_thawed(fault['input'])!r}: {', or '.join(reasons)}"
+
+
+def _origin_of_named(message: str, origins: Mapping[str, str], path: str) -> str:
+    """Where the keys come from that a message names: the command line where it gave one of them, else the file.
+
+    Words of everyday language, as `method`, are not taken for keys.
+    """
+    named = [word for word in re.findall(r"[\w.]*\w", message) if "." in word or "_" in word or word == "teachers"]
+    return COMMAND_LINE if COMMAND_LINE in {origins.get(key) for key in named} else path
 
 
 def _key_parts(fault: Any, values: Any) -> list[str]:
@@ -106,8 +121,11 @@ def _thawed(value: Any) -> Any:
 def _hint(location: Sequence[str], root: type[BaseModel], also_known: Sequence[str]) -> str:
     section: Any = root
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        section = OwnTaskConfig if part == "task" else annotation
+        fields = getattr(section, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else section  # a name that the user has chosen
+        section = OwnTaskConfig if part == "task" else _section_in(annotation)
+    if not hasattr(section, "model_fields"):
+        return ""
     if "." in location[-1]:
         first, _, rest = location[-1].partition(".")
         return f"; in a file the keys of a section stand below it: {first}: {{{rest}: ...}}"
@@ -117,6 +135,12 @@ def _hint(location: Sequence[str], root: type[BaseModel], also_known: Sequence[s
         return hint
     below = [prefix + key for key in _keys_below(section) if key.endswith(f".{location[-1]}")]
     return f"; did you mean {' or '.join(map(repr, below))}?" if below else f"; known here: {', '.join(names)}"
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section in `Section | None` or `dict[str, Section]`."""
+    kinds = [kind for kind in get_args(annotation) if kind not in (str, type(None))]
+    return _section_in(kinds[0]) if len(kinds) == 1 else annotation
 
 
 def _keys_below(section: type[BaseModel]) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reptile_distil.config.sections import Section
+from reptile_distil.config.sections import PathText, Section
 
 EngineName = Literal["local", "ray", "slurm"]
 
@@ -101,3 +101,28 @@ class SearchConfig(Section):
     """tpe: draws more often where scores were high (tree-structured Parzen estimator); random: draws evenly."""
     sampler_seed: int = Field(0, ge=0, lt=2**32)
     """Decides what is drawn."""
+
+
+class TableKeys(BaseModel):
+    """What a table's file says beside the settings of its runs."""
+
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
+
+    tasks: list[str | dict[str, Any]] = Field(min_length=1)
+    """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`; on the command line the names of the
+    file's own tasks, too."""
+    methods: list[str] = Field(min_length=1)
+    """The rows: names of methods and of `variants`; the teacher comes with those that need one."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Each cell is run with each of them."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Further rows by name: a `method`, and settings of a run laid over those of the file."""
+    per_task: dict[str, dict[str, Any]] = {}
+    """Settings of a run, by task, laid over those of the file."""
+    name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Start of the names of the table's files in runs_dir."""
+    output: PathText | None = None
+    """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
+    engine: EngineConfig = EngineConfig()
+    search: SearchConfig | None = None
+    """Instead of a table: a search for better values of some keys, for each row on each task."""

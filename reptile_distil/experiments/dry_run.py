@@ -95,6 +95,7 @@ class RunPlan:
     role: Role
     status: Status
     measured: Measured | None
+    config: Config
 
     @property
     def seconds(self) -> float:
@@ -140,8 +141,9 @@ def plan_runs(config: Config, roles: Mapping[Role, bool]) -> Plan:
     for role, overwrite in roles.items():
         experiment = experiment_for(config, role)
         status = look(experiment, role, overwrite=overwrite)
-        runs.append(RunPlan(role, status, None if status.state == "finished" else measure(experiment, role, status)))
-    needed, free = disk_needed(runs, config), free_bytes(runs[0].status.folder)
+        measured = None if status.state == "finished" else measure(experiment, role, status)
+        runs.append(RunPlan(role, status, measured, config))
+    needed, free = disk_needed(runs), free_bytes(runs[0].status.folder)
     check_room(runs[0].status.folder.parent, needed, free)
     return Plan(experiment.config, experiment.task, experiment.device, tuple(runs), needed, free)
 
@@ -231,17 +233,18 @@ def _pretend_logits(experiment: Experiment, role: Role, components: Components) 
     return kept.pretend_for_training(train, train.features.fingerprint())
 
 
-def disk_needed(runs: Sequence[RunPlan], config: Config) -> int:
+def disk_needed(runs: Sequence[RunPlan]) -> int:
     """Bytes still to be written at the moment when most of them lie there, the runs being made one after the other.
 
     While a run goes on, it holds up to `checkpoint.keep` checkpoints, each perhaps with a best model of its own, one
     more that is being written, and its own model. When it is finished, the model is left, and those of all epochs where
     the teacher's are kept.
     """
-    keep, finished, most = config.checkpoint.keep, 0, 0
+    finished, most = 0, 0
     for run in runs:
         if run.measured is None:
             continue
+        config, keep = run.config, run.config.checkpoint.keep
         model, checkpoint = run.measured.trial.model_bytes, run.measured.trial.checkpoint_bytes
         there = _size_of(run.status.folder) if run.status.state == "unfinished" else 0
         epochs = run.measured.epochs * model if run.role == "teacher" and config.teacher.keep_epochs else 0

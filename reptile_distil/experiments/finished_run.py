@@ -12,6 +12,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from reptile_distil.builders.plugins import digest_code, plugins_of
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import MethodName, Role
 from reptile_distil.data.tasks import Task
@@ -49,8 +50,8 @@ def open_finished_run(
     """The results of the run in `folder`; None where it is not finished.
 
     Raises `RunError` where results.json is damaged or lacks a score of the task, and where the run was made with other
-    settings, or from other files than those that are there now; a file that is gone is not compared. Of many runs that
-    are opened with one `known`, each input file is read once.
+    settings, from other files than those that are there now, or with other code of the user's own; what is gone is not
+    compared. Of many runs that are opened with one `known`, each input file is read once.
     """
     if not folder.is_finished:
         return None
@@ -58,6 +59,7 @@ def open_finished_run(
     if results is not None:
         _check(folder, results, role, task)
         _compare_inputs(folder, results, digest_inputs(config, task, role, known))
+        _compare_code(folder, results, config, role)
     return results
 
 
@@ -133,6 +135,17 @@ def _compare_inputs(folder: RunFolder, results: Results, now: Mapping[str, str])
         if results.inputs[name] != now[name]:
             raise RunError(
                 f"{folder.path}: the {name} has changed since this run was made; put the old one back, {folder.remedy}"
+            )
+
+
+def _compare_code(folder: RunFolder, results: Results, config: Config, role: Role) -> None:
+    """Raises `RunError` where a method or loss of the user's own is not, as it is now, the one that made the run."""
+    for key, name in plugins_of(config, role).items():
+        then, now = results.plugins.get(key), digest_code(key, name, config)
+        if then is not None and then.sha256 is not None and now is not None and then.sha256 != now:
+            raise RunError(
+                f"{folder.path}: the code of {name} has changed since this run was made; put the old one back, "
+                f"{folder.remedy}"
             )
 
 

@@ -11,16 +11,21 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from reptile_distil.config.config import COMMAND_LINE, Config, check_config, parse_overrides
+from reptile_distil.config.combinations import has_effect, refuse_options_of_others
+from reptile_distil.config.config import (
+    Config,
+    check_config,
+    parse_overrides,
+)
 from reptile_distil.config.defining_settings import flatten
-from reptile_distil.config.messages import describe, explain
-from reptile_distil.config.sections import MethodName, PathText, Role
-from reptile_distil.config.table_sections import EngineConfig, SearchConfig
-from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
+from reptile_distil.config.messages import COMMAND_LINE, describe, explain
+from reptile_distil.config.sections import MethodName, Role
+from reptile_distil.config.table_sections import EngineConfig, TableKeys
+from reptile_distil.config.yaml_files import find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.errors import ConfigError, did_you_mean
@@ -31,31 +36,6 @@ from reptile_distil.runtime.compute import choose_device
 
 TEACHER = "teacher"
 METHODS: tuple[str, ...] = get_args(MethodName)
-
-
-class TableKeys(BaseModel):
-    """What a table's file says beside the settings of its runs."""
-
-    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
-
-    tasks: list[str | dict[str, Any]] = Field(min_length=1)
-    """The columns: names of GLUE or toy tasks, or own tasks as in a run's `task`; on the command line the names of the
-    file's own tasks, too."""
-    methods: list[str] = Field(min_length=1)
-    """The rows: names of methods and of `variants`; the teacher comes with those that need one."""
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    """Each cell is run with each of them."""
-    variants: dict[str, dict[str, Any]] = {}
-    """Further rows by name: a `method`, and settings of a run laid over those of the file."""
-    per_task: dict[str, dict[str, Any]] = {}
-    """Settings of a run, by task, laid over those of the file."""
-    name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")
-    """Start of the names of the table's files in runs_dir."""
-    output: PathText | None = None
-    """The same with its folder, for files elsewhere; null: runs_dir/<name>."""
-    engine: EngineConfig = EngineConfig()
-    search: SearchConfig | None = None
-    """Instead of a table: a search for better values of some keys, for each row on each task."""
 
 
 # Each cell has its own, so that a table's file, or a part of it, cannot give one for all.
@@ -153,13 +133,17 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
         raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
     _refuse_options_of_other_engines(keys.engine, command)
-    common = _check({**shared, "task": keys.tasks[0]}, origins, str(path))
+    # Of the methods each cell has its own, so options of one are for the cells to judge.
+    common = _check({**shared, "task": keys.tasks[0], "method": "finetune"}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
     if any(cell.config.precision == "auto" for cell in cells):
         raise ConfigError(
             f"{origins.get('precision', path)}: precision = 'auto': differs from machine to machine, and all "
             "runs of a table must compute alike; give fp32, tf32 or bf16"
         )
+    methods = {cell.config.method for cell in cells if cell.row != TEACHER}
+    if methods:
+        refuse_options_of_others(methods, overrides, "methods=[{0}]")
     _check_teachers(cells, str(path))
     _check_per_task(keys, {*of_file, *(cell.task.name for cell in cells)}, origins)
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
@@ -170,9 +154,15 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
             raise ConfigError(
                 f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
             )
+    output = Path(keys.output or Path(common.runs_dir, keys.name))
+    if not output.name:
+        raise ConfigError(
+            f"{origins.get('output', path)}: output = {keys.output!r}: expected the start of the names of the table's "
+            f"files, for example {Path(output, keys.name)}"
+        )
     used = {name: settings for name, settings in keys.per_task.items() if name in {task.name for task in tasks}}
     keys = keys.model_copy(update={"per_task": used})
-    return TableConfig(keys, common, tasks, rows, cells, Path(keys.output or Path(common.runs_dir, keys.name)))
+    return TableConfig(keys, common, tasks, rows, cells, output)
 
 
 def describe_table(table: TableConfig) -> str:
@@ -180,22 +170,36 @@ def describe_table(table: TableConfig) -> str:
     return describe(table.keys) + describe(table.common, without=_OF_THE_CELL)
 
 
-def commands(table: TableConfig, script: str, path: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
+def commands(table: TableConfig, start: Sequence[str], path: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
     """The words of one command per cell, which runs that cell; any order and any number at once will do.
 
+    `start` are those that start this script, for example `python scripts/table.py`.
     The teachers come first. A student's command started before its teacher is there fine-tunes it, or waits for the
     command that is at it.
     """
     own = ("tasks", "methods", "seeds", "engine")
     kept = [item for item in overrides if item.partition("=")[0].partition(".")[0] not in own]
     tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
+    keeping = {(cell.task.name, cell.seed) for cell in table.cells if cell.config.teacher.keep_epochs}
     for cell in table.cells:
         task = tasks[cell.task.name]
         cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
-        cell_of_one += [f"methods=[{cell.row}]", f"seeds=[{cell.seed}]"]
-        cell_of_one += ["teacher.keep_epochs=true"] if cell.config.teacher.keep_epochs else []
+        cell_of_one += [f"methods=[{_as_yaml(cell.row)}]", f"seeds=[{cell.seed}]"]
+        # Whichever comes first fine-tunes the teacher, for all of them.
+        cell_of_one += ["teacher.keep_epochs=true"] if (cell.task.name, cell.seed) in keeping else []
         cell_of_one += ["engine.name=local"] if table.keys.engine.name != "local" else []
-        yield ["python", script, "--config", str(path), *kept, *cell_of_one, "--only-runs"]
+        methods = {cell.config.method}
+        of_cell = [item for item in kept if cell.row == TEACHER or has_effect(item.partition("=")[0], methods)]
+        yield [*start, "--config", str(path), *of_cell, *cell_of_one, "--only-runs"]
+
+
+def _as_yaml(row: str) -> str:
+    """A row's name as it stands in a list, in quotes where it would be read as something else: 0.5, or null."""
+    try:
+        is_plain = parse_yaml(f"[{row}]", "a row's name") == [row]
+    except ConfigError:
+        is_plain = False
+    return row if is_plain else json.dumps(row)
 
 
 def _cells(keys: TableKeys, shared: Mapping[str, Any], origins: Mapping[str, str], path: str) -> Iterator[Cell]:
@@ -287,6 +291,14 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
                 "own, package.module:Name"
             )
         _refuse_cell_keys(where, values, allowed="method")
+    folders: dict[str, str] = {TEACHER: TEACHER}
+    for method in keys.methods:
+        other = folders.setdefault(folder_name(method), method)
+        if other != method:
+            raise ConfigError(
+                f"{origins['methods']}: methods: the runs of {other} and {method} would lie in the same folders; give "
+                "one of them as a variant of another name"
+            )
     for name, values in keys.per_task.items():
         _refuse_cell_keys(f"{origins['per_task']}: per_task.{name}", values)
     known = (*METHODS, TEACHER, *keys.variants)
@@ -317,7 +329,7 @@ def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str,
 
 
 def _refuse_cell_keys(where: str, values: Mapping[str, Any], allowed: str = "") -> None:
-    for key in (*_OF_THE_CELL, "runs_dir"):
+    for key in (*_OF_THE_CELL, "runs_dir", *TableKeys.model_fields):
         if key in values and key != allowed:
             raise ConfigError(f"{where}: {key} is the table's affair and cannot stand here")
 

@@ -116,9 +116,13 @@ class TableData:
         return statistics.fmean(sizes) / 1e6 if sizes else None
 
     def speedup(self, row: str, batch_size: int) -> tuple[float | None, int]:
-        """The teacher's milliseconds over the student's: the median over a row's runs, and their number."""
+        """The teacher's milliseconds over the student's: the median over the measurements of a row, and their number.
+
+        Runs of the same shapes on a machine share one.
+        """
         latencies = [run.latency for (_, at, _), run in self.runs.items() if at == row and run.latency is not None]
-        measured = [latency.batches[str(batch_size)] for latency in latencies if str(batch_size) in latency.batches]
+        found = [latency.batches[str(batch_size)] for latency in latencies if str(batch_size) in latency.batches]
+        measured = list({(batch.teacher_ms, batch.student_ms): batch for batch in found}.values())
         ratios = [batch.teacher_ms / batch.student_ms for batch in measured if batch.student_ms]
         return (statistics.median(ratios), len(ratios)) if ratios else (None, 0)
 
@@ -128,6 +132,7 @@ def collect(table: TableConfig) -> TableData:
     one_teacher = TEACHER in table.rows and not any(cell.row == TEACHER for cell in table.cells)
     data = TableData(table.tasks, table.rows, table.seeds, {}, one_teacher=one_teacher)
     known: KnownDigests = {}
+    teachers: dict[str, dict[str, tuple[Cell, TeacherResults]]] = {}
     for cell in table.cells:
         key = (cell.task.name, cell.row, cell.seed)
         try:
@@ -141,8 +146,20 @@ def collect(table: TableConfig) -> TableData:
         data.runs[key], data.folders[key] = results, cell.folder
         data.epochs[key] = _read_epochs(cell, data.problems)
         if data.one_teacher and results.teacher is not None:
-            data.given_teachers.setdefault(cell.task.name, results.teacher)
+            teachers.setdefault(cell.task.name, {})[cell.row] = (cell, results.teacher)
+    for name, by_row in teachers.items():
+        _take_given(data, name, by_row)
     return data
+
+
+def _take_given(data: TableData, task: str, by_row: Mapping[str, tuple[Cell, TeacherResults]]) -> None:
+    """The one teacher of a task's rows, or a line in `problems` where they have several."""
+    names = {row: (cell.config.teacher.finetuned, cell.config.teachers) for row, (cell, _) in by_row.items()}
+    first = next(iter(names))
+    if others := [row for row, name in names.items() if name != names[first]]:
+        data.problems.append(f"{task} {TEACHER}: {first} and {', '.join(others)} have different ones")
+    else:
+        data.given_teachers[task] = by_row[first][1]
 
 
 def _read_epochs(cell: Cell, problems: list[str]) -> tuple[EpochRecord, ...]:

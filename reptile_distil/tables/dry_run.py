@@ -91,7 +91,7 @@ def plan_table(table: TableConfig) -> TablePlan:
             role, key = cell.role, (cell.task.name, cell.row)
             try:
                 if open_finished_run(cell.run, cell.config, cell.task, role, known) is not None:
-                    plan.runs[cell.name] = RunPlan(role, Status(cell.folder, "finished"), None)
+                    plan.runs[cell.name] = RunPlan(role, Status(cell.folder, "finished"), None, cell.config)
                     continue
                 experiment = Experiment(cell.config)
                 status = look(experiment, role, overwrite=False)
@@ -106,8 +106,8 @@ def plan_table(table: TableConfig) -> TablePlan:
                         measured[key] = measure(experiment, role, status)
                 except ReptileDistilError as error:
                     plan.faults[" ".join(key)] = str(error)
-            plan.runs[cell.name] = RunPlan(role, status, measured[key])
-    plan.disk_needed = disk_needed(list(plan.runs.values()), table.common)
+            plan.runs[cell.name] = RunPlan(role, status, measured[key], cell.config)
+    plan.disk_needed = disk_needed(list(plan.runs.values()))
     plan.disk_free = free_bytes(plan.folder)
     return plan
 

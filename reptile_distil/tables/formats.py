@@ -24,6 +24,7 @@ from reptile_distil.tables.sheets import (
     notes,
     pairs_to_compare,
     published_rows,
+    published_scores,
     score_sheet,
     task_order,
 )
@@ -133,10 +134,10 @@ def _published_lines(data: TableData) -> Iterator[dict[str, Any]]:
     tasks = task_order(data.tasks)
     for row in published_rows(tasks):
         for task in tasks:
-            scores, columns = row.scores.get(task.name, ()), columns_of(task)
+            scores, columns = published_scores(row, task), columns_of(task)
             # One number for a task of two scores: which one, or their mean, is not said.
             named = [("", "published")] if len(scores) < len(columns) else [tuple(column) for column in columns]
-            for (split, metric), score in zip(named, scores, strict=False):
+            for (split, metric), score in zip(named[: len(scores)], scores, strict=True):
                 line = {"method": row.name, "source": f"published: {row.source}", "task": task.name}
                 yield {**line, "split": split, "metric": metric, "mean": score}
 

@@ -32,7 +32,11 @@ class Sheet(NamedTuple):
 
 def task_order(tasks: Sequence[Task]) -> list[Task]:
     """The order of the columns: GLUE's tasks as on the leaderboard, then the others as they were given."""
-    return sorted(tasks, key=lambda task: _GLUE_TASKS.index(task.name) if task.name in _GLUE_TASKS else len(GLUE))
+    return sorted(tasks, key=lambda task: len(GLUE) if task.is_own else _place(task.name))
+
+
+def _place(name: str) -> int:
+    return _GLUE_TASKS.index(name) if name in _GLUE_TASKS else len(GLUE)
 
 
 def score_sheet(data: TableData) -> Sheet:
@@ -82,9 +86,10 @@ def notes(data: TableData) -> list[str]:
     ]
     if lengths:
         paragraphs.append(
-            "Speed-up: milliseconds of the teacher over those of the student, measured in turn at the end of each run "
+            "Speed-up: milliseconds of the teacher over those of the student, measured in turn at the end of a run "
             f"that has both in memory (so not of finetune), {_listed(lengths)} tokens a row, on {_listed(devices)}; "
-            "the median over n runs; on a busy machine it means little."
+            "the median over n measurements, one for all runs of the same shapes on a machine; on a busy one it means "
+            "little."
         )
     if pairs_to_compare(data):
         paragraphs.append(
@@ -136,12 +141,18 @@ def score_names(task: Task) -> str:
 
 def average_name(tasks: Sequence[Task]) -> str:
     """`GLUE` is the mean over all nine tasks and nothing less."""
-    return "GLUE" if [task.name for task in tasks] == _GLUE_TASKS else f"mean of {len(tasks)} tasks"
+    names = [None if task.is_own else task.name for task in tasks]
+    return "GLUE" if names == _GLUE_TASKS else f"mean of {len(tasks)} tasks"
 
 
 def published_rows(tasks: Sequence[Task]) -> list[PublishedRow]:
     """The published rows with a score for one of these tasks."""
-    return [row for row in PUBLISHED if any(task.name in row.scores for task in tasks)]
+    return [row for row in PUBLISHED if any(published_scores(row, task) for task in tasks)]
+
+
+def published_scores(row: PublishedRow, task: Task) -> tuple[float, ...]:
+    """What the row has for the task; nothing for an own task, which has other rows, whatever it is called."""
+    return () if task.is_own else tuple(row.scores.get(task.name, ()))
 
 
 def describe_comparison(comparison: Comparison | None) -> str:
@@ -208,7 +219,7 @@ def _speedup(data: TableData, row: str, batch_size: int) -> str:
 
 
 def _published(row: PublishedRow, tasks: Sequence[Task]) -> list[Cell]:
-    scores = [row.scores.get(task.name, ()) for task in tasks]
+    scores = [published_scores(row, task) for task in tasks]
     cells = [" / ".join(f"{score:.1f}" for score in of_task) or "-" for of_task in scores]
     average = row.average if average_name(tasks) == "GLUE" else "-"
     if all(len(of_task) == len(columns_of(task)) for of_task, task in zip(scores, tasks, strict=True)):

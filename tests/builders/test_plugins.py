@@ -22,7 +22,7 @@ from reptile_distil.plugin_names import folder_name
 from reptile_distil.tables.config import commands, load_table_config
 from tests.builders.conftest import write_package
 from tests.helpers.experiments import epochs_of, weights_of
-from tests.helpers.paths import ROOT, TINY
+from tests.helpers.paths import CONFIGS, ROOT, TINY
 
 FADING = "method=my_pkg.methods:FadingTeacher"
 
@@ -114,6 +114,29 @@ def test_code_that_has_changed_is_not_gone_on_with(own, tiny, tmp_path):
     file.write_text(file.read_text() + "\n# changed\n")
     with pytest.raises(RunError, match=r"the code of my_pkg\.methods:FadingTeacher has changed since this run began"):
         tiny(FADING).fit()
+
+
+@pytest.mark.parametrize("overrides", [[FADING], ["method=kd", "loss.name=my_pkg.losses:CosineLoss"]])
+def test_a_finished_run_of_other_code_is_not_taken_for_one_of_todays(own, tiny, tmp_path, overrides):
+    results = tiny(*overrides).fit()
+    assert tiny(*overrides).fit() == results
+    name = next(plugin["name"] for plugin in results["plugins"].values())
+    file = tmp_path / "elsewhere" / f"{name.partition(':')[0].replace('.', '/')}.py"
+    text = file.read_text()
+    file.write_text(text + "\n# changed\n")
+    with pytest.raises(RunError, match=rf"the code of {name} has changed since this run was made"):
+        tiny(*overrides).fit()
+    file.write_text(text)
+    assert tiny(*overrides).fit() == results
+
+
+def test_options_of_ones_own_decide_whatever_they_are_called():
+    own = ["task=rte", FADING, "method_options={log_every: 1, packing: 2}", *experiment_loss()[:1]]
+    settings = load_config(CONFIGS / "base.yaml", [*own, "loss.options={keep_logits: 3}"]).defining_settings(FADING[7:])
+    assert settings["method_options.log_every"] == 1
+    assert settings["method_options.packing"] == 2
+    assert settings["loss.options.keep_logits"] == 3
+    assert "train.log_every" not in settings
 
 
 @pytest.mark.parametrize(
@@ -396,7 +419,7 @@ def test_a_row_of_a_table_may_be_ones_own(table_of_own):
         "short-seed42",
     ]
     assert {cell.config.method for cell in table.cells[2:]} == {"my_pkg.methods:FadingTeacher"}
-    words = list(commands(table, "scripts/table.py", table_of_own, ()))[2]
+    words = list(commands(table, ["python", "scripts/table.py"], table_of_own, ()))[2]
     assert load_table_config(table_of_own, [word for word in words if "=[" in word]).rows == (
         "teacher",
         "my_pkg.methods:FadingTeacher",

@@ -566,6 +566,27 @@ def test_decisive_values_are_those_that_change_a_roles_result(role, override, ma
     assert (before != after) == matters
 
 
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["data.packing=true", "compute.compile=true"], "command line: data.packing cannot be compiled"),
+        (["loss.extra_rows=1"], "command line: loss.extra_rows belongs to method kd alone"),
+        (["teachers=[a, b]"], "command line: teachers belongs to method kd alone"),
+    ],
+)
+def test_a_fault_of_several_keys_is_said_where_one_of_them_was_given(overrides, where):
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIGS / "rte.yaml", overrides)
+    assert str(caught.value).startswith(where)
+
+
+def test_a_fault_of_several_keys_of_a_file_is_the_files(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {CONFIGS / 'rte.yaml'}\ndata: {{packing: true}}\ncompute: {{compile: true}}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: data\.packing cannot be compiled"):
+        load_config(path, ["seed=3"])
+
+
 def test_a_student_made_of_the_teachers_layers_depends_on_the_pretrained_teacher():
     changes = ["student.init=teacher_layers", "student.num_layers=3"]
     before = load_config(CONFIGS / "rte.yaml", changes).defining_settings("finetune")

@@ -236,11 +236,11 @@ def test_several_processes_are_refused(call, monkeypatch):
     assert "--dry-run takes one process: start it with python" in err
 
 
-def run_plan(model_bytes, checkpoint_bytes, *, state="new", folder):
+def run_plan(model_bytes, checkpoint_bytes, *, state="new", folder, role="kd", epochs=1, options=()):
     trial = TrialSteps(0, 0, 0, peak_memory=0, model_bytes=model_bytes, checkpoint_bytes=checkpoint_bytes)
     facts = ModelFacts("m", 1, 1, 1)
-    measured = Measured({}, 1, 1, 1, 0, facts, None, None, trial)
-    return RunPlan("kd", Status(folder, state), None if state == "finished" else measured)
+    measured = Measured({}, 1, epochs, 1, 0, facts, None, None, trial)
+    return RunPlan(role, Status(folder, state), None if state == "finished" else measured, load_config(TINY, options))
 
 
 @pytest.mark.parametrize(
@@ -253,16 +253,22 @@ def run_plan(model_bytes, checkpoint_bytes, *, state="new", folder):
 )
 def test_disk_is_needed_for_checkpoints_while_a_run_goes_on_and_for_its_model_afterwards(tmp_path, keep, stays, needed):
     options = [f"checkpoint.keep={keep}", f"checkpoint.keep_when_finished={str(stays).lower()}"]
-    runs = [run_plan(5, 15, folder=tmp_path), run_plan(9, 9, state="finished", folder=tmp_path)]
-    runs.append(run_plan(20, 60, folder=tmp_path))
-    assert disk_needed(runs, load_config(TINY, options)) == needed
+    states = [(5, 15, "new"), (9, 9, "finished"), (20, 60, "new")]
+    runs = [run_plan(*sizes, state=state, folder=tmp_path, options=options) for *sizes, state in states]
+    assert disk_needed(runs) == needed
+
+
+def test_disk_is_needed_for_a_teachers_epochs_whatever_the_other_runs_keep(tmp_path):
+    teacher = run_plan(20, 60, folder=tmp_path, role="teacher", epochs=3, options=["teacher.keep_epochs=true"])
+    student = run_plan(5, 15, folder=tmp_path, options=["checkpoint.keep=1"])
+    assert disk_needed([teacher, student]) == 3 * 20 + (teacher.config.checkpoint.keep + 1) * 80
 
 
 def test_what_an_unfinished_run_has_written_is_not_needed_again(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 30)
     (tmp_path / "b").hardlink_to(tmp_path / "a")
-    runs = [run_plan(20, 60, state="unfinished", folder=tmp_path)]
-    assert disk_needed(runs, load_config(TINY, ["checkpoint.keep=1"])) == 2 * 80 - 30
+    runs = [run_plan(20, 60, state="unfinished", folder=tmp_path, options=["checkpoint.keep=1"])]
+    assert disk_needed(runs) == 2 * 80 - 30
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_whoever_comes_to_fine_tune_the_teacher_keeps_its_epochs(tiny):
         table = load_table_config(TINY_TABLE, [f"methods=[{methods}]"])
         (teacher, *_) = (cell for cell in table.cells if cell.row == "teacher")
         assert teacher.config.teacher.keep_epochs == keeps
-        first = next(commands(table, "table.py", TINY_TABLE, []))
+        first = next(commands(table, ["python", "table.py"], TINY_TABLE, []))
         assert ("teacher.keep_epochs=true" in first) == keeps
     kept = tiny("method=kd", "teacher.keep_epochs=true").config
     assert kept.defining_settings("teacher") == tiny("method=kd").config.defining_settings("teacher")

@@ -123,26 +123,43 @@ def headroom_lines(measured):
         yield f"| {task} | {row} | {frozen['teacher']:.1f} | {frozen['student']:.1f} | {' | '.join(differences)} |"
 
 
-def held_out_lines(path, baseline="kd"):
-    """Lines of Markdown: for each task and method the scores on the held-out rows, in the table's order, one seed."""
+def read_held_out(path):
+    """(task, method) → seed → {what: number}, as `read_runs`, but all scores are those on the held-out rows."""
     lines = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
-            lines[line["task"], line["method"]].append(line)
-    scores = {}
-    for key, of_run in lines.items():
+            lines[line["task"], line["method"], int(line["seed"])].append(line)
+    runs = defaultdict(dict)
+    for (task, method, seed), of_run in lines.items():
         last = max(int(line["epoch"]) for line in of_run)
         (kept,) = [int(line["epoch"]) for line in of_run if line["metric"] == "chosen" and line["value"] == "1"]
-        student, start, end = (
-            mean_score(of_run, model, epoch, "validation")
-            for model, epoch in (("student", kept), ("teacher", 0), ("teacher", last))
-        )
-        steps, seconds = (max(float(line[name]) for line in of_run) for name in ("step", "train_seconds"))
-        scores[key] = (student, start, end, steps, seconds)
+        runs[task, method][seed] = {
+            "student": mean_score(of_run, "student", kept, "validation"),
+            "start": mean_score(of_run, "teacher", 0, "validation"),
+            "end": mean_score(of_run, "teacher", last, "validation"),
+            "seconds": max(float(line["train_seconds"]) for line in of_run),
+            "steps": max(int(line["step"]) for line in of_run),
+        }
+    return runs
+
+
+def held_out_lines(runs, baseline="kd"):
+    """Lines of Markdown: for each task and method the means over seeds; then each method over all tasks and seeds."""
     yield "| task | row | student | minus kd | teacher: start → end | steps | training, s |"
     yield "|---|---|---:|---:|---:|---:|---:|"
-    for (task, method), (student, start, end, steps, seconds) in scores.items():
-        if method != "teacher":
-            difference = "" if method == baseline else f"{student - scores[task, baseline][0]:+.1f}"
-            teacher = "" if math.isnan(start) else f"{start:.1f} → {end:.1f}"
-            yield f"| {task} | {method} | {student:.1f} | {difference} | {teacher} | {steps:.0f} | {seconds:.0f} |"
+    paired = defaultdict(list)
+    for (task, method), of_row in runs.items():
+        if method == "teacher":
+            continue
+        mean = {name: statistics.fmean(of[name] for of in of_row.values()) for name in ("start", "end", "steps")}
+        teacher = "" if math.isnan(mean["start"]) else f"{mean['start']:.1f} → {mean['end']:.1f}"
+        of_baseline = runs[task, baseline] if method != baseline else {}
+        pairs = [(of["student"], of_baseline[seed]["student"]) for seed, of in of_row.items() if seed in of_baseline]
+        paired[method] += pairs
+        difference = f"{statistics.fmean(ours - theirs for ours, theirs in pairs):+.1f}" if pairs else ""
+        student, seconds = (_mean([of[name] for of in of_row.values()]) for name in ("student", "seconds"))
+        steps, seconds = f"{mean['steps']:.0f}", f"{float(seconds):.0f}"
+        yield f"| {task} | {method} | {student} | {difference} | {teacher} | {steps} | {seconds} |"
+    for method, pairs in paired.items():
+        if len(pairs) > 1:
+            yield f"| all | {method} | | {_difference(pairs)} | | | |"

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from reptile_distil import cli
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.own_task import OwnTaskConfig
+from reptile_distil.config.table_sections import TableKeys
 from reptile_distil.runs.folder import RunFolder
-from reptile_distil.tables.config import TableKeys
 from tests.helpers.paths import ROOT, TINY
 
 

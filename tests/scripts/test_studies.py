@@ -9,7 +9,15 @@ import pytest
 
 from reptile_distil.tables.config import load_table_config
 from tests.helpers.paths import CONFIGS
-from tests.helpers.studies import HEADROOM, headroom_lines, held_out_lines, read_headroom, read_runs, table_lines
+from tests.helpers.studies import (
+    HEADROOM,
+    headroom_lines,
+    held_out_lines,
+    read_headroom,
+    read_held_out,
+    read_runs,
+    table_lines,
+)
 
 STUDIES = [
     ("minilm/table.yaml", "minilm/epochs.csv"),
@@ -91,8 +99,8 @@ def test_the_table_of_the_headroom_is_computed_from_its_raw_results():
 def test_the_table_of_methods_where_there_is_room_is_computed_from_its_raw_results():
     path = CONFIGS / "evidence/methods-epochs.csv"
     readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
-    assert "\n".join(held_out_lines(path)) in readme_tables(readme)
+    runs = read_held_out(path)
+    assert "\n".join(held_out_lines(runs)) in readme_tables(readme)
     with path.open(encoding="utf-8", newline="") as file:
         assert {line["split"] for line in csv.DictReader(file)} == {"", "validation"}
-    rows = [line.split(" | ")[1] for line in list(held_out_lines(path))[2:]]
-    assert set(rows) < set(load_table_config(CONFIGS / "evidence/methods.yaml").rows)
+    assert {row for _, row in runs} <= set(load_table_config(CONFIGS / "evidence/methods.yaml").rows)

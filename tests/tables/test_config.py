@@ -10,6 +10,8 @@ from reptile_distil.errors import ConfigError
 from reptile_distil.tables.config import METHODS, commands, describe_table, load_table_config
 from tests.helpers.paths import CONFIGS, TINY_TABLE
 
+START = ("python", "scripts/table.py")
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -192,7 +194,7 @@ def test_commands_of_cells_load_where_other_own_tasks_have_settings(write):
     text = f"tasks: [{{name: mine, {own}}}, {{name: yours, {own}}}]\nmethods: [kd]\nseeds: [1]\n"
     path = write(text + "per_task:\n  mine: {loss: {alpha: 0.2}}\n  yours: {loss: {alpha: 0.3}}\n")
     table = load_table_config(path)
-    for wanted, words in zip(table.cells, commands(table, "table.py", path, []), strict=True):
+    for wanted, words in zip(table.cells, commands(table, START, path, []), strict=True):
         table_of_one = load_table_config(path, words[4:-1])
         assert cell(table_of_one, wanted.task.name, wanted.row, 1).config == wanted.config
 
@@ -209,7 +211,7 @@ def test_the_printed_configuration_loads_and_says_the_same(write, tmp_path):
 def test_commands_name_one_cell_each_and_keep_the_other_overrides():
     overrides = ["methods=[kd]", "data.path=a folder"]
     table = load_table_config(TINY_TABLE, [*overrides, "tasks=[toy-pair]"])
-    lines = [shlex.join(words) for words in commands(table, "scripts/table.py", Path("x y.yaml"), overrides)]
+    lines = [shlex.join(words) for words in commands(table, START, Path("x y.yaml"), overrides)]
     start = "python scripts/table.py --config 'x y.yaml' 'data.path=a folder' 'tasks=[toy-pair]'"
     assert lines == [
         f"{start} 'methods=[teacher]' 'seeds=[1]' --only-runs",
@@ -217,12 +219,45 @@ def test_commands_name_one_cell_each_and_keep_the_other_overrides():
     ]
 
 
+def test_a_command_has_only_the_options_that_its_cell_takes():
+    overrides = ["methods=[kd, reptile]", "reptile.mu=0.1", "kd.keep_logits=false", "train.lr=1e-3"]
+    table = load_table_config(TINY_TABLE, overrides)
+    for one, words in zip(table.cells, commands(table, START, TINY_TABLE, overrides), strict=True):
+        loaded = load_table_config(TINY_TABLE, words[4:-1]).cells[-1]
+        assert (loaded.name, loaded.decisive) == (one.name, one.decisive)
+        assert ("reptile.mu=0.1" in words) == (one.row != "kd")
+
+
+def test_whichever_command_comes_first_the_teacher_keeps_the_epochs_that_a_row_needs():
+    overrides = ["methods=[kd, checkpoints]", "tasks=[toy-pair, toy-sentence]"]
+    table = load_table_config(TINY_TABLE, overrides)
+    for words in commands(table, START, TINY_TABLE, overrides):
+        (teacher, *_) = load_table_config(TINY_TABLE, words[4:-1]).cells
+        assert teacher.row == "teacher"
+        assert teacher.config.teacher.keep_epochs
+
+
+@pytest.mark.parametrize("name", ["0.5", "null", "1e-3", "-", "---", "true", "2001-01-01", "plain"])
+def test_a_row_may_be_called_like_a_number(write, name):
+    path = write(f'tasks: [toy-pair]\nmethods: ["{name}"]\nseeds: [1]\nvariants: {{"{name}": {{method: kd}}}}\n')
+    table = load_table_config(path)
+    for one, words in zip(table.cells, commands(table, START, path, []), strict=True):
+        assert load_table_config(path, words[4:-1]).cells[-1] == one
+
+
+@pytest.mark.parametrize("own", ["loss.extra_rows=1", "teachers=[a, b]"])
+def test_options_of_kd_stand_in_a_table_without_another_method(own):
+    table = load_table_config(TINY_TABLE, ["methods=[kd, finetune]", "tasks=[toy-pair]", own])
+    (kd,) = (cell for cell in table.cells if cell.row == "kd")
+    assert kd.config.loss.extra_rows or kd.config.teachers
+
+
 def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
     text = "tasks: [toy-pair]\nmethods: [finetune, hot]\nseeds: [1, 2]\n"
     path = write(text + "variants:\n  hot: {method: kd, loss: {temperature: 9}}\n")
     own = "tasks=[toy-pair, {name: mine, text: [t], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}]"
     table = load_table_config(path, [own])
-    for one, words in zip(table.cells, commands(table, "scripts/table.py", path, [own]), strict=True):
+    for one, words in zip(table.cells, commands(table, START, path, [own]), strict=True):
         cells = load_table_config(path, words[4:-1]).cells
         assert cells[-1] == one
         assert [cell.row for cell in cells[:-1]] == ["teacher"] * one.needs_teacher
@@ -264,6 +299,24 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["variants.a/b.method=kd"], "variants.a/b: expected a name"),
         (["variants.x={method: kd, output_dir: y}"], "variants.x: output_dir is the table's affair"),
         (["variants.x={method: kd, loss: {alpha: 5}}", "methods=[x]"], "variants.x: loss.alpha = 5: expected less"),
+        (["per_task.toy-sentence.seeds=[1]"], "per_task.toy-sentence: seeds is the table's affair"),
+        (["variants.x={method: kd, name: y}"], "variants.x: name is the table's affair"),
+        (["variants.own={method: kd}", "methods=[my_pkg:Own, own]"], "the runs of my_pkg:Own and own would lie in the"),
+        (["methods=[a.b:Own, b.c:Own]"], "the runs of a.b:Own and b.c:Own would lie in the same folders"),
+        (["output=."], "command line: output = '.': expected the start of the names of the table's files"),
+        (["output=/"], "output = '/': expected the start of the names of the table's files, for example /table"),
+        (
+            ["methods=[kd, finetune]", "reptile.mu=0.1"],
+            "reptile.mu has no effect on method finetune or kd; leave",
+        ),
+        (["methods=[finetune]", "kd.keep_logits=true"], "give methods=[kd]"),
+        (["methods=[kd]", "method_options.x=1"], "give a method of your own, methods=[package.module:Name]"),
+        (["methods=[finetune]", "data.transfer={ratio: 2, fraction: 0.5}", "data.transfer.ratio=3"], "labels alone"),
+        (
+            ["search={keys: {train.lr: {low: 1e-4, high: 1e-3}}, trialz: 3}"],
+            "unknown key 'search.trialz'; did you",
+        ),
+        (["search={keys: {train.lr: {low: 1e-4, hihg: 1e-3}}}"], "unknown key 'search.keys.train.lr.hihg'"),
         (["precision=auto"], "precision = 'auto': differs from machine to machine"),
     ],
 )

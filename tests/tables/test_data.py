@@ -126,9 +126,10 @@ def test_speed_up_is_the_median_of_the_runs_that_measured_it():
         ("rte", "kd", 2): results(RTE, 0.5, latency=latency(12.0, 4.0)),
         ("rte", "kd", 3): results(RTE, 0.5, latency=latency(50.0, 1.0)),
         ("rte", "kd", 4): results(RTE, 0.5, latency=None),
+        ("rte", "kd", 5): results(RTE, 0.5, latency=latency(12.0, 4.0)),  # kept from the second run
         ("rte", "finetune", 1): results(RTE, 0.5),
     }
-    data = TableData((RTE,), ("kd", "finetune"), (1, 2, 3, 4), runs)
+    data = TableData((RTE,), ("kd", "finetune"), (1, 2, 3, 4, 5), runs)
     assert data.speedup("kd", 32) == (3.0, 3)
     assert data.speedup("finetune", 32) == (None, 0)
     assert data.parameters("kd") == 10.0

@@ -1,6 +1,7 @@
 """The three files of a table, letter by letter, and what must hold for any of them."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -14,7 +15,7 @@ from reptile_distil.runtime.text_tables import Bold, markdown_table, terminal_ta
 from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.data import TableData, collect, columns_of
 from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, to_terminal, write_table
-from reptile_distil.tables.sheets import difference_sheet, notes, score_sheet
+from reptile_distil.tables.sheets import average_name, difference_sheet, notes, score_sheet
 from tests.helpers import records as helper
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 from tests.helpers.tables import cells_of
@@ -49,7 +50,9 @@ def write_golden_runs(tmp_path):
             scores = {"dev": dict(zip(("pearson", "spearmanr"), of_row[cell.seed - 1], strict=True))}
         results = {"scores": scores, "num_parameters": 109_483_778 if cell.row == "teacher" else 66_956_546}
         if cell.row in ("kd", "my_variant"):
-            batches = {"1": {"teacher_ms": 9.0, "student_ms": 4.5}, "32": {"teacher_ms": 97.0, "student_ms": 50.0}}
+            busy = cell.seed + 10 * (cell.task.name == "rte")  # so that each has a measurement of its own
+            measured = {"1": (9.0, 4.5), "32": (97.0, 50.0)}
+            batches = {size: {"teacher_ms": busy * a, "student_ms": busy * b} for size, (a, b) in measured.items()}
             results["latency"] = {"length": 128, "device": "cpu", "batches": batches}
         folder = tmp_path / f"runs/{cell.task.name}/{cell.row}-seed{cell.seed}"
         folder.mkdir(parents=True)
@@ -248,6 +251,32 @@ def test_a_teacher_from_elsewhere_is_one_run_known_from_its_students(tmp_path):
     teacher, kd = score_sheet(collect(table)).groups[0]
     assert ["".join(cell) for cell in teacher[:4]] == ["teacher", "75.0 (n=1)", "75.0 (n=1)", "4.00"]
     assert ["".join(cell) for cell in kd[:4]] == ["kd", "50.0 ± 0.0 (n=2)", "50.0 ± 0.0 (n=2)", "2.00"]
+
+
+def test_rows_with_teachers_of_their_own_have_no_common_one(tmp_path):
+    variants = "variants={weak: {method: kd, teacher: {finetuned: x}}, strong: {method: kd, teacher: {finetuned: y}}}"
+    overrides = [f"runs_dir={tmp_path}", "methods=[weak, strong]", "seeds=[1]", "tasks=[toy-sentence]", variants]
+    table = load_table_config(TINY_TABLE, overrides)
+    for one in table.cells:
+        one.folder.mkdir(parents=True)
+        teacher = {"num_parameters": 4_000_000, "scores_at_start": {"dev": {"accuracy": 0.75}}}
+        values = helper.results_dict(teacher=teacher, method="kd", decisive=one.decisive)
+        (one.folder / "results.json").write_text(json.dumps(values))
+    data = collect(table)
+    assert "".join(score_sheet(data).groups[0][0][1]).startswith("-")
+    assert notes(data)[-1] == "Not in the table: toy-sentence teacher: weak and strong have different ones."
+
+
+def test_an_own_task_has_no_published_scores_whatever_it_is_called():
+    files = {split: split for split in GLUE["qqp"].splits}
+    own = dataclasses.replace(GLUE["qqp"], folder=None, metrics=("accuracy",), files=files)
+    assert own.is_own
+    runs = {("qqp", "kd", 1): helper.results(task="qqp", scores={"dev": {"accuracy": 0.5}})}
+    data = TableData((own,), ("kd",), (1,), runs)
+    assert len(score_sheet(data).groups) == 1
+    assert "published" not in to_csv(data)
+    nine = [dataclasses.replace(own, name=name) for name in "cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()]
+    assert average_name(nine) == "mean of 9 tasks"
 
 
 def test_a_run_with_other_settings_is_left_out_and_named(tmp_path):
