@@ -8,13 +8,14 @@ import errno
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from reptile_distil.config.config import Config, describe_config, load_config
 from reptile_distil.errors import DataError, ReptileDistilError
@@ -37,9 +38,35 @@ _MENDABLE = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser for key=value overrides that may stand anywhere, behind an option with a list of values too."""
+
+    def __init__(self, **options: Any) -> None:
+        self._lists: set[str] = set()
+        super().__init__(**options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse has it."""
+        if options.get("nargs") == "+":
+            self._lists.update(names)
+        return super().add_argument(*names, **options)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse has it, but overrides are no values of an option with a list of them."""
+        words, overrides, others = list(sys.argv[1:] if args is None else args), [], []
+        in_list = False
+        for word in words:
+            if in_list and re.match(r"[A-Za-z_][\w.]*=", word):
+                overrides.append(word)
+                continue
+            in_list = word in self._lists or (in_list and not word.startswith("--"))
+            others.append(word)
+        return super().parse_intermixed_args([*overrides, *others], namespace)
+
+
 def make_parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
     """A parser with the options of every script: --config, key=value overrides, --print-config."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument(
         "--config",
         type=path_option,

@@ -3,16 +3,15 @@
 python scripts/report.py --model runs/sst2/reptile-seed42/model [--onnx] [--int8] [--push USER/REPO] [key=value ...]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from reptile_distil.cli import name_option, run
+from reptile_distil.cli import Parser, name_option, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints size, score and speed of the student, and says where its model card lies."""
-    parser = argparse.ArgumentParser(description="Report card of a student: size, speed, score, ONNX, model card.")
+    parser = Parser(description="Report card of a student: size, speed, score, ONNX, model card.")
     parser.add_argument(
         "--model", type=name_option, required=True, help="folder of a finished run, or the model/ folder in it"
     )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from reptile_distil.audit.headroom import FROZEN, Headroom, HeadroomSettings, Measured, check_headroom
 from reptile_distil.audit.summary import CONFIDENCE
 from reptile_distil.config.config import Config
-from reptile_distil.errors import ConfigError, ReptileDistilError, first_sentence
+from reptile_distil.errors import ConfigError, ReptileDistilError
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.runtime.files import make_folder, read_json, write_text
 from reptile_distil.runtime.measuring import free_memory
@@ -80,6 +80,8 @@ class HeadroomTable:
     """By task, row and seed, the students of the targets."""
     failures: dict[str, str] = field(default_factory=dict)
     """By cell, or cell and targets, why it could not be measured."""
+    stops_at_faults: bool = False
+    """Whether a fault is raised, and not noted so that the other cells are measured."""
 
     def __post_init__(self) -> None:
         for cell in self.cells:
@@ -102,7 +104,8 @@ class HeadroomTable:
     def of_run(cls, config: Config, settings: HeadroomSettings) -> HeadroomTable:
         """The student of one configuration."""
         cell = Cell(build_task(config), config.method, config.seed, config)
-        return cls([cell], settings, Path(config.runs_dir, config.task_name, f"headroom-seed{config.seed}"))
+        output = Path(config.runs_dir, config.task_name, f"headroom-seed{config.seed}")
+        return cls([cell], settings, output, stops_at_faults=True)
 
     def run(self, report: Callable[[], None]) -> None:
         """Measures what is not there yet; `report` is called after each student. What fails is left out."""
@@ -117,8 +120,10 @@ class HeadroomTable:
         try:
             yield
         except ReptileDistilError as error:
-            self.failures[name] = first_sentence(error)
-            logger.error("%s: %s", name, first_sentence(error))
+            if self.stops_at_faults:
+                raise
+            self.failures[name] = " ".join(str(error).split())
+            logger.error("%s: %s", name, self.failures[name])
 
     def _run(self, cell: Cell, report: Callable[[], None]) -> None:
         headroom = Headroom(cell.config, self.settings)

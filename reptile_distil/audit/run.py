@@ -48,6 +48,8 @@ def check_audit(config: Config, settings: AuditSettings) -> None:
         raise ConfigError(f"method = {config.method!r}: an audit needs a teacher; choose kd or a method that moves one")
     if not moves and settings.other is None:
         raise ConfigError("method = 'kd': its teacher does not move; give --other DIR, a second one to compare it with")
+    if config.output_dir is not None:
+        raise ConfigError("output_dir has no effect on an audit, which keeps no run: leave it out, or give --json")
     if config.teachers:
         raise ConfigError("teachers: an audit compares single teachers; choose one as teacher.finetuned")
     if config.data.validation_fraction is None:

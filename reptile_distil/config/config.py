@@ -35,7 +35,14 @@ from reptile_distil.config.sections import (
     TrackerName,
     TrainConfig,
 )
-from reptile_distil.config.yaml_files import dump_yaml, find_config, merge_layer, parse_yaml, read_layers
+from reptile_distil.config.yaml_files import (
+    drop_other_task,
+    dump_yaml,
+    find_config,
+    merge_layer,
+    parse_yaml,
+    read_layers,
+)
 from reptile_distil.errors import ConfigError
 from reptile_distil.plugin_names import PluginName, is_plugin
 
@@ -245,8 +252,15 @@ class Config(Section):
         return learns_from_it or self.student.init == "finetuned_layers"
 
     def with_values(self, **changes: Any) -> Config:
-        """A copy with some top-level values replaced, checked again."""
-        return Config.model_validate({**self.model_dump(), **changes})
+        """A copy with some top-level values replaced, checked again; of a section, only the keys that are given.
+
+        Raises `ConfigError` for a value that is not allowed.
+        """
+        values = self.model_dump()
+        for key, value in changes.items():
+            is_part = isinstance(value, Mapping) and isinstance(getattr(self, key, None), Section) and key != "task"
+            values[key] = {**values[key], **value} if is_part else value
+        return check_config(values, {}, "with_values")
 
     def defining_settings(self, role: Role) -> dict[str, Any]:
         """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
@@ -304,7 +318,10 @@ def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values, and where each comes from by dotted key."""
     values, origins = read_layers(path)
-    merge_layer(values, parse_overrides(overrides), origins, COMMAND_LINE)
+    command = parse_overrides(overrides)
+    if any(item.partition("=")[0] == "task" for item in _listed(overrides)):  # described as a whole
+        drop_other_task(command, values, origins)
+    merge_layer(values, command, origins, COMMAND_LINE)
     return values, origins
 
 

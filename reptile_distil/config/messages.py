@@ -16,6 +16,8 @@ from reptile_distil.plugin_names import PATTERN
 COMMAND_LINE = "command line"
 """Origin of what a `key=value` of the command line gives."""
 
+_OF_TABLES = ("tasks", "methods", "seeds", "variants", "per_task", "engine", "search")
+
 
 def describe(config: BaseModel, without: Collection[str] = (), missing: Collection[str] = ()) -> str:
     """The configuration as YAML with each field's description as a comment above it, `without` some top-level keys.
@@ -68,6 +70,8 @@ def explain(
         known = known.rpartition(".")[0]
     where = origins.get(known, path)
     if fault["type"] == "extra_forbidden":
+        if key in _OF_TABLES and not also_known:
+            return f"{where}: {key} is a table's: scripts/table.py runs such a file"
         return f"{where}: unknown key {key!r}{_hint(location, root, also_known)}"
     if fault["type"] == "missing":
         return f"{path}: the key {key!r} is missing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,7 +29,7 @@ class OwnTaskConfig(Section):
     """Scores to report; the mean of them chooses the best epoch."""
     files: dict[str, PathText] = Field(default_factory=dict)
     """File of each split (train, dev, test), relative to `data.path`: .csv, .tsv, .json or .jsonl (also .gz), .parquet,
-    or a folder saved by `datasets`."""
+    or a folder saved by `datasets`; null: none, where a file that is extended has one."""
     quoting: Literal["csv", "none"] | None = None
     """Whether quotation marks around fields of a CSV or TSV file are quotes (csv) or text (none); null: as it shows."""
     hub: str | None = Field(None, pattern=r"^(\w[\w.-]*/)?\w[\w.-]*$")
@@ -40,6 +40,12 @@ class OwnTaskConfig(Section):
     """Commit, tag or branch of that data set; null: main. Only a commit always means the same rows."""
     splits: dict[str, str] = Field(default_factory=dict)
     """That data set's name of each split; empty: {train: train, dev: validation}."""
+
+    @field_validator("files", "splits", mode="before")
+    @classmethod
+    def _without_null(cls, splits: Any) -> Any:
+        """A split that is null is left out: that of a file that this one extends."""
+        return {name: file for name, file in splits.items() if file is not None} if isinstance(splits, dict) else splits
 
     @field_validator("files", "splits")
     @classmethod

@@ -211,11 +211,17 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if base is not None:
         beside = path.parent / expand_home(base)
         values, origins = read_layers((None if _exists(beside) else _packaged(base)) or beside, (*above, resolved))
-    if _names_another_task(layer.get("task"), values.get("task")):
-        del values["task"]
-        origins = {key: origin for key, origin in origins.items() if key.partition(".")[0] != "task"}
+    drop_other_task(layer, values, origins)
     merge_layer(values, layer, origins, str(path))
     return values, origins
+
+
+def drop_other_task(layer: Mapping[str, Any], values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Removes an own task from `values`, and its origins, where `layer` describes one under another name."""
+    if _names_another_task(layer.get("task"), values.get("task")):
+        del values["task"]
+        for key in [key for key in origins if key.partition(".")[0] == "task"]:
+            del origins[key]
 
 
 def _names_another_task(task: object, extended: object) -> bool:

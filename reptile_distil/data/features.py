@@ -6,7 +6,7 @@ The arrays may be memory-mapped files. A batch is what the tokenizer's `pad` wou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +20,8 @@ from reptile_distil.errors import DataError, ModelError
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+    from reptile_distil.data.tasks import Task
 
 Indices = NDArray[np.int64]
 
@@ -246,3 +248,19 @@ def _labels(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def _wide(labels: NDArray[Any]) -> NDArray[Any]:
     return labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64)
+
+
+def text_rows(texts: Iterable[str] | Iterable[Sequence[str]], task: Task) -> list[tuple[str, ...]]:
+    """One text, or for a pair task two, for each row. Raises `DataError` for anything else, with its place."""
+    if isinstance(texts, str):
+        raise DataError(f"predict takes a list of texts, not one text: predict([{texts!r}])")
+    if hasattr(texts, "columns") or isinstance(texts, Mapping):  # whose rows are not what it goes through
+        raise DataError("predict takes a list of texts, not a table: predict(list(table['text']))")
+    wanted = "pairs of texts" if task.is_pair else "single texts"
+    rows = []
+    for number, row in enumerate(texts):
+        parts = (row,) if isinstance(row, str) else tuple(row) if isinstance(row, Sequence) else (None,)
+        if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
+            raise DataError(f"task {task.name}: expected {wanted}, but number {number}, counted from 0, is {row!r:.80}")
+        rows.append(parts)
+    return rows

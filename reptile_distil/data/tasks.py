@@ -3,7 +3,7 @@
 Nothing is read or loaded here: `splits.load_split` does that with a `Task` in hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -232,9 +232,9 @@ GLUE: Mapping[str, Task] = MappingProxyType({task.name: task for task in _TASKS}
 """The ten tasks by name, in the leaderboard's order with AX last."""
 
 
-def get_task(name: str) -> Task:
-    """The GLUE task of this name; raises `ConfigError` for an unknown one."""
+def get_task(name: str, also_known: Collection[str] = ()) -> Task:
+    """The GLUE task of this name; raises `ConfigError` for an unknown one, which names those `also_known`."""
     if name in GLUE:
         return GLUE[name]
-    hint = did_you_mean(name.lower().replace("-", ""), GLUE)
-    raise ConfigError(f"unknown task {name!r}, known: {', '.join(GLUE)}{hint}")
+    hint = did_you_mean(name.lower().replace("-", ""), GLUE) or did_you_mean(name, also_known)
+    raise ConfigError(f"unknown task {name!r}, known: {', '.join((*GLUE, *also_known))}{hint}")

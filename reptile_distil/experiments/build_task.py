@@ -46,7 +46,7 @@ def build_task(config: Config) -> Task:
 
 def _task_of(config: Config) -> Task:
     if isinstance(config.task, str):
-        return toy.TASKS.get(config.task) or get_task(config.task)
+        return toy.TASKS.get(config.task) or get_task(config.task, toy.TASKS)
     own = config.task
     columns = () if isinstance(own.label, str) else own.label
     splits = own.hub_splits if own.hub is not None else own.files
@@ -120,18 +120,42 @@ def load_transfer_files(config: Config, task: Task, tokenizers: Tokenizers) -> l
     return [_tokenise(config, source, tokenizers) for source in sources]
 
 
-def warn_of_scored_rows(train: Features, scored: Mapping[str, Features]) -> None:
-    """A line in the log for each split that has rows which are among the transfer rows of `train` too."""
-    if train.is_labelled is None:
-        return
-    transfer = train.select(np.flatnonzero(~train.is_labelled))
+def warn_of_rows(config: Config, task: Task, train: Features, scored: Mapping[str, Features]) -> None:
+    """Lines in the log where scores of an own task, or with transfer files, would say less than they seem to.
+
+    That is where rows of a dev split, or of any that is scored, are trained on too, and where training rows lack a
+    class, or a dev split has one alone.
+    """
+    places = {"the training rows": train}
+    if train.is_labelled is not None:
+        places = {"the training rows": train.select(np.flatnonzero(train.is_labelled))}
+        if config.data.transfer.files:
+            places["data.transfer.files"] = train.select(np.flatnonzero(~train.is_labelled))
     for split, rows in scored.items():
-        if shared := count_shared(transfer, rows):
-            logger.warning(
-                "%d of the %d rows of %s are in data.transfer.files too, so that its scores are not those of unseen "
-                "rows: leave them out of the files",
-                *(shared, len(rows), split),
-            )
+        for place, others in places.items():
+            if place == "the training rows" and (split == VALIDATION or not task.is_own):
+                continue
+            if shared := count_shared(others, rows):
+                logger.warning(
+                    "%d of the %d rows of %s are in %s too, so that its scores are not those of unseen rows: leave "
+                    "them out of one of the two",
+                    *(shared, len(rows), split, place),
+                )
+    if task.is_own and task.label_names and not task.multi_label:
+        _warn_of_classes(task, places["the training rows"], scored)
+
+
+def _warn_of_classes(task: Task, train: Features, scored: Mapping[str, Features]) -> None:
+    found = {
+        name: set() if rows.labels is None else set(np.unique(rows.labels).tolist())
+        for name, rows in {"training": train, **scored}.items()
+    }
+    if missing := [name for number, name in enumerate(task.label_names) if number not in found["training"]]:
+        logger.warning("no training row has the label %s: no student can learn it", " or ".join(missing))
+    for split in scored:
+        if len(found[split]) == 1:
+            only = task.label_names[found[split].pop()]
+            logger.warning("all rows of %s have the label %s: its scores say little", split, only)
 
 
 def _hold_out_validation(config: Config, task: Task, tokenizers: Tokenizers) -> tuple[Features, Features | None]:

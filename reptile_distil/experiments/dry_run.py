@@ -21,7 +21,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.finished_run import open_finished_run
+from reptile_distil.experiments.finished_run import check_place, open_finished_run
 from reptile_distil.experiments.setup import Components
 from reptile_distil.experiments.teachers import TeacherLogits, keeps_training_logits
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
@@ -163,6 +163,7 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     """What lies in a run's folder. Raises `RunError` for what the run could not go on with, or write to."""
     folder = experiment.folder_for(role)
     check_writable(folder.path)
+    check_place(folder, experiment.config, role)
     if not overwrite and open_finished_run(folder, experiment.config, experiment.task, role) is not None:
         return Status(folder.path, "finished")
     recovery = experiment.recovery(folder, role, afresh=overwrite)

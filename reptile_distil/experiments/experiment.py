@@ -18,11 +18,12 @@ from reptile_distil.builders.plugins import check_plugins
 from reptile_distil.config.config import Config, load_config
 from reptile_distil.config.sections import Role
 from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.data.features import text_rows
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
-from reptile_distil.experiments.finished_run import open_finished_run, tidy_finished_run
+from reptile_distil.experiments.finished_run import check_place, open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
@@ -180,15 +181,13 @@ class Experiment:
         return SplitPredictions(name_predictions(logits, self.task), labels, scores)
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
-        """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order."""
+        """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order.
+
+        Raises `DataError` for anything else.
+        """
         import datasets
 
-        if isinstance(texts, str):
-            raise DataError(f"predict takes a list of texts, not one text: predict([{texts!r}])")
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        if any(len(row) != len(self.task.text_columns) for row in rows):
-            wanted = "pairs of texts" if self.task.is_pair else "single texts"
-            raise DataError(f"task {self.task.name}: expected {wanted}")
+        rows = text_rows(texts, self.task)
         if not rows:
             return []
         classifier, tokenizer = self._load_trained(None)
@@ -253,6 +252,7 @@ class Experiment:
         A finished run is worth a line in the log, unless `quiet`.
         """
         look = partial(open_finished_run, folder, self.config, self.task, role)
+        check_place(folder, self.config, role)
         finished = partial(self.processes.on_main, lambda: None if overwrite else look())
         results = finished()
         if results is None:

@@ -55,11 +55,16 @@ def open_finished_run(
     """
     if not folder.is_finished:
         return None
-    results = folder.read_results(config.defining_settings(role))
-    if results is not None:
-        _check(folder, results, role, task)
-        _compare_inputs(folder, results, digest_inputs(config, task, role, known))
-        _compare_code(folder, results, config, role)
+    results = read_results(folder.results, folder.remedy)
+    if results.method != role:
+        raise RunError(
+            f"{folder.path}: holds a finished run of {results.method}, not of {role}; give another output_dir (or "
+            "runs_dir)"
+        )
+    folder.check_same("a finished run", results.decisive, config.defining_settings(role))
+    _check(folder, results, role, task)
+    _compare_inputs(folder, results, digest_inputs(config, task, role, known))
+    _compare_code(folder, results, config, role)
     return results
 
 
@@ -162,21 +167,8 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
     What comes from the hub, or is missing, is left out. Nothing in `known` is read again; what is read is added to it.
     """
     known = {} if known is None else known
-    models: dict[str, str | Path] = {}
-    if role == "teacher":
-        models["pretrained teacher"] = config.teacher.pretrained
-    else:
-        if config.needs_teacher(role):
-            models["teacher"] = config.teacher.finetuned or config.teacher_run
-        if role == "kd":
-            models |= {f"teacher {number}": name for number, name in enumerate(config.teachers, start=1)}
-        if role == "checkpoints":
-            folders = sorted(config.teacher_run.glob("epochs/epoch-*"))
-            models |= {f"teacher's epoch {number}": epoch for number, epoch in enumerate(folders, start=1)}
-        if config.student.init != "finetuned_layers":
-            models["model that the student starts as"] = student_source(config)
     digests = {}
-    for name, model in models.items():
+    for name, model in _models_read(config, role).items():
         key: tuple[str, ...] = ("model", str(model))
         if key not in known:
             known[key] = _digest_model(model)
@@ -195,6 +187,36 @@ def digest_inputs(config: Config, task: Task, role: Role, known: KnownDigests | 
             known[key] = _digest_transfer_file(task, file, config.data.path)
         digests[f"transfer file {number}"] = known[key]
     return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def _models_read(config: Config, role: Role) -> dict[str, str | Path]:
+    """The models that a run starts from or learns from, by what they are: hub names, or folders."""
+    models: dict[str, str | Path] = {}
+    if role == "teacher":
+        models["pretrained teacher"] = config.teacher.pretrained
+    else:
+        if config.needs_teacher(role):
+            models["teacher"] = config.teacher.finetuned or config.teacher_run
+        if role == "kd":
+            models |= {f"teacher {number}": name for number, name in enumerate(config.teachers, start=1)}
+        if role == "checkpoints":
+            folders = sorted(config.teacher_run.glob("epochs/epoch-*"))
+            models |= {f"teacher's epoch {number}": epoch for number, epoch in enumerate(folders, start=1)}
+        if config.student.init != "finetuned_layers":
+            models["model that the student starts as"] = student_source(config)
+    return models
+
+
+def check_place(folder: RunFolder, config: Config, role: Role) -> None:
+    """Raises `RunError` where a run would be written over a model that it reads."""
+    place = folder.path.resolve()
+    for name, model in _models_read(config, role).items():
+        read = Path(model).resolve()
+        if read == place or (read.is_dir() and read.is_relative_to(place)):
+            raise RunError(
+                f"{folder.path}: holds the {name} of this run, which would be written over it; give another "
+                "output_dir (or runs_dir)"
+            )
 
 
 def _digest_split(task: Task, split: str, path: str | None) -> str | None:

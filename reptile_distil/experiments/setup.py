@@ -24,7 +24,7 @@ from reptile_distil.experiments.build_method import (
     build_method,
     forward_options,
 )
-from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, warn_of_scored_rows
+from reptile_distil.experiments.build_task import VALIDATION, load_rows, load_training_rows, warn_of_rows
 from reptile_distil.experiments.teachers import (
     check_learning,
     check_reading,
@@ -161,8 +161,8 @@ class Setup:
         else:
             splits = (self.task.selection_split, *self.task.dev_splits[1:])
         dev = {split: build_batches(self.config, self.task, split, tokenizers, settings) for split in splits}
-        if self.config.data.transfer.files:
-            warn_of_scored_rows(train.features, {split: batches.features for split, batches in dev.items()})
+        if for_student:
+            warn_of_rows(self.config, self.task, train.features, {split: of.features for split, of in dev.items()})
         return {"train": train, **dev}
 
     def _placed(self, model: Any) -> Any:

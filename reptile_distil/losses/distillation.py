@@ -118,7 +118,7 @@ class DistillationLoss(nn.Module):
         temperature: float = 5.0,
         regression: Literal["mse", "none"] = "mse",
         soft: Literal["kl", "mse"] = "kl",
-        class_weights: Tensor | None = None,
+        class_weights: Tensor | Sequence[float] | None = None,
         hidden_terms: Sequence[HiddenTerm] = (),
     ) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class DistillationLoss(nn.Module):
         self.temperature = temperature
         self.regression = regression
         self.soft = soft
-        self.class_weights = class_weights
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights)
         self.hidden_terms = tuple(hidden_terms)
         if learned := [term for term in hidden_terms if isinstance(term, nn.Module)]:
             self.learned = nn.ModuleList(learned)
@@ -241,27 +241,27 @@ def task_loss(
 
     Under `class_weights` w (C,) it is sum_i w[y_i] * CE_i / B, and for a multi-label task the terms of positive labels
     are multiplied by w. It is divided by the number of rows, not by the sum of their weights as PyTorch does, so that
-    the losses of a batch's parts add up to the batch's. Raises `ValueError` for weights where there are no classes.
+    the losses of a batch's parts add up to the batch's. Raises `ValueError` for another number of weights than classes,
+    and where there are none.
 
     Under `row_weights` v (B,) it is sum_i v_i * loss_i / B. The labels of rows with v = 0 are not read, whatever they
     are. With B / |l| for the |l| rows of a batch that have labels and 0 for the others it is the mean over the former,
     and the losses of a batch's parts still add up to it.
     """
     logits = _in_float(logits)
-    weights = None if class_weights is None else class_weights.to(logits)
+    weights = None if class_weights is None else _of_classes(class_weights.to(logits), logits)
     if row_weights is not None:
         return _weighted_task_loss(logits, labels, weights, row_weights)
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
     if weights is not None:
-        return (_of_classes(weights, logits)[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
+        return (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)
 
 
 def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None, row_weights: Tensor) -> Tensor:
-    weights = None if class_weights is None or labels.ndim == 2 else _of_classes(class_weights, logits)
     # Not a selection of rows, whose number a GPU would be asked for.
     has_label = row_weights > 0
     known = torch.where(has_label if labels.ndim == 1 else has_label[:, None], labels, torch.zeros_like(labels))
@@ -274,13 +274,16 @@ def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | 
         losses = (logits.squeeze(1) - known.to(logits.dtype)).square()
     else:
         losses = F.cross_entropy(logits, known, reduction="none")
-        losses = losses if weights is None else weights[known] * losses
+        losses = losses if class_weights is None else class_weights[known] * losses
     return (row_weights.to(losses.dtype) * losses).mean()
 
 
 def _of_classes(class_weights: Tensor, logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         raise ValueError("class weights are for classes, and one logit is regression")
+    if class_weights.shape != logits.shape[1:]:
+        shapes = tuple(class_weights.shape), tuple(logits.shape[1:])
+        raise ValueError(f"class weights have shape {shapes[0]}, but there is one for each class: expected {shapes[1]}")
     return class_weights
 
 

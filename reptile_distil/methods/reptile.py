@@ -364,9 +364,9 @@ class ReptileDistiller:
     def _check_optimizers(self) -> None:
         check_trainable(self.teacher_optimizer, [pair.teacher for pair in self.pairs], "teacher")
         check_trainable(self.gradient_step.optimizer, self.student.trainable, "student")
+        if self.update == "adamw" and isinstance(self.teacher_optimizer, torch.optim.SGD):
+            raise ValueError("update='adamw': pass teacher_optimizer=torch.optim.AdamW(teacher.parameters(), lr=mu)")
         for group in self.teacher_optimizer.param_groups if self.update == "interpolate" else ():
             if "betas" in group or group.get("momentum") or group.get("weight_decay"):
-                raise ValueError(
-                    "update='interpolate' takes plain steps of mu times the difference: pass "
-                    "teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
-                )
+                optimizer = "torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
+                raise ValueError(f"update='interpolate' takes plain steps: pass teacher_optimizer={optimizer}")

@@ -64,8 +64,10 @@ class Run:
     """What the scores are of: `validation` where training rows held out have chosen the epoch."""
 
 
-def draw_learning_curves(runs: Iterable[str | Path], path: str | Path, *, name: Naming | None = None) -> Path:
-    """Writes the curves of finished runs into an image file; returns its path.
+def draw_learning_curves(
+    runs: str | Path | Iterable[str | Path], path: str | Path, *, name: Naming | None = None
+) -> Path:
+    """Writes the curves of finished runs, or of one, into an image file; returns its path.
 
     They are given by their folders, or all at once by the `...-epochs.csv` of a table, where their rows name them.
 
@@ -79,7 +81,7 @@ def draw_learning_curves(runs: Iterable[str | Path], path: str | Path, *, name: 
     where no student's run is among them.
     """
     curves: list[Run] = []
-    for place in map(Path, runs):
+    for place in map(Path, [runs] if isinstance(runs, str | Path) else runs):
         curves += read_curves_csv(place) if place.is_file() else [read_curves(place, name=name)]
     return save(learning_curves_figure(curves), path)
 

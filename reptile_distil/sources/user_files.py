@@ -62,6 +62,9 @@ def read_user_file(task: Task, split: str, file: Path) -> Rows:
         raise DataError(f"{file} has no rows")
     unit = "row" if kind == ".json" else "line"
     numbers, texts, values = zip(*records, strict=True)
+    empty = [number for number, of_row in zip(numbers, texts, strict=True) if not all(map(str.strip, of_row))]
+    if empty:
+        logger.warning("%s: %ss with an empty text: %d, the first is %d", file, unit, len(empty), empty[0])
     found = None
     if labels:
         found = parse_own_labels(task, split, values, str(file), lambda row: f"{file}, {unit} {numbers[row]}")

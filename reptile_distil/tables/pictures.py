@@ -21,6 +21,9 @@ from reptile_distil.tables.data import TableData
 logger = logging.getLogger(__name__)
 
 
+_NAMES = ("scores", "time", "curves", "teacher-change")
+
+
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -29,8 +32,9 @@ def can_draw() -> bool:
 def draw_pictures(data: TableData, output: Path) -> list[Path]:
     """Writes OUTPUT-scores.png, -time.png, -curves.png and -teacher-change.png, as far as there are runs to draw.
 
-    Returns the paths of those that were written. A fault in drawing is a line in the log: the table is there all the
-    same. Raises `MissingExtraError` without matplotlib.
+    Returns the paths of those that were written; one that an earlier table has left, and this one does not have, goes.
+    A fault in drawing is a line in the log: the table is there all the same. Raises
+    `MissingExtraError` without matplotlib.
     """
     results: list[Result] = [{**run.to_dict(), "row": row} for (_, row, _), run in data.runs.items()]
     students = [folder for (_, row, _), folder in data.folders.items() if row != TEACHER]
@@ -45,6 +49,10 @@ def draw_pictures(data: TableData, output: Path) -> list[Path]:
     if find_teacher_changes(results, name=row_of):
         drawings["teacher-change"] = lambda path: draw_teacher_change(results, path, name=row_of)
     drawn = []
+    for name in _NAMES:
+        path = output.with_name(f"{output.name}-{name}.png")
+        if name not in drawings:  # one of an earlier table, perhaps of other rows
+            path.unlink(missing_ok=True)
     for name, draw in drawings.items():
         path = output.with_name(f"{output.name}-{name}.png")
         try:

@@ -9,20 +9,24 @@ import datasets
 import evaluate
 from numpy.typing import ArrayLike
 
-from reptile_distil.training.metrics import Scores, compute_scores
+from reptile_distil.training.metrics import Scores, check_metric, compute_scores
 
 
 class GlueMetric(evaluate.Metric):  # type: ignore[misc]
     """GLUE's scores as an `evaluate.Metric`, built without any network.
 
+    `metrics` are names as in `compute_scores`, or one of them. Raises `ValueError` for another name.
+
     >>> GlueMetric(["accuracy"]).compute(predictions=[1, 0, 1], references=[1, 0, 0])["accuracy"]
     0.6666666666666666
     """
 
-    def __init__(self, metrics: Sequence[str], **options: Any) -> None:
-        self.metrics = tuple(metrics)
+    def __init__(self, metrics: str | Sequence[str], **options: Any) -> None:
+        self.metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+        for metric in self.metrics:
+            check_metric(metric)
         options.setdefault("keep_in_memory", True)
-        super().__init__(config_name="-".join(metrics), **options)
+        super().__init__(config_name="-".join(self.metrics), **options)
 
     def _info(self) -> evaluate.MetricInfo:
         kind = "float32" if {"pearson", "spearmanr"} & set(self.metrics) else "int64"

@@ -19,6 +19,13 @@ Scores = dict[str, float]
 """Metric name → score, as a fraction (accuracy 0.9, not 90). NaN where the score is undefined."""
 
 
+def check_metric(metric: str) -> None:
+    """Raises `ValueError` for the name of no metric."""
+    known = dict.fromkeys((*OF_TWO_CLASSES, *OF_LABEL_SETS, *OF_NUMBERS))
+    if metric not in known:
+        raise ValueError(f"metric {metric!r}: expected one of {', '.join(known)}")
+
+
 def compute_scores(predictions: ArrayLike, references: ArrayLike, metrics: Sequence[str]) -> Scores:
     """The named scores of predictions against references: class indices or numbers (N,), or sets of labels (N, C).
 
@@ -52,9 +59,7 @@ def _score(metric: str, predicted: NDArray[Any], expected: NDArray[Any]) -> floa
         return float(2 * np.sum((predicted == 1) & (expected == 1)) / num_positive) if num_positive else 0.0
     if metric == "matthews_correlation":
         return _matthews(predicted, expected)
-    if metric not in ("pearson", "spearmanr"):
-        known = dict.fromkeys((*OF_TWO_CLASSES, *OF_LABEL_SETS, *OF_NUMBERS))
-        raise ValueError(f"metric {metric!r}: expected one of {', '.join(known)}")
+    check_metric(metric)
     from scipy import stats  # not before it is needed: it takes half a second
 
     correlation = stats.pearsonr if metric == "pearson" else stats.spearmanr

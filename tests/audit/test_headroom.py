@@ -278,7 +278,7 @@ def test_a_task_that_fails_does_not_stop_the_others(measured, tmp_path, monkeypa
     monkeypatch.setattr(Headroom, "fit_teacher", lambda self: _refuse_files(self.experiment.teacher_folder.path))
     monkeypatch.setattr(Headroom, "measure", lambda self, targets: of_seed[targets])
     table.run(lambda: None)
-    assert table.failures == {"toy-sentence kd seed1": "RunError: no folder"}
+    assert table.failures == {"toy-sentence kd seed1": "no folder"}
     assert {room.task for room in table.rooms()} == {"toy-pair"}
 
 
@@ -288,8 +288,15 @@ def test_one_kind_of_targets_that_fails_does_not_stop_the_next(measured, monkeyp
     next(table.output.glob("*seed1-averaged.json")).unlink()
     monkeypatch.setattr(Headroom, "measure", lambda self, targets: _diverge())
     table.run(lambda: None)
-    assert table.failures == {"toy-sentence kd seed1, averaged": "DivergedError: diverged"}
+    assert table.failures == {"toy-sentence kd seed1, averaged": "diverged"}
     assert [room.targets for room in table.rooms()] == ["frozen", "labels", "more_labels", "oracle"]
+
+
+def test_a_fault_of_a_single_run_is_raised(tmp_path):
+    config = load_config(TINY, [*OPTIONS, f"runs_dir={tmp_path}"])
+    table = HeadroomTable.of_run(config, FEW._replace(times=8))
+    with pytest.raises(DataError, match="--times 8: 14 labels"):
+        table.run(lambda: None)
 
 
 def _refuse_files(folder):

@@ -580,6 +580,43 @@ def test_a_fault_of_several_keys_is_said_where_one_of_them_was_given(overrides, 
     assert str(caught.value).startswith(where)
 
 
+def test_values_of_a_section_are_replaced_one_by_one():
+    config = load_config(CONFIGS / "rte.yaml", ["train.epochs=7"])
+    changed = config.with_values(train={"lr": 1e-3}, seed=3)
+    assert (changed.train.lr, changed.train.epochs, changed.seed) == (1e-3, 7, 3)
+    assert config.with_values(train=changed.train, seed=3) == changed
+    with pytest.raises(ConfigError, match="unknown key 'sead'; did you mean 'seed'"):
+        config.with_values(sead=3)
+    with pytest.raises(ConfigError, match="seed = 'x': expected"):
+        config.with_values(seed="x")
+
+
+OWN = "{name: mine, text: [text], labels: [a, b], metrics: [accuracy], files: {train: t.csv, dev: d.csv, test: e.csv}}"
+
+
+def test_a_file_of_a_split_can_be_left_out(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {CONFIGS / 'base.yaml'}\ntask: {OWN}\n")
+    assert load_config(path, ["task.files.dev=null"]).task.files == {"train": "t.csv", "test": "e.csv"}
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: mine.yaml\ntask: {files: {dev: null, test: null}}\n")
+    assert load_config(child).task.files == {"train": "t.csv"}
+    assert load_config(child, ["task.name=other"]).task.files == {"train": "t.csv"}
+
+
+def test_a_task_on_the_command_line_under_another_name_is_described_anew(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {CONFIGS / 'base.yaml'}\ntask: {OWN}\n")
+    other = "task={name: other, text: [x], labels: [c, d], metrics: [f1], files: {train: o.csv}}"
+    assert load_config(path, [other]).task.files == {"train": "o.csv"}
+    assert load_config(path, [other.replace("other", "mine")]).task.files["dev"] == "d.csv"
+
+
+def test_a_tables_file_is_known_as_one():
+    with pytest.raises(ConfigError, match=r"tasks is a table's: scripts/table\.py runs such a file"):
+        load_config(CONFIGS / "table-toy.yaml")
+
+
 def test_a_fault_of_several_keys_of_a_file_is_the_files(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: {CONFIGS / 'rte.yaml'}\ndata: {{packing: true}}\ncompute: {{compile: true}}\n")

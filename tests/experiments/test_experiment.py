@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
@@ -164,6 +165,22 @@ def test_a_split_without_labels_has_no_score(tiny, tmp_path):
 def test_one_text_is_not_taken_for_a_list_of_letters(tiny):
     with pytest.raises(DataError, match=r"a list of texts, not one text: predict\(\['good'\]\)"):
         tiny("method=finetune").predict("good")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (pd.DataFrame({"text": ["a", "b"]}), r"a list of texts, not a table: predict\(list\(table\['text'\]\)\)"),
+        ({"text": ["a"]}, "a list of texts, not a table"),
+        (["a", None], "expected single texts, but number 1, counted from 0, is None"),
+        (pd.Series(["a", float("nan")]), "number 1, counted from 0, is nan"),
+        ([3], "number 0, counted from 0, is 3"),
+        ([("a", "b")], r"expected single texts, but number 0, counted from 0, is \('a', 'b'\)"),
+    ],
+)
+def test_what_is_no_text_is_not_predicted(tiny, texts, message):
+    with pytest.raises(DataError, match=message):
+        tiny("method=finetune").predict(texts)
 
 
 def test_a_validation_split_is_there_only_where_training_rows_are_held_out(tiny):

@@ -203,3 +203,47 @@ def test_an_unfinished_run_does_not(own):
     run.results.unlink()
     with pytest.raises(ModelError, match="this run is not finished; its best model so far is"):
         own().evaluate(model=run.path)
+
+
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_run_is_not_written_over_its_own_teacher_whatever_is_overwritten(own, tmp_path, part):
+    own("method=kd").fit()
+    student = tmp_path / "runs/mine/kd-seed42" / part
+    again = own("method=kd", f"teacher.finetuned={student}", "student.init=random", "student.num_layers=1")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=r"kd-seed42: holds the teacher of this run, which would be written over it"):
+            again.fit(overwrite=overwrite)
+    assert load_file(tmp_path / "runs/mine/kd-seed42/model/model.safetensors")
+
+
+def test_a_run_is_not_written_where_its_teacher_is_fine_tuned(own, tmp_path):
+    place = f"output_dir={tmp_path}/runs/mine/teacher-seed42"
+    for _ in range(2):  # before the teacher is there, and then
+        with pytest.raises(RunError, match=r"teacher-seed42: holds the teacher of this run"):
+            own("method=kd", place).fit(overwrite=True)
+        own().fit_teacher()
+
+
+def test_another_methods_run_is_said_to_be_that(own, tmp_path):
+    own("method=finetune", f"output_dir={tmp_path}/runs/one").fit()
+    with pytest.raises(RunError, match=r"one: holds a finished run of finetune, not of kd; give another output_dir"):
+        own("method=kd", f"output_dir={tmp_path}/runs/one").fit()
+
+
+def test_rows_of_dev_that_are_trained_on_and_missing_classes_are_said(own, caplog, tmp_path):
+    said = [
+        "10 of the 10 rows of dev are in the training rows too, so that its scores are not those of unseen rows: leave "
+        "them out of one of the two",
+        "no training row has the label down: no student can learn it",
+        "all rows of dev have the label up: its scores say little",
+    ]
+    (tmp_path / "train.csv").write_text("text,label\n" + "a good film,up\n" * 40)
+    (tmp_path / "dev.csv").write_text("text,label\n" + "a good film,up\n" * 10)
+    experiment = own("method=finetune", "data.max_train_rows=null")
+    experiment.setup.prepare_student(None)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == said
+    caplog.clear()
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "dev.csv").write_text("text,label\nfine,up\nnot fine,down\n")
+    experiment.setup.prepare_student(None)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []

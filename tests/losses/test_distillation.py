@@ -276,6 +276,21 @@ def test_weights_of_1_change_nothing():
     assert torch.equal(task_loss(STUDENT, LABELS, torch.ones(2)), task_loss(STUDENT, LABELS))
 
 
+@pytest.mark.parametrize("labels", [LABELS, torch.stack([LABELS, LABELS], dim=1).double()])
+def test_there_is_a_weight_for_each_class(labels):
+    with pytest.raises(ValueError, match=r"class weights have shape \(3,\), .*expected \(2,\)"):
+        task_loss(STUDENT, labels, torch.ones(3))
+    with pytest.raises(ValueError, match=r"class weights have shape \(3,\)"):
+        task_loss(STUDENT, labels, torch.ones(3), torch.ones(len(labels)))
+
+
+def test_class_weights_may_be_a_list():
+    loss = DistillationLoss(class_weights=WEIGHTS.tolist())
+    assert torch.equal(
+        loss(STUDENT, TEACHER, LABELS).task, DistillationLoss(class_weights=WEIGHTS)(STUDENT, TEACHER, LABELS).task
+    )
+
+
 def test_class_weights_are_refused_for_one_logit():
     with pytest.raises(ValueError, match="class weights are for classes, and one logit is regression"):
         task_loss(STUDENT[:, :1], LABELS, WEIGHTS)

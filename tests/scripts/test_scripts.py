@@ -28,8 +28,8 @@ def test_finetune_trains_the_teacher(call, tmp_path):
 
 
 def test_audit_prints_a_row_for_each_stage_and_writes_every_value(call, tmp_path):
-    few = ("--batches", "2", "--probe-rows", "8", "--stages", "0.2", "0.6", "--json", str(tmp_path / "audit.json"))
-    code, out, _ = call("audit", "data.validation_fraction=0.3", "train.epochs=2", *few)
+    few = ("--batches", "2", "--probe-rows", "8", "--json", str(tmp_path / "audit.json"), "--stages", "0.2", "0.6")
+    code, out, _ = call("audit", "data.validation_fraction=0.3", *few, "train.epochs=2")
     assert code == 0
     assert len(out.strip().splitlines()) == 4
     written = json.loads((tmp_path / "audit.json").read_text())

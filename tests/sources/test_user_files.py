@@ -37,6 +37,13 @@ def table(rows=ROWS, **columns):
     return pd.DataFrame({"text": [text for text, _ in rows], "label": [label for _, label in rows], **columns})
 
 
+def test_empty_texts_are_counted(tmp_path, caplog):
+    (tmp_path / "train.csv").write_text("text,label\ngood,yes\n,no\nbad,no\n \t,no\n")
+    assert len(load(tmp_path, "train.csv")["text"]) == 4
+    (line,) = caplog.messages
+    assert line.endswith("train.csv: lines with an empty text: 2, the first is 3")
+
+
 # Formats
 
 WRITERS = {

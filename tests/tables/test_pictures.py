@@ -63,6 +63,15 @@ def test_a_teacher_known_from_its_students_alone_is_left_out(tmp_path, drawn):
     assert [run["row"] for run in drawn["draw_table"][0]] == ["kd", "slow"]
 
 
+def test_a_picture_that_this_table_does_not_have_is_not_left_of_an_earlier_one(tmp_path, drawn):
+    data = table(tmp_path)
+    for name in ("mine-teacher-change.png", "mine-curves.png", "mine-other.png"):
+        (tmp_path / name).write_bytes(b"old")
+    del data.runs["rte", "kd", 1], data.folders["rte", "kd", 1]
+    draw_pictures(data, tmp_path / "mine")
+    assert sorted(path.name for path in tmp_path.glob("mine-*.png")) == ["mine-curves.png", "mine-other.png"]
+
+
 def test_without_a_frozen_teachers_run_nothing_says_what_wear_costs(tmp_path, drawn):
     data = table(tmp_path)
     del data.runs["rte", "kd", 1], data.folders["rte", "kd", 1]
