@@ -5,6 +5,7 @@ import math
 import statistics
 from collections import defaultdict
 
+from reptile_distil.audit.summary import mean_with_interval
 from reptile_distil.tables.statistics import compare_paired
 
 
@@ -143,6 +144,15 @@ def read_held_out(path):
     return runs
 
 
+def gains_over(runs, method, baseline="kd"):
+    """Of each task that has both, the mean over seeds of a method's score on held-out rows minus the baseline's."""
+    return [
+        statistics.fmean(of["student"] - runs[task, baseline][seed]["student"] for seed, of in of_row.items())
+        for (task, name), of_row in runs.items()
+        if name == method and (task, baseline) in runs
+    ]
+
+
 def held_out_lines(runs, baseline="kd"):
     """Lines of Markdown: for each task and method the means over seeds; then each method over all tasks and seeds."""
     yield "| task | row | student | minus kd | teacher: start → end | steps | training, s |"
@@ -163,3 +173,29 @@ def held_out_lines(runs, baseline="kd"):
     for method, pairs in paired.items():
         if len(pairs) > 1:
             yield f"| all | {method} | | {_difference(pairs)} | | | |"
+
+
+def audit_lines(path):
+    """Lines of Markdown: for each method and point of a run, in thousandths of the loss, what one step is worth."""
+    stages = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            stages[line["method"], line["step"]].append(line)
+    yield "| method | after step | a step of kd gains | one move more | all moves so far | knows the batch, % |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for (method, step), of_stage in stages.items():
+        loss = {
+            name: [1000 * float(line[name]) for line in of_stage] for name in ("before", "frozen", "so_far", "moved")
+        }
+        compared = [("before", "frozen"), ("so_far", "moved"), ("frozen", "so_far")]
+        cells = [_thousandths([a - b for a, b in zip(loss[one], loss[other], strict=True)]) for one, other in compared]
+        knows = [100 * float(line["knows"]) for line in of_stage if line["knows"]]
+        yield (
+            f"| {method} | {step} | {' | '.join(cells)} | {statistics.fmean(knows):.0f} |"
+            if knows
+            else (f"| {method} | {step} | {' | '.join(cells)} | |")
+        )
+
+
+def _thousandths(values):
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*mean_with_interval(values))

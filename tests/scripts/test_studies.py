@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from reptile_distil.tables.config import load_table_config
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.studies import (
     HEADROOM,
+    audit_lines,
+    gains_over,
     headroom_lines,
     held_out_lines,
     read_headroom,
@@ -104,3 +106,38 @@ def test_the_table_of_methods_where_there_is_room_is_computed_from_its_raw_resul
     with path.open(encoding="utf-8", newline="") as file:
         assert {line["split"] for line in csv.DictReader(file)} == {"", "validation"}
     assert {row for _, row in runs} <= set(load_table_config(CONFIGS / "evidence/methods.yaml").rows)
+
+
+def test_the_table_of_the_audits_is_computed_from_its_raw_results():
+    readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
+    assert "\n".join(audit_lines(CONFIGS / "evidence/audit.csv")) in readme_tables(readme)
+
+
+def test_what_a_user_is_told_to_take_is_what_the_study_has_measured():
+    room = read_headroom(CONFIGS / "evidence/headroom.csv")
+    runs = read_held_out(CONFIGS / "evidence/methods-epochs.csv")
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for targets, sign, said in (
+        ("labels", -1, "with labels: {span} points on five tasks"),
+        ("more_labels", 1, "eight times as many: {span};"),
+        ("averaged", 1, "three teachers averaged: {span}."),
+    ):
+        assert said.format(span=span([sign * of[targets]["difference"] for of in room.values()])) in told
+    assert f"1.8 times as many bring {span(gains_over(runs, 'kd-longer'))} on" in told
+    assert f"(`cotrain`) brings {span(gains_over(runs, 'cotrain'))}." in told
+    own_task = (CONFIGS / "own-task.yaml").read_text(encoding="utf-8")
+    assert f"worth {span([-of['labels']['difference'] for of in room.values()])} points" in own_task
+
+
+def span(values):
+    return f"{min(values):+.1f} to {max(values):+.1f}".replace("-0.0", "+0.0")
+
+
+def test_the_comparison_takes_seeds_that_nothing_was_chosen_by():
+    comparison = load_table_config(CONFIGS / "evidence/comparison.yaml")
+    seeds = set(comparison.seeds)
+    assert len(seeds) == 5
+    for name in ("headroom.csv", "methods-epochs.csv"):
+        with (CONFIGS / "evidence" / name).open(encoding="utf-8", newline="") as file:
+            assert not seeds & {int(line["seed"]) for line in csv.DictReader(file) if line["seed"] != "all"}
+    assert set(comparison.keys.methods) <= set(load_table_config(CONFIGS / "evidence/methods.yaml").keys.methods)
