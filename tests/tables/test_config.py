@@ -270,7 +270,7 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
         (["seeds=[1,1]"], "command line: seeds: 1 is given twice"),
         (["tasks=[]"], "command line: tasks = []: list should have at least 1 item"),
         (["tasks=rte"], "command line: tasks = 'rte': expected a valid list"),
-        (["tasks=[rtee]"], "wnli, ax; did you mean 'rte'?"),
+        (["tasks=[rtee]"], "wnli, ax, toy-sentence, toy-pair, toy-threeway, toy-regression; did you mean 'rte'?"),
         (["tasks=[ax]"], "command line: tasks: ax has no train split"),
         (["seeds=[-1]"], "command line: seeds.0 = -1: expected greater than or equal to 0"),
         (["seeds=[a]"], "command line: seeds.0 = 'a': expected"),
