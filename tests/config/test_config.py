@@ -612,9 +612,10 @@ def test_a_task_on_the_command_line_under_another_name_is_described_anew(tmp_pat
     assert load_config(path, [other.replace("other", "mine")]).task.files["dev"] == "d.csv"
 
 
-def test_a_tables_file_is_known_as_one():
-    with pytest.raises(ConfigError, match=r"tasks is a table's: scripts/table\.py runs such a file"):
-        load_config(CONFIGS / "table-toy.yaml")
+@pytest.mark.parametrize("name", ["table-toy", "table", "minilm/table", "evidence/comparison"])
+def test_a_tables_file_is_known_as_one(name):
+    with pytest.raises(ConfigError, match=r"\w+ is a table's: scripts/table\.py runs such a file"):
+        load_config(CONFIGS / f"{name}.yaml")
 
 
 def test_a_fault_of_several_keys_of_a_file_is_the_files(tmp_path):
