@@ -69,8 +69,8 @@ def explain(
     while known not in origins and "." in known:
         known = known.rpartition(".")[0]
     where = origins.get(known, path)
-    unknown = [str(other["loc"][0]) for other in faults if other["type"] == "extra_forbidden"]
-    if not also_known and (of_tables := [key for key in unknown if key in _OF_TABLES]):
+    unknown = [".".join(map(str, other["loc"])) for other in faults if other["type"] == "extra_forbidden"]
+    if not also_known and (of_tables := [name for name in unknown if name in _OF_TABLES]):
         return f"{origins.get(of_tables[0], path)}: {of_tables[0]} is a table's: scripts/table.py runs such a file"
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}{_hint(location, root, also_known)}"
