@@ -298,7 +298,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find_config(path)
     values, origins = _read(path, overrides)
     config = check_config(values, origins, str(path))
-    refuse_options_of_others((config.method, *config.compare_with), _listed(overrides))
+    refuse_options_of_others((config.method, *config.compare_with), listed(overrides))
     return config
 
 
@@ -311,7 +311,7 @@ def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
     values, origins = _read(path, overrides)
     missing = () if "task" in values else ("task",)
     config = check_config({"task": "sst2", **values}, origins, str(path))
-    refuse_options_of_others((config.method, *config.compare_with), _listed(overrides))
+    refuse_options_of_others((config.method, *config.compare_with), listed(overrides))
     return describe(config, missing=missing)
 
 
@@ -319,7 +319,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[st
     """Values, and where each comes from by dotted key."""
     values, origins = read_layers(path)
     command = parse_overrides(overrides)
-    if any(item.partition("=")[0] == "task" for item in _listed(overrides)):  # described as a whole
+    if any(item.partition("=")[0] == "task" for item in listed(overrides)):  # described as a whole
         drop_other_task(command, values, origins)
     merge_layer(values, command, origins, COMMAND_LINE)
     return values, origins
@@ -328,7 +328,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[st
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The values of `key=value` overrides as one tree, the last one of a key. Raises `ConfigError`."""
     values: dict[str, Any] = {}
-    for override in _listed(overrides):
+    for override in listed(overrides):
         key, sign, text = override.partition("=") if isinstance(override, str) else ("", "", "")
         if not sign or not key:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.epochs=3")
@@ -339,7 +339,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _listed(overrides: Sequence[str]) -> Sequence[str]:
+def listed(overrides: Sequence[str]) -> Sequence[str]:
+    """Overrides as a list, a single one that stands alone too."""
     return (overrides,) if isinstance(overrides, str) else overrides
 
 

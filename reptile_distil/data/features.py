@@ -259,7 +259,8 @@ def text_rows(texts: Iterable[str] | Iterable[Sequence[str]], task: Task) -> lis
     wanted = "pairs of texts" if task.is_pair else "single texts"
     rows = []
     for number, row in enumerate(texts):
-        parts = (row,) if isinstance(row, str) else tuple(row) if isinstance(row, Sequence) else (None,)
+        has_parts = isinstance(row, Iterable) and not isinstance(row, str | Mapping)
+        parts: tuple[Any, ...] = tuple(row) if has_parts else (row,)
         if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
             raise DataError(f"task {task.name}: expected {wanted}, but number {number}, counted from 0, is {row!r:.80}")
         rows.append(parts)

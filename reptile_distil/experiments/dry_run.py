@@ -96,6 +96,7 @@ class RunPlan:
     status: Status
     measured: Measured | None
     config: Config
+    """Its own: what it keeps may differ from run to run."""
 
     @property
     def seconds(self) -> float:

@@ -16,11 +16,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from reptile_distil.config.combinations import has_effect, refuse_options_of_others
-from reptile_distil.config.config import (
-    Config,
-    check_config,
-    parse_overrides,
-)
+from reptile_distil.config.config import Config, check_config, listed, parse_overrides
 from reptile_distil.config.defining_settings import flatten
 from reptile_distil.config.messages import COMMAND_LINE, describe, explain
 from reptile_distil.config.sections import MethodName, Role
@@ -143,7 +139,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
         )
     methods = {cell.config.method for cell in cells if cell.row != TEACHER}
     if methods:
-        refuse_options_of_others(methods, overrides, "methods=[{0}]")
+        refuse_options_of_others(methods, listed(overrides), "methods=[{0}]")
     _check_teachers(cells, str(path))
     _check_per_task(keys, {*of_file, *(cell.task.name for cell in cells)}, origins)
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
@@ -178,7 +174,7 @@ def commands(table: TableConfig, start: Sequence[str], path: Path, overrides: Se
     command that is at it.
     """
     own = ("tasks", "methods", "seeds", "engine")
-    kept = [item for item in overrides if item.partition("=")[0].partition(".")[0] not in own]
+    kept = [item for item in listed(overrides) if item.partition("=")[0].partition(".")[0] not in own]
     tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
     keeping = {(cell.task.name, cell.seed) for cell in table.cells if cell.config.teacher.keep_epochs}
     for cell in table.cells:

@@ -119,6 +119,7 @@ def test_regression_predicts_numbers(tiny):
     experiment = tiny("method=finetune", "task=toy-regression")
     experiment.fit()
     (prediction,) = experiment.predict([("good", "bad")])
+    assert experiment.predict(pd.DataFrame([("good", "bad")]).to_numpy()) == [prediction]
     assert isinstance(prediction.label, float)
     assert prediction.probabilities == {}
 

@@ -9,8 +9,11 @@ from reptile_distil.audit.summary import mean_with_interval
 from reptile_distil.tables.statistics import compare_paired
 
 
-def read_runs(path):
-    """(task, method) → seed → {what: number}: the kept student's scores, the teacher's at start and end, seconds."""
+def read_runs(path, split="dev"):
+    """(task, method) → seed → {what: number}: the kept student's scores, the teacher's at start and end, seconds.
+
+    `student`, `start` and `end` are scores on `split`; on the held-out rows that is `validation`.
+    """
     lines = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
@@ -21,9 +24,9 @@ def read_runs(path):
         (kept,) = [int(line["epoch"]) for line in of_run if line["metric"] == "chosen" and line["value"] == "1"]
         runs[task, method][seed] = {
             "validation": mean_score(of_run, "student", kept, "validation"),
-            "student": mean_score(of_run, "student", kept),
-            "start": mean_score(of_run, "teacher", 0),
-            "end": mean_score(of_run, "teacher", last),
+            "student": mean_score(of_run, "student", kept, split),
+            "start": mean_score(of_run, "teacher", 0, split),
+            "end": mean_score(of_run, "teacher", last, split),
             "seconds": max(float(line["train_seconds"]) for line in of_run),
             "steps": max(int(line["step"]) for line in of_run),
         }
@@ -122,26 +125,6 @@ def headroom_lines(measured):
             "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**by_targets[targets]) for targets in HEADROOM[1:]
         ]
         yield f"| {task} | {row} | {frozen['teacher']:.1f} | {frozen['student']:.1f} | {' | '.join(differences)} |"
-
-
-def read_held_out(path):
-    """(task, method) → seed → {what: number}, as `read_runs`, but all scores are those on the held-out rows."""
-    lines = defaultdict(list)
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            lines[line["task"], line["method"], int(line["seed"])].append(line)
-    runs = defaultdict(dict)
-    for (task, method, seed), of_run in lines.items():
-        last = max(int(line["epoch"]) for line in of_run)
-        (kept,) = [int(line["epoch"]) for line in of_run if line["metric"] == "chosen" and line["value"] == "1"]
-        runs[task, method][seed] = {
-            "student": mean_score(of_run, "student", kept, "validation"),
-            "start": mean_score(of_run, "teacher", 0, "validation"),
-            "end": mean_score(of_run, "teacher", last, "validation"),
-            "seconds": max(float(line["train_seconds"]) for line in of_run),
-            "steps": max(int(line["step"]) for line in of_run),
-        }
-    return runs
 
 
 def gains_over(runs, method, baseline="kd"):

@@ -16,7 +16,6 @@ from tests.helpers.studies import (
     headroom_lines,
     held_out_lines,
     read_headroom,
-    read_held_out,
     read_runs,
     table_lines,
 )
@@ -101,7 +100,7 @@ def test_the_table_of_the_headroom_is_computed_from_its_raw_results():
 def test_the_table_of_methods_where_there_is_room_is_computed_from_its_raw_results():
     path = CONFIGS / "evidence/methods-epochs.csv"
     readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
-    runs = read_held_out(path)
+    runs = read_runs(path, "validation")
     assert "\n".join(held_out_lines(runs)) in readme_tables(readme)
     with path.open(encoding="utf-8", newline="") as file:
         assert {line["split"] for line in csv.DictReader(file)} == {"", "validation"}
@@ -115,7 +114,7 @@ def test_the_table_of_the_audits_is_computed_from_its_raw_results():
 
 def test_what_a_user_is_told_to_take_is_what_the_study_has_measured():
     room = read_headroom(CONFIGS / "evidence/headroom.csv")
-    runs = read_held_out(CONFIGS / "evidence/methods-epochs.csv")
+    runs = read_runs(CONFIGS / "evidence/methods-epochs.csv", "validation")
     told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for targets, sign, said in (
         ("labels", -1, "with labels: {span} points on five tasks"),
