@@ -34,7 +34,7 @@ EXIT_BROKEN_PIPE = 141  # as shells do for a program whose reader has gone, as `
 # Faults of the machine, the disk or a path that the user gave; any other is ours, and keeps its traceback.
 _MENDABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EMFILE, errno.ENFILE),
 )
 
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     settings = HeadroomSettings(arguments.times, arguments.teachers, arguments.points)
     if is_table:
-        table = load_table_config(arguments.config, arguments.overrides)
+        table = load_table_config(arguments.config, arguments.overrides, scores_dev=False)
         if arguments.print_config:
             print(describe_table(table), end="")
             return
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         headroom = HeadroomTable.of_run(config, settings)
     as_csv, as_markdown = (headroom.output.with_name(f"{headroom.output.name}.{kind}") for kind in ("csv", "md"))
-    for path in (as_csv, as_markdown):
+    for path in (as_csv, as_markdown, headroom.output / "students.json"):
         check_output("runs_dir", path, makes_folders=True)
 
     def report() -> None:  # after each student, so that a command that is stopped has left something

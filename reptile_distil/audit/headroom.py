@@ -24,7 +24,7 @@ from reptile_distil.config.config import Config
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, DataError
 from reptile_distil.experiments.build_method import build_schedules
-from reptile_distil.experiments.build_task import VALIDATION, load_rows
+from reptile_distil.experiments.build_task import VALIDATION, load_rows, warn_of_rows
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.finished_run import digest_inputs
 from reptile_distil.experiments.setup import Components
@@ -160,7 +160,8 @@ class Headroom:
         Raises `DataError` where there are too few rows for a teacher with more labels.
         """
         self.experiment.check_pair()
-        self._check_rows()
+        if lack := self.lack_of_rows():
+            raise DataError(lack)
         self.experiment.fit_teacher(wait=True)
 
     def identity(self) -> dict[str, Any]:
@@ -214,20 +215,27 @@ class Headroom:
             teacher.fit_teacher(wait=True)
         return teachers
 
-    def _check_rows(self) -> None:
+    def lack_of_rows(self) -> str:
+        """A sentence where there are too few rows for a teacher with more labels; "" where there are enough.
+
+        Held-out texts that some student or teacher learns from are named in the log.
+        """
         transfer, times = self.config.data.transfer, self.settings.times
         if not transfer.hides_labels:
-            return
-        few, every = (
-            self._load_rows(config, Tokenizers(load_tokenizer(config.teacher.pretrained)))
-            for config in (self.config, self._with_all_labels())
-        )
+            return ""
+        tokenizers = Tokenizers(load_tokenizer(self.config.teacher.pretrained))
+        few, every = (self._load_rows(config, tokenizers) for config in (self.config, self._with_all_labels()))
+        probes = load_rows(self.config, self.experiment.task, VALIDATION, tokenizers, for_training=False)
+        warn_of_rows(self.config, self.experiment.task, every, {VALIDATION: probes})
         needed = transfer.skip + (1 + times) * len(few)
-        if needed > len(every):
-            raise DataError(
+        return (
+            ""
+            if needed <= len(every)
+            else (
                 f"--times {times}: {len(few)} labels, and {times} times as many on other rows, take {needed} training "
                 f"rows, but there are {len(every)}: give a smaller --times, or fewer data.transfer.labelled_rows"
             )
+        )
 
     def _with_more_labels(self, num_labelled: int) -> Experiment:
         """The same on other rows, more of them with labels."""

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from reptile_distil.audit.headroom import FROZEN, Headroom, HeadroomSettings, Measured, check_headroom
 from reptile_distil.audit.summary import CONFIDENCE
 from reptile_distil.config.config import Config
-from reptile_distil.errors import ConfigError, ReptileDistilError
+from reptile_distil.errors import ConfigError, DataError, ReptileDistilError
 from reptile_distil.experiments.build_task import build_task
+from reptile_distil.runtime.each_line_once import each_line_once
 from reptile_distil.runtime.files import make_folder, read_json, write_text
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import markdown_table, percent
@@ -47,11 +48,13 @@ _COLUMNS = (
 
 
 class Room(NamedTuple):
-    """What one kind of targets is worth on one row of one task, over all seeds; scores as fractions."""
+    """What one kind of targets is worth on one row of one task, over seeds; scores as fractions."""
 
     task: str
     row: str
     targets: str
+    seeds: tuple[int, ...]
+    """Those that have been measured for these targets and for the frozen teacher's."""
     teacher: float | None
     """Mean score of whoever gave the targets."""
     student: float | None
@@ -68,7 +71,7 @@ class Room(NamedTuple):
 class HeadroomTable:
     """Students of kd, each measured for all targets.
 
-    Raises `ConfigError` as `check_headroom` does.
+    Raises `ConfigError` as `check_headroom` does, and where there are none.
     """
 
     cells: Sequence[Cell]
@@ -84,14 +87,20 @@ class HeadroomTable:
     """Whether a fault is raised, and not noted so that the other cells are measured."""
 
     def __post_init__(self) -> None:
+        if not self.cells:
+            raise ConfigError("methods has no student: headroom is that of kd, so give methods=[kd]")
         for cell in self.cells:
             check_headroom(cell.config, self.settings)
 
     @classmethod
     def of_table(cls, table: TableConfig, settings: HeadroomSettings) -> HeadroomTable:
-        """All students of a table. Raises `ConfigError` for a table on another engine than the local one."""
+        """All students of a table. Raises `ConfigError` for a search, and for another engine than the local one."""
         if table.keys.engine.name != "local":
             raise ConfigError(f"engine {table.keys.engine.name} has no effect on headroom, which is measured here")
+        if table.keys.search is not None:
+            raise ConfigError(
+                "search has no effect on headroom, whose students have the values as they are: leave it out"
+            )
         # A variant's run has a folder of its own, which nothing is written into here.
         cells = [
             dataclasses.replace(cell, config=cell.config.with_values(output_dir=None))
@@ -108,11 +117,25 @@ class HeadroomTable:
         return cls([cell], settings, output, stops_at_faults=True)
 
     def run(self, report: Callable[[], None]) -> None:
-        """Measures what is not there yet; `report` is called after each student. What fails is left out."""
+        """Measures what is not there yet; `report` is called after each student. What fails is left out, and noted.
+
+        Raises `DataError`, before the first student, where a cell has too few rows.
+        """
+        with each_line_once("reptile_distil.experiments"):
+            self._check_rows()
+            for cell in self.cells:
+                with self._noted(_name(cell)):
+                    self._run(cell, report)
+                free_memory()
+
+    def _check_rows(self) -> None:
         for cell in self.cells:
-            with self._noted(_name(cell)):
-                self._run(cell, report)
-            free_memory()
+            try:
+                lack = Headroom(cell.config, self.settings).lack_of_rows()
+            except ReptileDistilError:  # said when the cell has its turn
+                continue
+            if lack:
+                raise DataError(lack if self.stops_at_faults else f"{_name(cell)}: {lack}")
 
     @contextlib.contextmanager
     def _noted(self, name: str) -> Iterator[None]:
@@ -143,30 +166,54 @@ class HeadroomTable:
                     report()
 
     def rooms(self) -> list[Room]:
-        """What was measured so far, task by task and row by row: the targets that each seed has, the frozen first."""
+        """What was measured so far, task by task and row by row: the frozen teacher's first.
+
+        Each has the seeds that have both its student and the frozen teacher's.
+        """
         metrics = {cell.task.name: cell.task.metrics for cell in self.cells}
         rooms = []
         for task, row in dict.fromkeys((task, row) for task, row, _ in self.measured):
-            by_seed = [of for (name, other, _), of in self.measured.items() if (name, other) == (task, row) and of]
-            frozen = [of[FROZEN] for of in by_seed if FROZEN in of]
-            for targets in by_seed[0] if by_seed and len(frozen) == len(by_seed) else ():
-                students = [of[targets] for of in by_seed if targets in of]
-                if len(students) == len(frozen):
-                    rooms.append(_room(task, row, students, frozen, metrics[task]))
+            by_seed = {
+                seed: of
+                for (name, other, seed), of in self.measured.items()
+                if (name, other) == (task, row) and FROZEN in of
+            }
+            for targets in dict.fromkeys(targets for of in by_seed.values() for targets in of):
+                students = {seed: (of[targets], of[FROZEN]) for seed, of in by_seed.items() if targets in of}
+                rooms.append(_room(task, row, students, metrics[task]))
         return rooms
 
+    def _num_seeds(self, room: Room) -> str:
+        """How many seeds, and of how many, where some are missing."""
+        wanted = {cell.seed for cell in self.cells if (cell.task.name, cell.row) == (room.task, room.row)}
+        return f"{len(room.seeds)}" if wanted == {*room.seeds} else f"{len(room.seeds)} of {len(wanted)}"
+
     def to_markdown(self) -> str:
-        """A line for each kind of targets."""
+        """A line for each kind of targets; then what could not be measured, and why."""
         lines = []
         for room in self.rooms():
             said = _SAID[room.targets].format(**self.settings._asdict())
             compared = "-" if room.difference is None else _with_interval(room)
-            lines.append([room.task, room.row, said, percent(room.teacher), percent(room.student), compared])
-        header = ["task", "row", "the student learns from", "teacher's score", "student's score", "minus frozen"]
-        return markdown_table(header, lines, num_left=3)
+            scores = (percent(room.teacher), percent(room.student), compared)
+            lines.append([room.task, room.row, said, self._num_seeds(room), *scores])
+        header = [
+            "task",
+            "row",
+            "the student learns from",
+            "seeds",
+            "teacher's score",
+            "student's score",
+            "minus frozen",
+        ]
+        table = markdown_table(header, lines, num_left=3)
+        missing = "".join(f"\n- {name}: {reason}" for name, reason in self.failures.items())
+        return f"{table}\n\nNot measured:\n{missing}" if missing else table
 
     def to_csv(self, *, with_differences: bool = False) -> str:
-        """Every score of every student and of who taught it (step 0), in fractions; the differences over all seeds."""
+        """Every score of every student and of who taught it (step 0), in fractions; the differences over seeds.
+
+        Their column `seed` is "all", or where some are missing those that there are, such as "1 3".
+        """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
@@ -180,8 +227,9 @@ class HeadroomTable:
         for room in self.rooms() if with_differences else ():
             for name in ("difference", "low", "high"):
                 if (value := getattr(room, name)) is not None:
-                    of_all = (room.task, room.row, "all", room.targets, "", "", "student minus frozen", "", "")
-                    writer.writerow((*of_all, name, f"{value:.6g}"))
+                    seeds = " ".join(map(str, room.seeds)) if " " in self._num_seeds(room) else "all"
+                    of_seeds = (room.task, room.row, seeds, room.targets, "", "", "student minus frozen", "", "")
+                    writer.writerow((*of_seeds, name, f"{value:.6g}"))
         return file.getvalue()
 
 
@@ -192,25 +240,24 @@ def _points(measured: Measured) -> Iterator[tuple[str, int, float, Scores]]:
         yield "student", point.step, point.train_seconds, point.scores
 
 
-def _room(
-    task: str, row: str, students: Sequence[Measured], frozen: Sequence[Measured], metrics: Sequence[str]
-) -> Room:
+def _room(task: str, row: str, pairs: Mapping[int, tuple[Measured, Measured]], metrics: Sequence[str]) -> Room:
+    """Of each seed the student, and that of the frozen teacher."""
+    seeds, (students, frozen) = tuple(pairs), zip(*pairs.values(), strict=True)
     targets = students[0].targets
     of_teachers = [_mean(of.teacher_scores) for of in students if of.teacher_scores is not None]
     teacher = fmean(of_teachers) if of_teachers else math.nan
     score = fmean(_mean(of.points[-1].scores) for of in students)
     if targets == FROZEN:
-        return Room(task, row, targets, _defined(teacher), _defined(score), None, None, None)
+        return Room(task, row, targets, seeds, _defined(teacher), _defined(score), None, None, None)
 
     def difference(rows: NDArray[np.int64]) -> float:
-        pairs = zip(students, frozen, strict=True)
-        return fmean(_score(of, rows, metrics) - _score(base, rows, metrics) for of, base in pairs)
+        return fmean(_score(of, rows, metrics) - _score(base, rows, metrics) for of, base in pairs.values())
 
     num_rows = len(frozen[0].references)
     drawn = np.random.default_rng(0).integers(num_rows, size=(NUM_RESAMPLES, num_rows))
     low, high = np.quantile([difference(rows) for rows in drawn], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     values = (teacher, score, difference(np.arange(num_rows)), float(low), float(high))
-    return Room(task, row, targets, *map(_defined, values))
+    return Room(task, row, targets, seeds, *map(_defined, values))
 
 
 def _score(measured: Measured, rows: NDArray[np.int64], metrics: Sequence[str]) -> float:

@@ -19,7 +19,7 @@ from reptile_distil.experiments.build_method import build_schedules, forward_opt
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.experiments.setup import Components, Setup, prepare_model
-from reptile_distil.experiments.teachers import epoch_weights, prepare_to_read
+from reptile_distil.experiments.teachers import epoch_weights, prepare_to_read, student_source
 from reptile_distil.models.classifier import Teacher
 from reptile_distil.models.loading import is_model_of_a_run
 from reptile_distil.models.pretrained import load_finetuned
@@ -166,10 +166,11 @@ def _check_probes(components: Components, settings: AuditSettings) -> None:
 
 
 def _load_other(setup: Setup, name: str, components: Components) -> Teacher:
-    tokenizer = load_tokenizer(name)
-    check_same_tokenizer(name, tokenizer, "the student", components.tokenizer)
-    # The names are of a teacher from elsewhere; a run's model says itself what its outputs mean.
+    # The model first: where there is none, its message says what lies there. The names are of a teacher from elsewhere;
+    # a run's model says itself what its outputs mean.
     model = load_finetuned(name, setup.task, () if is_model_of_a_run(name) else setup.config.teacher.label_names)
+    remedy = f"give --other one that reads as the student does, or leave it out ({name} is no teacher for it)"
+    check_same_tokenizer(name, load_tokenizer(name), student_source(setup.config), components.tokenizer, remedy=remedy)
     prepare_to_read(setup.config, setup.task, name, model, Tokenizers(components.tokenizer))
     teacher: Any = components.teacher
     compares_more = bool(build_loss(setup.config, teacher.model, components.model).needs)

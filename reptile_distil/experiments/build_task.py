@@ -121,28 +121,29 @@ def load_transfer_files(config: Config, task: Task, tokenizers: Tokenizers) -> l
 
 
 def warn_of_rows(config: Config, task: Task, train: Features, scored: Mapping[str, Features]) -> None:
-    """Lines in the log where scores of an own task, or with transfer files, would say less than they seem to.
+    """Lines in the log where scores would say less than they seem to.
 
-    That is where rows of a dev split, or of any that is scored, are trained on too, and where training rows lack a
-    class, or a dev split has one alone.
+    That is where texts of held-out rows, or of an own task's dev split, stand in the training rows too, with labels or
+    as transfer rows; and where an own task's training rows lack a class, or a dev split has one alone.
     """
+    labelled = train if train.is_labelled is None else train.select(np.flatnonzero(train.is_labelled))
     places = {"the training rows": train}
-    if train.is_labelled is not None:
-        places = {"the training rows": train.select(np.flatnonzero(train.is_labelled))}
-        if config.data.transfer.files:
-            places["data.transfer.files"] = train.select(np.flatnonzero(~train.is_labelled))
+    if train.is_labelled is not None and config.data.transfer.files:
+        hidden = train.select(np.flatnonzero(~train.is_labelled))
+        places = {"the training rows": labelled, "data.transfer.files": hidden}
     for split, rows in scored.items():
         for place, others in places.items():
-            if place == "the training rows" and (split == VALIDATION or not task.is_own):
-                continue
+            if place == "the training rows" and split != VALIDATION and not task.is_own:
+                continue  # the published splits are as they are
             if shared := count_shared(others, rows):
+                once = split == VALIDATION and place == "the training rows"
                 logger.warning(
-                    "%d of the %d rows of %s are in %s too, so that its scores are not those of unseen rows: leave "
-                    "them out of one of the two",
+                    "%d of the %d rows of %s are in %s too, so that its scores are not those of unseen rows: %s",
                     *(shared, len(rows), split, place),
+                    "keep each text once" if once else "leave them out of one of the two",
                 )
     if task.is_own and task.label_names and not task.multi_label:
-        _warn_of_classes(task, places["the training rows"], scored)
+        _warn_of_classes(task, labelled, scored)
 
 
 def _warn_of_classes(task: Task, train: Features, scored: Mapping[str, Features]) -> None:

@@ -103,10 +103,10 @@ class TableConfig:
         return tuple(self.keys.seeds)
 
 
-def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableConfig:
+def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores_dev: bool = True) -> TableConfig:
     """The table in the YAML file at `path`, on top of what it `extends`, under `key=value` overrides.
 
-    `tasks=[...]` may name the own tasks of the file.
+    `tasks=[...]` may name the own tasks of the file. Without `scores_dev` an own task needs no dev split.
 
     Raises `ConfigError` as `load_config` does, for any of the cells, and for what no table can have.
     """
@@ -146,7 +146,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = ()) -> TableC
     rows = tuple(dict.fromkeys((*[TEACHER] * with_teacher, *keys.methods)))
     tasks = tuple({cell.task.name: cell.task for cell in cells}.values())
     for task in tasks:
-        if task.is_own and not task.dev_splits and keys.search is None:
+        if scores_dev and task.is_own and not task.dev_splits and keys.search is None:
             raise ConfigError(
                 f"{path}: task {task.name} has no dev split, whose scores a table is made of: give it one"
             )

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 import re
 
@@ -247,7 +248,7 @@ def test_an_undefined_score_is_no_number(measured, monkeypatch):
             for targets, student in students.items()
         }
         table.measured[key] = flat
-    assert {tuple(room[3:]) for room in table.rooms()} == {(None,) * 5}
+    assert {tuple(room[4:]) for room in table.rooms()} == {(None,) * 5}
     assert all(line.endswith("| - | - | - |") for line in _squeezed(table.to_markdown()).splitlines()[2:])
 
 
@@ -290,6 +291,31 @@ def test_one_kind_of_targets_that_fails_does_not_stop_the_next(measured, monkeyp
     table.run(lambda: None)
     assert table.failures == {"toy-sentence kd seed1, averaged": "diverged"}
     assert [room.targets for room in table.rooms()] == ["frozen", "labels", "more_labels", "oracle"]
+    assert table.to_markdown().endswith("\n\nNot measured:\n\n- toy-sentence kd seed1, averaged: diverged")
+
+
+def test_a_mean_says_how_many_of_the_seeds_it_is_of(measured):
+    """Of two seeds one has no student of the oracle, of two rows one has no frozen teacher for a seed."""
+    one, two = (dict(students) for students in measured[0].measured.values())
+    del two["oracle"]
+    table = dataclasses.replace(
+        measured[0], measured=dict(zip(measured[0].measured, (one, two), strict=True)), failures={"a cell": "why"}
+    )
+    assert {room.targets: room.seeds for room in table.rooms()}["oracle"] == (1,)
+    seeds = {line.split("|")[3].strip(): line.split("|")[4].strip() for line in table.to_markdown().splitlines()[2:7]}
+    assert seeds.pop("frozen teacher and true labels averaged") == "1 of 2"
+    assert set(seeds.values()) == {"2"}
+    written = list(csv.DictReader(io.StringIO(table.to_csv(with_differences=True))))
+    of_means = {line["targets"]: line["seed"] for line in written if line["model"] == "student minus frozen"}
+    assert of_means == {"labels": "all", "averaged": "all", "more_labels": "all", "oracle": "1"}
+    alone = dataclasses.replace(measured[0], measured={next(iter(measured[0].measured)): one})
+    assert {room.seeds for room in alone.rooms()} == {(1,)}
+    assert alone.to_markdown().count("| 1 of 2 |") == 5
+    without_frozen = {name: student for name, student in two.items() if name != "frozen"}
+    table = dataclasses.replace(
+        measured[0], measured={**measured[0].measured, ("toy-sentence", "kd", 2): without_frozen}
+    )
+    assert {room.seeds for room in table.rooms()} == {(1,)}
 
 
 def test_a_fault_of_a_single_run_is_raised(tmp_path):
@@ -325,6 +351,41 @@ def test_a_regression_without_a_distillation_term_has_nothing_to_compare():
     config = load_config(TINY, [*OPTIONS, "loss.regression=none", "data.transfer.labelled_rows=null"])
     with pytest.raises(ConfigError, match=r"loss.regression = none: the targets have no part"):
         Headroom(config, FEW)
+
+
+def test_too_few_rows_of_the_last_cell_are_said_before_the_first_is_measured(tmp_path):
+    table = table_of(tmp_path, "tasks=[toy-sentence,toy-pair]", "per_task.toy-pair.data.transfer.labelled_rows=30")
+    with pytest.raises(DataError, match=r"^toy-pair kd seed1: --times 2: 30 labels"):
+        table.run(lambda: pytest.fail("measured"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_warning_of_the_rows_is_said_once(tmp_path, caplog):
+    """Of 60 rows every text stands there three times, so that the held-out ones are trained on too."""
+    lines = [json.dumps({"text": f"film {n}", "label": n % 2}) for n in range(20)] * 3
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    own = "name: own, text: [text], label: label, labels: ['0', '1'], metrics: [accuracy]"
+    task = f"task={{{own}, files: {{train: train.jsonl}}}}"
+    rows = (f"data.path={tmp_path}", "data.max_train_rows=null")
+    options = (task, *rows, "teacher.train.epochs=1", "train.max_steps=2", f"runs_dir={tmp_path}/runs")
+    HeadroomTable.of_run(load_config(TINY, [*OPTIONS, *options]), FEW).run(lambda: None)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (unseen,) = [line for line in said if "unseen" in line]
+    assert re.fullmatch(
+        r"\d+ of the 18 rows of validation are in the training rows too, .*: keep each text once", unseen
+    )
+    assert len(said) == len(set(said))
+
+
+def test_a_table_without_a_student_of_kd_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"methods has no student: .* give methods=\[kd\]"):
+        table_of(tmp_path, "methods=[teacher]")
+
+
+def test_a_search_is_refused(tmp_path):
+    search = "search={keys: {train.lr: {low: 1e-5, high: 1e-4}}, trials: 2}"
+    with pytest.raises(ConfigError, match="search has no effect on headroom"):
+        table_of(tmp_path, search)
 
 
 def test_another_engine_is_refused(tmp_path):

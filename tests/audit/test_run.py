@@ -1,5 +1,7 @@
 """A configuration's teacher audited, from YAML to the table."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import transformers
 from reptile_distil import Experiment
 from reptile_distil.audit.run import AuditSettings, audit, check_audit
 from reptile_distil.config.config import load_config
-from reptile_distil.errors import ConfigError, DivergedError, ReptileDistilError
+from reptile_distil.errors import ConfigError, DivergedError, ModelError, ReptileDistilError
 from tests.helpers.paths import TINY
 
 FEW = AuditSettings(stages=(0.0, 0.5), num_batches=2, num_probe_rows=8)
@@ -104,6 +106,7 @@ def test_what_cannot_be_audited_is_refused_in_one_sentence(config, overrides, se
         ({"num_probe_rows": 500}, r"--probe-rows 500: only 21 training rows are held out"),
         ({"other": "./gone"}, r"gone: no such folder"),
         ({"other": str(TINY)}, r"tiny.yaml"),
+        ({"other": str(TINY.parent)}, r"no model or tokenizer can be loaded from this folder: .* `?model_type`?"),
     ],
 )
 def test_what_only_the_files_show_is_refused_before_a_teacher_is_trained(tmp_path, settings, message):
@@ -139,6 +142,16 @@ def test_a_second_teacher_of_another_shape_is_taken_where_the_loss_compares_logi
         return
     with pytest.raises(ConfigError, match=r"--other .*: it has 4 layers of .*, the run's teacher 2 layers of width 16"):
         audit(config("method=kd", *terms), settings, lambda stages: None)
+
+
+def test_a_second_teacher_that_reads_other_tokens_is_refused_by_the_names_of_both(config, teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "wider")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_tokens(["unheard"])
+    tokenizer.save_pretrained(tmp_path / "wider")
+    message = r"teacher .*wider and student toy-bert-2L-16H have different vocabularies: give --other one that reads"
+    with pytest.raises(ModelError, match=message):
+        audit(config("method=kd"), FEW._replace(other=str(tmp_path / "wider")), lambda stages: None)
 
 
 def test_transfer_rows_count_in_no_balanced_weight(config):

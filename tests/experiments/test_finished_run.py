@@ -230,6 +230,24 @@ def test_another_methods_run_is_said_to_be_that(own, tmp_path):
         own("method=kd", f"output_dir={tmp_path}/runs/one").fit()
 
 
+@pytest.mark.parametrize("hidden", [(), ("data.transfer.labelled_rows=12",)])
+def test_held_out_rows_that_are_trained_on_too_are_said(own, caplog, tmp_path, hidden):
+    """Each text stands there twice: of a held-out row the other is held out too, or trained on, hidden or not."""
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"film {n},{'up down'.split()[n % 2]}\n" for n in range(20)) * 2
+    )
+    held_out = own("method=kd", "data.max_train_rows=null", "data.validation_fraction=0.2", *hidden)
+    held_out.fit_teacher()
+    caplog.clear()
+    data = held_out.setup.prepare_student(str(held_out.teacher_folder.model)).data
+    known = {tuple(ids) for ids in data["train"].features["input_ids"]}
+    shared = sum(tuple(ids) in known for ids in data["validation"].features["input_ids"])
+    assert 0 < shared <= 8
+    (said,) = caplog.messages
+    assert said.startswith(f"{shared} of the 8 rows of validation are in the training rows too")
+    assert said.endswith("unseen rows: keep each text once")
+
+
 def test_rows_of_dev_that_are_trained_on_and_missing_classes_are_said(own, caplog, tmp_path):
     said = [
         "10 of the 10 rows of dev are in the training rows too, so that its scores are not those of unseen rows: leave "

@@ -53,6 +53,28 @@ def test_headroom_prints_a_row_for_each_kind_of_targets_of_a_run(call, tmp_path)
     assert (tmp_path / "runs/toy-sentence/headroom-seed42.csv").read_text().startswith("task,row,seed,targets,")
 
 
+def test_headroom_of_a_table_asks_for_no_dev_split_and_says_a_file_in_its_way_first(call, tmp_path):
+    rows = [json.dumps({"text": f"a {'good' if n % 2 else 'bad'} film", "label": str(n % 2)}) for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    own = "name: own, text: [text], label: label, labels: ['0', '1'], metrics: [accuracy], files: {train: train.jsonl}"
+    (tmp_path / "table.yaml").write_text(
+        f"extends: {TINY}\ntasks: [{{{own}}}]\nmethods: [kd]\nseeds: [1]\n"
+        f"data: {{path: '{tmp_path}', max_train_rows: null, validation_fraction: 0.3}}\n"
+    )
+    few = ("--config", str(tmp_path / "table.yaml"), "--teachers", "2", "--points", "1", "train.max_steps=2")
+    assert call("table", *few[:2])[0] == 2
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/table-headroom").touch()
+    code, _, err = call("headroom", *few)
+    assert code == 2
+    assert err.strip().endswith("table-headroom is no folder")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["table-headroom"]
+    (tmp_path / "runs/table-headroom").unlink()
+    code, out, _ = call("headroom", *few)
+    assert code == 0
+    assert "| own " in out
+
+
 def test_finetune_trains_the_student_alone_when_asked(call, tmp_path):
     code, out, _ = call("finetune", "--model", "student")
     assert code == 0

@@ -1,0 +1,32 @@
+"""What is said once inside is said again after."""
+
+import logging
+
+import pytest
+
+from reptile_distil.runtime.each_line_once import each_line_once
+
+
+def test_equal_lines_of_a_package_are_logged_once_while_it_lasts(caplog):
+    inside, package, outside = (logging.getLogger(name) for name in ("once.one", "once", "oncemore"))
+    with caplog.at_level("INFO"):
+        with each_line_once("once"):
+            for logger in (inside, package, outside, inside, outside):
+                logger.info("%s rows", 3)
+            inside.info("4 rows")
+        inside.info("%d rows", 3)
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("once.one", "3 rows"),
+        ("oncemore", "3 rows"),
+        ("oncemore", "3 rows"),
+        ("once.one", "4 rows"),
+        ("once.one", "3 rows"),
+    ]
+
+
+def test_a_fault_inside_ends_it_too(caplog):
+    logger = logging.getLogger("faulty.one")
+    with pytest.raises(OSError, match="full"), each_line_once("faulty"):
+        assert len(logger.filters) == 1
+        raise OSError("full")
+    assert logger.filters == []
