@@ -84,11 +84,14 @@ def _mean(values):
 
 
 def _difference(pairs):
-    compared = compare_paired(*zip(*pairs, strict=True))
-    if len(pairs) == 1:
+    return _of_comparison(compare_paired(*zip(*pairs, strict=True)))
+
+
+def _of_comparison(compared):
+    if compared.n == 1:
         return f"{compared.mean_difference:+.1f}, n 1"
     low, high, p = compared.low, compared.high, compared.p_value
-    return f"{compared.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}] p {p:.2g}, n {len(pairs)}"
+    return f"{compared.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}] p {p:.2g}, n {compared.n}"
 
 
 HEADROOM = ("frozen", "labels", "averaged", "more_labels", "oracle")
@@ -127,13 +130,27 @@ def headroom_lines(measured):
         yield f"| {task} | {row} | {frozen['teacher']:.1f} | {frozen['student']:.1f} | {' | '.join(differences)} |"
 
 
-def gains_over(runs, method, baseline="kd"):
-    """Of each task that has both, the mean over seeds of a method's score on held-out rows minus the baseline's."""
-    return [
-        statistics.fmean(of["student"] - runs[task, baseline][seed]["student"] for seed, of in of_row.items())
-        for (task, name), of_row in runs.items()
-        if name == method and (task, baseline) in runs
-    ]
+def comparison_lines(runs, tasks, moving="cotrain", bar="kd-longer", baseline="kd"):
+    """Two sentences of the comparison's README: differences over all pairs of task and seed, and by the rule a verdict.
+
+    Yes: at least 1.0 over the bar, interval above 0, p below 0.05. No: four tasks or more and the upper end of the
+    interval over the baseline below 1.0. Neither otherwise.
+    """
+    over_bar, over_baseline = (_compare(runs, tasks, moving, other) for other in (bar, baseline))
+    verdict = "neither"
+    if over_bar.mean_difference >= 1 and over_bar.low > 0 and over_bar.p_value < 0.05:
+        verdict = "yes"
+    elif len(tasks) >= 4 and over_baseline.high < 1:
+        verdict = "no"
+    for other, compared in ((bar, over_bar), (baseline, over_baseline)):
+        yield f"`{moving}` minus `{other}`: {_of_comparison(compared)}"
+    yield f"Verdict: **{verdict}**"
+
+
+def _compare(runs, tasks, first, second):
+    cells = [(task, seed) for task in tasks for seed in sorted(runs[task, first])]
+    scores = [[runs[task, method][seed]["student"] for task, seed in cells] for method in (first, second)]
+    return compare_paired(*scores)
 
 
 def held_out_lines(runs, baseline="kd"):

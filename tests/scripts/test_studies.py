@@ -12,7 +12,7 @@ from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.studies import (
     HEADROOM,
     audit_lines,
-    gains_over,
+    comparison_lines,
     headroom_lines,
     held_out_lines,
     read_headroom,
@@ -28,6 +28,7 @@ STUDIES = [
     ("minilm/ablation-keep.yaml", "minilm/keep-epochs.csv"),
     ("minilm/ablation-adamw.yaml", "minilm/adamw-epochs.csv"),
     ("minilm/ablation-order.yaml", "minilm/order-epochs.csv"),
+    ("evidence/comparison.yaml", "evidence/comparison-epochs.csv"),
     ("toy/ablation.yaml", "toy/epochs.csv"),
     ("toy/ablation-order.yaml", "toy/order-epochs.csv"),
     ("toy/ablation-adamw.yaml", "toy/adamw-epochs.csv"),
@@ -114,7 +115,6 @@ def test_the_table_of_the_audits_is_computed_from_its_raw_results():
 
 def test_what_a_user_is_told_to_take_is_what_the_study_has_measured():
     room = read_headroom(CONFIGS / "evidence/headroom.csv")
-    runs = read_runs(CONFIGS / "evidence/methods-epochs.csv", "validation")
     told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for targets, sign, said in (
         ("labels", -1, "with labels: {span} points on five tasks"),
@@ -122,14 +122,54 @@ def test_what_a_user_is_told_to_take_is_what_the_study_has_measured():
         ("averaged", 1, "three teachers averaged: {span}."),
     ):
         assert said.format(span=span([sign * of[targets]["difference"] for of in room.values()])) in told
-    assert f"1.8 times as many bring {span(gains_over(runs, 'kd-longer'))} on" in told
-    assert f"(`cotrain`) brings {span(gains_over(runs, 'cotrain'))}." in told
+    compared = read_runs(CONFIGS / "evidence/comparison-epochs.csv")
+    of_all = {line.split("|")[2].strip(): line.split("|")[5].split(" p ")[0].strip() for line in over_all(compared)}
+    summary = " ".join((CONFIGS / "README.md").read_text(encoding="utf-8").split())
+    assert f"1.8 times as many bring {of_all['kd-longer']} over four tasks with such room and five seeds" in told
+    assert f"(`cotrain`) brings {of_all['cotrain']}." in told
+    assert f"`cotrain` is at {of_all['cotrain']} beside the frozen teacher" in summary
+    assert f"which takes less time, at {of_all['kd-longer']}." in summary
     own_task = (CONFIGS / "own-task.yaml").read_text(encoding="utf-8")
     assert f"worth {span([-of['labels']['difference'] for of in room.values()])} points" in own_task
 
 
+def over_all(runs):
+    tasks, methods = (list(dict.fromkeys(row[place] for row in runs)) for place in (0, 1))
+    return [line for line in table_lines(runs, tasks, methods) if line.startswith("| all |")]
+
+
 def span(values):
     return f"{min(values):+.1f} to {max(values):+.1f}".replace("-0.0", "+0.0")
+
+
+def test_the_verdict_of_the_comparison_is_that_of_its_rule():
+    comparison = load_table_config(CONFIGS / "evidence/comparison.yaml")
+    runs = read_runs(CONFIGS / "evidence/comparison-epochs.csv")
+    readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
+    told = "\n".join(f"- {line}" for line in comparison_lines(runs, list(dict.fromkeys(task for task, _ in runs))))
+    assert f"\n{told}\n" in readme
+    assert told.count("n 20") == 2
+    assert {method for _, method in runs} == {"teacher", *comparison.keys.methods}
+
+
+@pytest.mark.parametrize(
+    ("over_kd", "over_bar", "num_tasks", "verdict"),
+    [
+        ([3.0, 3.2], [1.4, 1.6], 4, "yes"),
+        ([0.2, 0.4], [-1.0, 0.2], 4, "no"),
+        ([0.2, 0.4], [-1.0, 0.2], 3, "neither"),
+        ([0.2, 2.4], [-1.0, 0.2], 4, "neither"),
+        ([3.0, 3.2], [-2.9, 5.0], 4, "neither"),
+        ([1.5, 1.7], [0.6, 0.8], 4, "neither"),
+    ],
+)
+def test_a_comparison_is_decided_by_its_rule(over_kd, over_bar, num_tasks, verdict):
+    tasks = [f"task{number}" for number in range(num_tasks)]
+    runs = {}
+    for task in tasks:
+        for method, gains in (("cotrain", [0.0, 0.0]), ("kd", over_kd), ("kd-longer", over_bar)):
+            runs[task, method] = {seed: {"student": 80.0 - gains[seed % 2]} for seed in range(4)}
+    assert list(comparison_lines(runs, tasks))[-1] == f"Verdict: **{verdict}**"
 
 
 def test_the_comparison_takes_seeds_that_nothing_was_chosen_by():
