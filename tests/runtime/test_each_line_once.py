@@ -24,9 +24,14 @@ def test_equal_lines_of_a_package_are_logged_once_while_it_lasts(caplog):
     ]
 
 
-def test_a_fault_inside_ends_it_too(caplog):
+def test_a_fault_inside_ends_it_too():
     logger = logging.getLogger("faulty.one")
-    with pytest.raises(OSError, match="full"), each_line_once("faulty"):
-        assert len(logger.filters) == 1
-        raise OSError("full")
+
+    def fail():
+        with each_line_once("faulty"):
+            assert len(logger.filters) == 1
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert logger.filters == []
