@@ -155,8 +155,8 @@ def _compare(runs, tasks, first, second):
 
 def held_out_lines(runs, baseline="kd"):
     """Lines of Markdown: for each task and method the means over seeds; then each method over all tasks and seeds."""
-    yield "| task | row | student | minus kd | teacher: start → end | steps | training, s |"
-    yield "|---|---|---:|---:|---:|---:|---:|"
+    yield "| task | row | seeds | student | minus kd | teacher: start → end | steps | training, s |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
     paired = defaultdict(list)
     for (task, method), of_row in runs.items():
         if method == "teacher":
@@ -169,10 +169,10 @@ def held_out_lines(runs, baseline="kd"):
         difference = f"{statistics.fmean(ours - theirs for ours, theirs in pairs):+.1f}" if pairs else ""
         student, seconds = (_mean([of[name] for of in of_row.values()]) for name in ("student", "seconds"))
         steps, seconds = f"{mean['steps']:.0f}", f"{float(seconds):.0f}"
-        yield f"| {task} | {method} | {student} | {difference} | {teacher} | {steps} | {seconds} |"
+        yield f"| {task} | {method} | {len(of_row)} | {student} | {difference} | {teacher} | {steps} | {seconds} |"
     for method, pairs in paired.items():
         if len(pairs) > 1:
-            yield f"| all | {method} | | {_difference(pairs)} | | | |"
+            yield f"| all | {method} | | | {_difference(pairs)} | | | |"
 
 
 def audit_lines(path):
