@@ -175,6 +175,18 @@ def held_out_lines(runs, baseline="kd"):
             yield f"| all | {method} | | | {_difference(pairs)} | | | |"
 
 
+def longer_teacher_lines(runs, longer):
+    """Lines of Markdown: for each task, seed by seed, kd from a teacher that was stopped, and from one trained on."""
+    yield "| task | teacher, stopped | its student | teacher of 30 epochs | its student | difference |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for (task, method), of_row in longer.items():
+        if method == "kd":
+            for seed, of in of_row.items():
+                stopped = runs[task, "kd"][seed]
+                cells = [f"{one[name]:.1f}" for one in (stopped, of) for name in ("start", "student")]
+                yield f"| {task} | {' | '.join(cells)} | {of['student'] - stopped['student']:+.1f} |"
+
+
 def audit_lines(path):
     """Lines of Markdown: for each method and point of a run, in thousandths of the loss, what one step is worth."""
     stages = defaultdict(list)

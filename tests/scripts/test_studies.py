@@ -16,6 +16,7 @@ from tests.helpers.studies import (
     comparison_lines,
     headroom_lines,
     held_out_lines,
+    longer_teacher_lines,
     read_headroom,
     read_runs,
     table_lines,
@@ -119,6 +120,16 @@ def test_the_table_of_methods_where_there_is_room_is_computed_from_its_raw_resul
     with path.open(encoding="utf-8", newline="") as file:
         assert {line["split"] for line in csv.DictReader(file)} == {"", "validation"}
     assert {row for _, row in runs} <= set(load_table_config(CONFIGS / "evidence/methods.yaml").rows)
+
+
+def test_the_table_of_the_longer_trained_teachers_is_computed_from_its_raw_results():
+    readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
+    runs, longer = (
+        read_runs(CONFIGS / f"evidence/{name}-epochs.csv", "validation") for name in ("methods", "longer-teacher")
+    )
+    lines = list(longer_teacher_lines(runs, longer))
+    assert len(lines) > 2
+    assert "\n".join(lines) in readme_tables(readme)
 
 
 def test_the_table_of_the_audits_is_computed_from_its_raw_results():
