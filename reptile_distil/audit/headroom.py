@@ -228,13 +228,11 @@ class Headroom:
         probes = load_rows(self.config, self.experiment.task, VALIDATION, tokenizers, for_training=False)
         warn_of_rows(self.config, self.experiment.task, every, {VALIDATION: probes})
         needed = transfer.skip + (1 + times) * len(few)
+        if needed <= len(every):
+            return ""
         return (
-            ""
-            if needed <= len(every)
-            else (
-                f"--times {times}: {len(few)} labels, and {times} times as many on other rows, take {needed} training "
-                f"rows, but there are {len(every)}: give a smaller --times, or fewer data.transfer.labelled_rows"
-            )
+            f"--times {times}: {len(few)} labels, and {times} times as many on other rows, take {needed} training "
+            f"rows, but there are {len(every)}: give a smaller --times, or fewer data.transfer.labelled_rows"
         )
 
     def _with_more_labels(self, num_labelled: int) -> Experiment:

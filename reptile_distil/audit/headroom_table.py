@@ -183,10 +183,10 @@ class HeadroomTable:
                 rooms.append(_room(task, row, students, metrics[task]))
         return rooms
 
-    def _num_seeds(self, room: Room) -> str:
-        """How many seeds, and of how many, where some are missing."""
-        wanted = {cell.seed for cell in self.cells if (cell.task.name, cell.row) == (room.task, room.row)}
-        return f"{len(room.seeds)}" if wanted == {*room.seeds} else f"{len(room.seeds)} of {len(wanted)}"
+    def _num_missing(self, room: Room) -> int:
+        """How many of the seeds that were asked for the room lacks."""
+        asked = {cell.seed for cell in self.cells if (cell.task.name, cell.row) == (room.task, room.row)}
+        return len(asked - {*room.seeds})
 
     def to_markdown(self) -> str:
         """A line for each kind of targets; then what could not be measured, and why."""
@@ -194,8 +194,10 @@ class HeadroomTable:
         for room in self.rooms():
             said = _SAID[room.targets].format(**self.settings._asdict())
             compared = "-" if room.difference is None else _with_interval(room)
+            num_seeds, num_missing = len(room.seeds), self._num_missing(room)
+            seeds = f"{num_seeds} of {num_seeds + num_missing}" if num_missing else str(num_seeds)
             scores = (percent(room.teacher), percent(room.student), compared)
-            lines.append([room.task, room.row, said, self._num_seeds(room), *scores])
+            lines.append([room.task, room.row, said, seeds, *scores])
         header = [
             "task",
             "row",
@@ -227,7 +229,7 @@ class HeadroomTable:
         for room in self.rooms() if with_differences else ():
             for name in ("difference", "low", "high"):
                 if (value := getattr(room, name)) is not None:
-                    seeds = " ".join(map(str, room.seeds)) if " " in self._num_seeds(room) else "all"
+                    seeds = " ".join(map(str, room.seeds)) if self._num_missing(room) else "all"
                     of_seeds = (room.task, room.row, seeds, room.targets, "", "", "student minus frozen", "", "")
                     writer.writerow((*of_seeds, name, f"{value:.6g}"))
         return file.getvalue()

@@ -169,7 +169,7 @@ def _load_other(setup: Setup, name: str, components: Components) -> Teacher:
     # The model first: where there is none, its message says what lies there. The names are of a teacher from elsewhere;
     # a run's model says itself what its outputs mean.
     model = load_finetuned(name, setup.task, () if is_model_of_a_run(name) else setup.config.teacher.label_names)
-    remedy = f"give --other one that reads as the student does, or leave it out ({name} is no teacher for it)"
+    remedy = "give --other one that reads as the student does"
     check_same_tokenizer(name, load_tokenizer(name), student_source(setup.config), components.tokenizer, remedy=remedy)
     prepare_to_read(setup.config, setup.task, name, model, Tokenizers(components.tokenizer))
     teacher: Any = components.teacher
