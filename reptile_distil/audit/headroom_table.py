@@ -67,6 +67,20 @@ class Room(NamedTuple):
     Each of these is None where a score is undefined."""
 
 
+class Gain(NamedTuple):
+    """What the frozen teacher's student has from one row's batches over those of the table's first row; fractions."""
+
+    task: str
+    row: str
+    first_row: str
+    seeds: tuple[int, ...]
+    """Those that both have."""
+    difference: float | None
+    low: float | None
+    high: float | None
+    """As in `Room`."""
+
+
 @dataclass
 class HeadroomTable:
     """Students of kd, each measured for all targets.
@@ -183,6 +197,25 @@ class HeadroomTable:
                 rooms.append(_room(task, row, students, metrics[task]))
         return rooms
 
+    def gains(self) -> list[Gain]:
+        """Of each task's other rows whose held-out rows are the first one's."""
+        metrics = {cell.task.name: cell.task.metrics for cell in self.cells}
+        first_row = self.cells[0].row
+        frozen = {cell: of[FROZEN] for cell, of in self.measured.items() if FROZEN in of}
+        gains = []
+        for task, row in dict.fromkeys((task, row) for task, row, _ in frozen if row != first_row):
+            pairs = {
+                seed: (student, first)
+                for (name, other, seed), student in frozen.items()
+                if (name, other) == (task, row)
+                and (first := frozen.get((task, first_row, seed))) is not None
+                and np.array_equal(student.references, first.references)
+            }
+            if pairs:
+                values = _difference(list(pairs.values()), metrics[task])
+                gains.append(Gain(task, row, first_row, tuple(pairs), *map(_defined, values)))
+        return gains
+
     def _num_missing(self, room: Room) -> int:
         """How many of the seeds that were asked for the room lacks."""
         asked = {cell.seed for cell in self.cells if (cell.task.name, cell.row) == (room.task, room.row)}
@@ -208,6 +241,10 @@ class HeadroomTable:
             "minus frozen",
         ]
         table = markdown_table(header, lines, num_left=3)
+        if gains := self.gains():
+            header = ["task", "row", "minus row", "seeds", "the frozen teacher's student"]
+            of_gains = [[*gain[:3], str(len(gain.seeds)), _with_interval(gain)] for gain in gains]
+            table = f"{table}\n\n{markdown_table(header, of_gains, num_left=3)}"
         missing = "".join(f"\n- {name}: {reason}" for name, reason in self.failures.items())
         return f"{table}\n\nNot measured:\n{missing}" if missing else table
 
@@ -232,6 +269,12 @@ class HeadroomTable:
                     seeds = " ".join(map(str, room.seeds)) if self._num_missing(room) else "all"
                     of_seeds = (room.task, room.row, seeds, room.targets, "", "", "student minus frozen", "", "")
                     writer.writerow((*of_seeds, name, f"{value:.6g}"))
+        for gain in self.gains() if with_differences else ():
+            for name in ("difference", "low", "high"):
+                if (value := getattr(gain, name)) is not None:
+                    seeds = " ".join(map(str, gain.seeds))
+                    of_seeds = (gain.task, gain.row, seeds, FROZEN, "", "", f"student minus {gain.first_row}", "", "")
+                    writer.writerow((*of_seeds, name, f"{value:.6g}"))
         return file.getvalue()
 
 
@@ -244,7 +287,7 @@ def _points(measured: Measured) -> Iterator[tuple[str, int, float, Scores]]:
 
 def _room(task: str, row: str, pairs: Mapping[int, tuple[Measured, Measured]], metrics: Sequence[str]) -> Room:
     """Of each seed the student, and that of the frozen teacher."""
-    seeds, (students, frozen) = tuple(pairs), zip(*pairs.values(), strict=True)
+    seeds, students = tuple(pairs), [student for student, _ in pairs.values()]
     targets = students[0].targets
     of_teachers = [_mean(of.teacher_scores) for of in students if of.teacher_scores is not None]
     teacher = fmean(of_teachers) if of_teachers else math.nan
@@ -252,14 +295,20 @@ def _room(task: str, row: str, pairs: Mapping[int, tuple[Measured, Measured]], m
     if targets == FROZEN:
         return Room(task, row, targets, seeds, _defined(teacher), _defined(score), None, None, None)
 
-    def difference(rows: NDArray[np.int64]) -> float:
-        return fmean(_score(of, rows, metrics) - _score(base, rows, metrics) for of, base in pairs.values())
-
-    num_rows = len(frozen[0].references)
-    drawn = np.random.default_rng(0).integers(num_rows, size=(NUM_RESAMPLES, num_rows))
-    low, high = np.quantile([difference(rows) for rows in drawn], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    values = (teacher, score, difference(np.arange(num_rows)), float(low), float(high))
+    values = (teacher, score, *_difference(list(pairs.values()), metrics))
     return Room(task, row, targets, seeds, *map(_defined, values))
+
+
+def _difference(pairs: Sequence[tuple[Measured, Measured]], metrics: Sequence[str]) -> tuple[float, float, float]:
+    """Mean over the pairs of the first student's score minus the second's, and the ends of its interval."""
+
+    def of_rows(rows: NDArray[np.int64]) -> float:
+        return fmean(_score(one, rows, metrics) - _score(other, rows, metrics) for one, other in pairs)
+
+    num_rows = len(pairs[0][0].references)
+    drawn = np.random.default_rng(0).integers(num_rows, size=(NUM_RESAMPLES, num_rows))
+    low, high = np.quantile([of_rows(rows) for rows in drawn], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return of_rows(np.arange(num_rows)), float(low), float(high)
 
 
 def _score(measured: Measured, rows: NDArray[np.int64], metrics: Sequence[str]) -> float:
@@ -274,7 +323,7 @@ def _defined(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _with_interval(room: Room) -> str:
+def _with_interval(room: Room | Gain) -> str:
     interval = [percent(end) if end is None else f"{100 * end:+.1f}" for end in (room.low, room.high)]
     return f"{100 * (room.difference or 0.0):+.1f} [{', '.join(interval)}]"
 

@@ -221,6 +221,48 @@ def test_a_room_is_the_difference_from_the_frozen_teachers_students_on_the_same_
         assert value == pytest.approx(getattr(by_targets[targets], name), abs=1e-6)
 
 
+def two_rows(measured, of_second_row):
+    """The table with a second row, whose students are made of the first one's, seed by seed."""
+    table = dataclasses.replace(measured[0], measured=dict(measured[0].measured))
+    for (task, row, seed), students in measured[0].measured.items():
+        table.measured[task, f"more-{row}", seed] = {"frozen": of_second_row(students)}
+    return table
+
+
+def test_a_rows_gain_is_the_difference_of_the_frozen_teachers_students_of_two_rows(measured):
+    """The second row's students know all answers but that of the first text."""
+
+    def know(students):
+        right = students["frozen"].references
+        wrong_once = np.concatenate([1 - right[:1], right[1:]])
+        return dataclasses.replace(students["frozen"], predictions=wrong_once)
+
+    table = two_rows(measured, know)
+    (gain,) = table.gains()
+    by_row = {room.row: room.student for room in table.rooms() if room.targets == "frozen"}
+    num_rows = len(table.measured["toy-sentence", "kd", 1]["frozen"].references)
+    assert gain[:4] == ("toy-sentence", "more-kd", "kd", (1, 2))
+    assert gain.difference == pytest.approx(1 - 1 / num_rows - by_row["kd"])
+    assert gain.low < gain.difference < gain.high
+    last = _squeezed(table.to_markdown()).splitlines()[-1]
+    assert last.startswith("| toy-sentence | more-kd | kd | 2 | ")
+    assert f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" in last
+    written = list(csv.DictReader(io.StringIO(table.to_csv(with_differences=True))))
+    of_gain = {line["metric"]: float(line["value"]) for line in written if line["model"] == "student minus kd"}
+    assert of_gain == pytest.approx({"difference": gain.difference, "low": gain.low, "high": gain.high}, abs=1e-6)
+    assert {line["seed"] for line in written if line["model"] == "student minus kd"} == {"1 2"}
+
+
+def test_rows_that_are_scored_on_other_texts_are_not_compared(measured):
+    table = two_rows(
+        measured,
+        lambda students: dataclasses.replace(students["frozen"], references=students["frozen"].references[::-1]),
+    )
+    assert table.gains() == []
+    assert measured[0].gains() == []
+    assert "minus row" not in table.to_markdown()
+
+
 def test_an_interval_is_of_pairs_of_rows(measured):
     """Students that say the same of every row differ by nothing, however the rows are drawn."""
     table = dataclasses.replace(measured[0], measured=dict(measured[0].measured))
