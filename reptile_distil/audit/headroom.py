@@ -1,4 +1,4 @@
-"""How much could any teacher be worth? The same student from several targets, from labels alone to an oracle's.
+"""How much would better targets be worth? The same student from several, from labels alone to an oracle's.
 
 All students have one start and take the same number of steps, those with a teacher on the same batches in the same
 order; that of the labels alone has batches of labelled rows only. What they learn from is computed before, once for
@@ -45,7 +45,8 @@ class HeadroomSettings(NamedTuple):
     """Which targets there are besides the frozen teacher's, and where students are scored."""
 
     times: int = 8
-    """The better informed teacher is fine-tuned on so many times the labels, on other rows."""
+    """The better informed teacher is fine-tuned on so many times the labels, in as many times the steps; on rows that
+    the student has without labels, so that it was told what it says of these."""
     num_teachers: int = 3
     """How many teachers are averaged: the frozen one, and those of the next seeds."""
     num_points: int = 5

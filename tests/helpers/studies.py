@@ -98,7 +98,10 @@ HEADROOM = ("frozen", "labels", "averaged", "more_labels", "oracle")
 
 
 def read_headroom(path):
-    """(task, row) → targets → {what: number}: mean scores over seeds at the last step, difference and interval."""
+    """(task, row) → targets → {what: number}: mean scores over seeds at the last step, difference and interval.
+
+    `gain` of the frozen teacher's student is what it has over that of labelled rows alone: difference and interval.
+    """
     lines = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
@@ -111,23 +114,35 @@ def read_headroom(path):
             "student": [float(line["value"]) for line in of_student if int(line["step"]) == last],
             "teacher": [float(line["value"]) for line in of if line["model"] == "teacher"],
         }
-        over_seeds = {line["metric"]: 100 * float(line["value"]) for line in of if line["seed"] == "all"}
+        over_frozen, over_labelled = (
+            {line["metric"]: 100 * float(line["value"]) for line in of if line["model"] == f"student minus {other}"}
+            for other in ("frozen", "labelled")
+        )
         means = {name: 100 * statistics.fmean(values) for name, values in scores.items() if values}
+        rows = {name: int(of_student[0][name]) for name in ("labelled_rows", "transfer_rows")}
         seeds = len({line["seed"] for line in of_student})
-        measured[task, row][targets] = {**means, **over_seeds, "seeds": seeds}
+        measured[task, row][targets] = {**means, **over_frozen, **rows, "gain": over_labelled, "seeds": seeds}
     return measured
 
 
 def headroom_lines(measured):
     """Lines of Markdown: a row for each task and kind of batches; what better targets add to the frozen teacher's."""
-    yield "| task | rows | frozen teacher | its students | labels alone | averaged | 8 times the labels | oracle |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    yield (
+        "| task | rows | seeds | frozen teacher | its students | over labelled rows | labels alone | averaged "
+        "| 8 times the labels | oracle |"
+    )
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for (task, row), by_targets in measured.items():
         frozen = by_targets["frozen"]
-        differences = [
-            "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**by_targets[targets]) for targets in HEADROOM[1:]
-        ]
-        yield f"| {task} | {row} | {frozen['teacher']:.1f} | {frozen['student']:.1f} | {' | '.join(differences)} |"
+        gain = with_interval(frozen["gain"]) if frozen["gain"] else ""
+        cells = [gain, *(with_interval(by_targets[targets]) for targets in HEADROOM[1:])]
+        means = f"{frozen['seeds']} | {frozen['teacher']:.1f} | {frozen['student']:.1f}"
+        yield f"| {task} | {row} | {means} | {' | '.join(cells)} |"
+
+
+def with_interval(compared):
+    """A difference in points with its ends."""
+    return "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**compared)
 
 
 def comparison_lines(runs, tasks, moving="cotrain", bar="kd-longer", baseline="kd"):
