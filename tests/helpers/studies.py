@@ -33,6 +33,18 @@ def read_runs(path, split="dev"):
     return runs
 
 
+def compare(runs, tasks, first, second="kd", column="student"):
+    """The first method minus the second over all pairs of task and seed."""
+    cells = [(task, seed) for task in tasks for seed in sorted(runs[task, first])]
+    scores = [[runs[task, method][seed][column] for task, seed in cells] for method in (first, second)]
+    return compare_paired(*scores)
+
+
+def told(compared):
+    """A comparison in words: the difference, its interval and p."""
+    return f"{compared.mean_difference:+.1f} [{compared.low:+.1f}, {compared.high:+.1f}] p {compared.p_value:.2g}"
+
+
 def mean_score(lines, model, epoch, split="dev"):
     """In percent: the mean of a task's scores on a split; NaN where one is undefined or there are none."""
     scores = [
@@ -90,8 +102,7 @@ def _difference(pairs):
 def _of_comparison(compared):
     if compared.n == 1:
         return f"{compared.mean_difference:+.1f}, n 1"
-    low, high, p = compared.low, compared.high, compared.p_value
-    return f"{compared.mean_difference:+.1f} [{low:+.1f}, {high:+.1f}] p {p:.2g}, n {compared.n}"
+    return f"{told(compared)}, n {compared.n}"
 
 
 HEADROOM = ("frozen", "labels", "averaged", "more_labels", "oracle")
@@ -151,7 +162,7 @@ def comparison_lines(runs, tasks, moving="cotrain", bar="kd-longer", baseline="k
     Yes: at least 1.0 over the bar, interval above 0, p below 0.05. No: four tasks or more and the upper end of the
     interval over the baseline below 1.0. Neither otherwise.
     """
-    over_bar, over_baseline = (_compare(runs, tasks, moving, other) for other in (bar, baseline))
+    over_bar, over_baseline = (compare(runs, tasks, moving, other) for other in (bar, baseline))
     verdict = "neither"
     if over_bar.mean_difference >= 1 and over_bar.low > 0 and over_bar.p_value < 0.05:
         verdict = "yes"
@@ -160,12 +171,6 @@ def comparison_lines(runs, tasks, moving="cotrain", bar="kd-longer", baseline="k
     for other, compared in ((bar, over_bar), (baseline, over_baseline)):
         yield f"`{moving}` minus `{other}`: {_of_comparison(compared)}"
     yield f"Verdict: **{verdict}**"
-
-
-def _compare(runs, tasks, first, second):
-    cells = [(task, seed) for task in tasks for seed in sorted(runs[task, first])]
-    scores = [[runs[task, method][seed]["student"] for task, seed in cells] for method in (first, second)]
-    return compare_paired(*scores)
 
 
 def held_out_lines(runs, baseline="kd"):
