@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from reptile_distil.audit.one_step import steps_from, take_steps
 from reptile_distil.config.config import Config
+from reptile_distil.config.data_section import TransferConfig
 from reptile_distil.data.features import Features
 from reptile_distil.errors import ConfigError, DataError
 from reptile_distil.experiments.build_method import build_schedules
@@ -284,7 +285,7 @@ class Headroom:
         return true
 
     def _with_all_labels(self) -> Config:
-        return self.config.with_values(data=self.config.data.model_dump() | {"transfer": {}})
+        return self.config.with_values(data={"transfer": TransferConfig()})
 
     def _load_rows(self, config: Config, tokenizers: Tokenizers) -> Features:
         return load_rows(config, self.experiment.task, "train", tokenizers, for_training=True)

@@ -252,15 +252,13 @@ class Config(Section):
         return learns_from_it or self.student.init == "finetuned_layers"
 
     def with_values(self, **changes: Any) -> Config:
-        """A copy with some top-level values replaced, checked again; of a section, only the keys that are given.
+        """A copy with some values replaced, checked again; of a section as a mapping, only the keys that are given.
+
+        So it is in sections of sections. Whole sections, a task and mappings of free form are replaced as a whole.
 
         Raises `ConfigError` for a value that is not allowed.
         """
-        values = self.model_dump()
-        for key, value in changes.items():
-            is_part = isinstance(value, Mapping) and isinstance(getattr(self, key, None), Section) and key != "task"
-            values[key] = {**values[key], **value} if is_part else value
-        return check_config(values, {}, "with_values")
+        return check_config(_replaced(self, changes), {}, "with_values")
 
     def defining_settings(self, role: Role) -> dict[str, Any]:
         """The values, by dotted key, that decide the result of a run of a method, or of the teacher's fine-tuning."""
@@ -282,6 +280,17 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The whole configuration as YAML, every default spelled out; `load_config` reads it back."""
         return dump_yaml(self.model_dump(mode="json"))
+
+
+def _replaced(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section under changes; in a section of it, too, only the keys that are given change."""
+    values = section.model_dump()
+    for key, value in changes.items():
+        part = getattr(section, key, None)
+        if isinstance(value, Mapping) and isinstance(part, Section) and not isinstance(part, OwnTaskConfig):
+            value = _replaced(part, value)
+        values[key] = value
+    return values
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

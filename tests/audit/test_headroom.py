@@ -16,6 +16,7 @@ from reptile_distil.audit import headroom_table
 from reptile_distil.audit.headroom import Headroom, HeadroomSettings, Point, check_headroom, label_logits, spread
 from reptile_distil.audit.headroom_table import HeadroomTable
 from reptile_distil.config.config import load_config
+from reptile_distil.config.data_section import TransferConfig
 from reptile_distil.errors import ConfigError, DataError, DivergedError, RunError
 from reptile_distil.models.classifier import mean_logits
 from reptile_distil.tables.config import load_table_config
@@ -104,7 +105,7 @@ def test_an_oracle_knows_every_label_and_the_others_none_that_is_hidden(headroom
 
 
 def _all_rows(headroom):
-    config = headroom.config.with_values(data=headroom.config.data.model_dump() | {"transfer": {}})
+    config = headroom.config.with_values(data={"transfer": TransferConfig()})
     features = Experiment(config).setup.prepare_teacher().data["train"].features
     return features.row_ids.tolist(), features.labels.tolist()
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from reptile_distil.config.config import Config, load_config
+from reptile_distil.config.data_section import TransferConfig
 from reptile_distil.config.messages import describe
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.sections import OWN_SECTIONS, MethodName
@@ -589,6 +590,27 @@ def test_values_of_a_section_are_replaced_one_by_one():
         config.with_values(sead=3)
     with pytest.raises(ConfigError, match="seed = 'x': expected"):
         config.with_values(seed="x")
+
+
+def test_values_of_a_section_in_a_section_are_replaced_one_by_one():
+    config = load_config(CONFIGS / "rte.yaml", ["teacher.train.epochs=7", "data.transfer={fraction: 0.5, seed: 3}"])
+    changed = config.with_values(teacher={"train": {"lr": 1e-3}}, data={"transfer": {"ratio": 2.0}})
+    assert (changed.teacher.train.lr, changed.teacher.train.epochs) == (1e-3, 7)
+    assert changed.data.transfer == TransferConfig(fraction=0.5, seed=3, ratio=2.0)
+    assert config.with_values(data={"transfer": TransferConfig()}).data.transfer == TransferConfig()
+    with pytest.raises(ConfigError, match=r"unknown key 'teacher.train.lrr'; did you mean 'teacher.train.lr'"):
+        config.with_values(teacher={"train": {"lrr": 1e-3}})
+
+
+def test_options_of_ones_own_and_a_task_are_replaced_as_a_whole():
+    config = load_config(
+        CONFIGS / "rte.yaml", ["method=a.b:Own", "method_options={x: 1}", "loss={name: a:B, options: {y: 2}}"]
+    )
+    changed = config.with_values(method_options={"z": 3}, loss={"options": {"z": 3}})
+    assert (changed.method_options, changed.loss.options, changed.loss.name) == ({"z": 3}, {"z": 3}, "a:B")
+    own = {"name": "mine", "text": ["x"], "metrics": ["pearson"], "files": {"train": "t.csv"}}
+    first = config.with_values(task={**own, "text": ["a", "b"], "quoting": "none"})
+    assert first.with_values(task=own).task == OwnTaskConfig.model_validate(own)
 
 
 OWN = "{name: mine, text: [text], labels: [a, b], metrics: [accuracy], files: {train: t.csv, dev: d.csv, test: e.csv}}"
