@@ -1,9 +1,9 @@
-"""What of a configuration does not go together: methods of the user's own, CUDA graphs, options of other methods."""
+"""What of a configuration does not go together: methods of the user's own, CUDA graphs, options without effect."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 from reptile_distil.config.sections import OWN_SECTIONS, MethodName
 from reptile_distil.errors import ConfigError
@@ -57,16 +57,16 @@ def check_graphed_steps(config: Config) -> None:
         )
 
 
-def refuse_options_of_others(
-    methods: Collection[str], overrides: Sequence[str], remedy: str = "method={0} or compare_with=[{0}]"
+def refuse_idle_options(
+    configs: Collection[Config], given: Mapping[str, Any], remedy: str = "method={0} or compare_with=[{0}]"
 ) -> None:
-    """Raises `ConfigError` for an override that none of the methods takes.
+    """Raises `ConfigError` for what the command line gives, by dotted key, and none of the configurations' runs takes.
 
-    A file may hold the options of every method, but who gives one on the command line expects it to do something.
-    `remedy` says how a method is given, with {0} for its name.
+    A file may hold the options of every method and start, but who gives one on the command line expects it to do
+    something. `remedy` says how a method is given, with {0} for its name.
     """
-    for override in overrides:
-        key = override.partition("=")[0]
+    methods = {method for config in configs for method in (config.method, *config.compare_with)}
+    for key, value in given.items():
         if not has_effect(key, methods):
             section = key.partition(".")[0]
             instead = f"leave it out, or give {remedy.format(section)}"
@@ -79,6 +79,10 @@ def refuse_options_of_others(
             raise ConfigError(
                 f"command line: {key} has no effect on method {' or '.join(sorted(methods))}{sign} {instead}"
             )
+        reasons = [left_aside(key, config) for config in configs]
+        if value not in (None, []) and all(reasons):
+            why, instead = next(filter(None, reasons))
+            raise ConfigError(f"command line: {key} has no effect with {why}; leave it out, or give {instead}")
 
 
 def has_effect(key: str, methods: Collection[str]) -> bool:
@@ -89,3 +93,16 @@ def has_effect(key: str, methods: Collection[str]) -> bool:
     if key in ("data.transfer.files", "data.transfer.ratio"):
         return set(methods) != {"finetune"}
     return section not in (*OWN_SECTIONS, "kd") or section in methods
+
+
+def left_aside(key: str, config: Config) -> tuple[str, str] | None:
+    """The setting that leaves the start of teacher or student without the key, and the one that needs it, if any."""
+    finetuned, start = config.teacher.finetuned, config.student.init
+    if key == "student.pretrained" and start != "pretrained":
+        return f"student.init = {start}", "student.init=pretrained"
+    if key == "teacher.label_names" and finetuned is None and not config.teachers:
+        return "a teacher that is fine-tuned here", "teacher.finetuned=..."
+    is_of_its_tuning = key.startswith("teacher.train.") or key == "teacher.keep_epochs"
+    if finetuned is not None and (is_of_its_tuning or (key == "teacher.pretrained" and start == "pretrained")):
+        return f"teacher.finetuned = {finetuned}", "teacher.finetuned=null"
+    return None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from reptile_distil.config.combinations import check_graphed_steps, check_own_methods, refuse_options_of_others
+from reptile_distil.config.combinations import check_graphed_steps, check_own_methods, refuse_idle_options
 from reptile_distil.config.data_section import DataConfig
 from reptile_distil.config.defining_settings import flatten, keep_defining
 from reptile_distil.config.messages import COMMAND_LINE, describe, explain
@@ -307,7 +307,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find_config(path)
     values, origins = _read(path, overrides)
     config = check_config(values, origins, str(path))
-    refuse_options_of_others((config.method, *config.compare_with), listed(overrides))
+    _refuse_idle_overrides(config, overrides)
     return config
 
 
@@ -320,8 +320,14 @@ def describe_config(path: str | Path, overrides: Sequence[str] = ()) -> str:
     values, origins = _read(path, overrides)
     missing = () if "task" in values else ("task",)
     config = check_config({"task": "sst2", **values}, origins, str(path))
-    refuse_options_of_others((config.method, *config.compare_with), listed(overrides))
+    _refuse_idle_overrides(config, overrides)
     return describe(config, missing=missing)
+
+
+def _refuse_idle_overrides(config: Config, overrides: Sequence[str]) -> None:
+    given = given_settings(overrides)
+    given.pop("teacher.label_names", None)  # evaluate.py has a use for it, whatever the teacher
+    refuse_idle_options([config], given)
 
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -346,6 +352,11 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             tree = {part: tree}
         merge_layer(values, tree, {}, COMMAND_LINE)
     return values
+
+
+def given_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `key=value` overrides give, by dotted key. Raises `ConfigError` as `parse_overrides` does."""
+    return flatten(parse_overrides(overrides))
 
 
 def listed(overrides: Sequence[str]) -> Sequence[str]:

@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from reptile_distil.config.combinations import has_effect, refuse_options_of_others
-from reptile_distil.config.config import Config, check_config, listed, parse_overrides
+from reptile_distil.config.combinations import has_effect, left_aside, refuse_idle_options
+from reptile_distil.config.config import Config, check_config, given_settings, listed, parse_overrides
 from reptile_distil.config.defining_settings import flatten
 from reptile_distil.config.messages import COMMAND_LINE, describe, explain
 from reptile_distil.config.sections import MethodName, Role
@@ -137,9 +137,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
             f"{origins.get('precision', path)}: precision = 'auto': differs from machine to machine, and all "
             "runs of a table must compute alike; give fp32, tf32 or bf16"
         )
-    methods = {cell.config.method for cell in cells if cell.row != TEACHER}
-    if methods:
-        refuse_options_of_others(methods, listed(overrides), "methods=[{0}]")
+    _refuse_idle_overrides(cells, overrides)
     _check_teachers(cells, str(path))
     _check_per_task(keys, {*of_file, *(cell.task.name for cell in cells)}, origins)
     with_teacher = any(cell.row == TEACHER or cell.config.needs_teacher(cell.config.method) for cell in cells)
@@ -159,6 +157,20 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
     used = {name: settings for name, settings in keys.per_task.items() if name in {task.name for task in tasks}}
     keys = keys.model_copy(update={"per_task": used})
     return TableConfig(keys, common, tasks, rows, cells, output)
+
+
+def _refuse_idle_overrides(cells: Sequence[Cell], overrides: Sequence[str]) -> None:
+    """Raises `ConfigError` for what the command line gives and no student takes, nor a teacher that is fine-tuned."""
+    students = [cell.config for cell in cells if cell.row != TEACHER]
+    given = given_settings(overrides)
+    if len(students) < len(cells):
+        given = {key: value for key, value in given.items() if not _is_of_the_tuning(key)}
+    if students:
+        refuse_idle_options(students, given, "methods=[{0}]")
+
+
+def _is_of_the_tuning(key: str) -> bool:
+    return key.startswith("teacher.") and key not in ("teacher.finetuned", "teacher.label_names")
 
 
 def describe_table(table: TableConfig) -> str:
@@ -182,11 +194,27 @@ def commands(table: TableConfig, start: Sequence[str], path: Path, overrides: Se
         cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
         cell_of_one += [f"methods=[{_as_yaml(cell.row)}]", f"seeds=[{cell.seed}]"]
         # Whichever comes first fine-tunes the teacher, for all of them.
-        cell_of_one += ["teacher.keep_epochs=true"] if (cell.task.name, cell.seed) in keeping else []
+        is_tuned = cell.row == TEACHER or cell.config.teacher.finetuned is None
+        cell_of_one += ["teacher.keep_epochs=true"] if is_tuned and (cell.task.name, cell.seed) in keeping else []
         cell_of_one += ["engine.name=local"] if table.keys.engine.name != "local" else []
-        methods = {cell.config.method}
-        of_cell = [item for item in kept if cell.row == TEACHER or has_effect(item.partition("=")[0], methods)]
+        of_cell = [word for item in kept for word in _for_cell(item, cell)]
         yield [*start, "--config", str(path), *of_cell, *cell_of_one, "--only-runs"]
+
+
+def _for_cell(override: str, cell: Cell) -> list[str]:
+    """What the command that runs one cell has of an override of the whole table's."""
+    given = given_settings([override])
+    if cell.row == TEACHER:
+        return [override]
+    if not all(has_effect(key, {cell.config.method}) for key in given):
+        return []
+    left = [key for key in given if left_aside(key, cell.config) is not None]
+    alone = [f"{key}={json.dumps(value)}" for key, value in given.items()] if left else [override]
+    # What other cells have a use for counts among the settings of this one, too.
+    return [
+        f"per_task={json.dumps({cell.task.name: parse_overrides([item])})}" if item.partition("=")[0] in left else item
+        for item in alone
+    ]
 
 
 def _as_yaml(row: str) -> str:

@@ -437,6 +437,55 @@ def test_an_option_of_a_method_that_is_not_run_is_refused_on_the_command_line(ov
     load_config(CONFIGS / "rte.yaml", [*overrides, f"compare_with=[{section}]"])
 
 
+LAYERS = ("student.init=finetuned_layers", "student.num_layers=6")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "why", "instead"),
+    [
+        ((*LAYERS, "student.pretrained=x"), "student.pretrained", "student.init = finetuned_layers", "student.init="),
+        (
+            ["student={init: random, num_layers: 2, pretrained: x}"],
+            "student.pretrained",
+            "student.init = random",
+            "student.init=pretrained",
+        ),
+        (
+            ["teacher.finetuned=d", "teacher.pretrained=x"],
+            "teacher.pretrained",
+            "teacher.finetuned = d",
+            "teacher.finetuned=null",
+        ),
+        (
+            ["teacher={finetuned: d, train: {epochs: 9}}"],
+            "teacher.train.epochs",
+            "teacher.finetuned = d",
+            "teacher.finetuned=null",
+        ),
+        (
+            ["teacher.finetuned=d", "teacher.keep_epochs=true"],
+            "teacher.keep_epochs",
+            "teacher.finetuned = d",
+            "teacher.finetuned=null",
+        ),
+    ],
+)
+def test_an_option_of_another_start_is_refused_on_the_command_line(overrides, key, why, instead):
+    message = re.escape(f"command line: {key} has no effect with {why}; leave it out, or give {instead}")
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        load_config(CONFIGS / "rte.yaml", overrides)
+
+
+def test_options_of_another_start_may_stand_in_a_file_and_be_cleared_on_the_command_line(write):
+    path = write(f"extends: {CONFIGS / 'rte.yaml'}\nteacher: {{finetuned: d, label_names: [a, b]}}\n")
+    start = ["student.init=teacher_layers", "student.num_layers=6"]
+    assert load_config(path, start).student.pretrained == load_config(path).student.pretrained
+    # The student starts as the pretrained teacher; the file's own may be told to be fine-tuned after all.
+    config = load_config(path, [*start, "student.pretrained=null", "teacher.pretrained=x"])
+    assert (config.student.pretrained, config.teacher.pretrained) == (None, "x")
+    assert load_config(path, ["teacher.finetuned=null", "teacher.train.epochs=9"]).teacher.train.epochs == 9
+
+
 def test_an_epsilon_is_refused_where_equation_1_divides_by_nothing(write):
     message = r"reptile: inner_eps belongs to inner_optimizer: adamw or persistent_adamw, but it is sgd$"
     with pytest.raises(ConfigError, match=message):

@@ -36,13 +36,14 @@ def test_the_saved_student_says_what_it_is_and_works_in_a_pipeline(tmp_path, sta
     problem, labels = KINDS[task]
     teacher = save(tmp_path / "teacher", 2, len(labels))
     student = save(tmp_path / "student", 1, len(labels))
-    depth = "student.num_layers=null" if start == "pretrained" else "student.num_layers=1"
+    depth, source = "student.num_layers=1", f"teacher.pretrained={teacher}"
+    if start == "pretrained":
+        depth, source = "student.num_layers=null", f"student.pretrained={student}"
     names = [f"teacher.label_names=[{', '.join(labels)}]"] if len(labels) > 1 else []
     experiment = Experiment.from_yaml(
         TINY,
         *(f"runs_dir={tmp_path}/runs", f"task={task}", "method=kd", "train.max_steps=1", "data.max_length=24"),
-        *(f"teacher.pretrained={teacher}", f"teacher.finetuned={teacher}", f"student.init={start}", depth),
-        *(f"student.pretrained={student}", *names),
+        *(f"teacher.finetuned={teacher}", f"student.init={start}", depth, source, *names),
     )
     experiment.fit()
     config = json.loads((experiment.folder.model / "config.json").read_text())

@@ -47,7 +47,8 @@ def test_the_keys_that_are_paths_are_found():
 def test_a_key_that_is_a_path_knows_the_home_folder(home, key):
     value = {"task.files": "{train: ~/there}", "teachers": LIST, "data.transfer.files": LIST}.get(key, "~/there")
     task = "task={name: mine, text: [text], labels: [a, b], metrics: [accuracy], files: {train: x.csv}}"
-    others = [task] if key.startswith("task.") else ["method=kd"] if key == "teachers" else []
+    needed = {"teachers": ["method=kd"], "student.pretrained": ["student.init=pretrained", "student.num_layers=null"]}
+    others = [task] if key.startswith("task.") else needed.get(key, [])
     config = load_config(TINY, [*others, f"{key}={value}"])
     for part in key.split("."):
         config = getattr(config, part)

@@ -228,6 +228,41 @@ def test_a_command_has_only_the_options_that_its_cell_takes():
         assert ("reptile.mu=0.1" in words) == (one.row != "kd")
 
 
+def test_an_option_of_some_cells_start_is_none_of_the_others(write):
+    text = "tasks: [toy-pair, toy-sentence]\nmethods: [kd, random]\nseeds: [1]\n"
+    text += "variants: {random: {method: kd, student: {init: random}}}\n"
+    text += "per_task: {toy-pair: {student: {init: pretrained, num_layers: null}}}\n"
+    path, overrides = write(text), ["student={pretrained: toy-bert-1L-32H}", "variants.random.student.num_layers=1"]
+    table = load_table_config(path, overrides)
+    for one, words in zip(table.cells, commands(table, START, path, overrides), strict=True):
+        assert load_table_config(path, words[4:-1]).cells[-1] == one
+    with pytest.raises(
+        ConfigError, match=r"student.pretrained has no effect with student.init = teacher_layers; leave"
+    ):
+        load_table_config(path, [*overrides, "tasks=[toy-sentence]", "methods=[kd]"])
+
+
+def test_options_of_the_teachers_tuning_need_a_teacher_that_is_fine_tuned():
+    kept = ["teacher.keep_epochs=true", "teacher.train.epochs=2"]
+    with pytest.raises(ConfigError, match=r"teacher.keep_epochs has no effect with teacher.finetuned = x; leave"):
+        load_table_config(TINY_TABLE, ["teacher.finetuned=x", *kept])
+    overrides = ["methods=[teacher, kd]", "teacher.finetuned=x", *kept]
+    table = load_table_config(TINY_TABLE, overrides)
+    for one, words in zip(table.cells, commands(table, START, TINY_TABLE, overrides), strict=True):
+        assert load_table_config(TINY_TABLE, words[4:-1]).cells[-1] == one
+
+
+def test_names_of_a_teachers_outputs_need_a_teacher_from_elsewhere():
+    names = "teacher.label_names=[negative, positive]"
+    message = (
+        r"teacher.label_names has no effect with a teacher that is fine-tuned here; leave it out, or give teacher.f"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_table_config(TINY_TABLE, [names])
+    for elsewhere in ("teacher.finetuned=x", "teachers=[x, y]"):
+        load_table_config(TINY_TABLE, [names, elsewhere, "tasks=[toy-sentence]"])
+
+
 def test_whichever_command_comes_first_the_teacher_keeps_the_epochs_that_a_row_needs():
     overrides = ["methods=[kd, checkpoints]", "tasks=[toy-pair, toy-sentence]"]
     table = load_table_config(TINY_TABLE, overrides)
