@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from reptile_distil.cli import DRY_RUN, config_of, make_parser, run, say_what_starts, terminal_width
+from reptile_distil.config.config import given_settings
+from reptile_distil.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever run lies there")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.model == "teacher":
+        if not arguments.print_config:
+            _refuse_idle_overrides(arguments.overrides)
+        arguments.overrides.insert(0, "teacher.finetuned=null")  # a file's, which distil.py takes
     config = config_of(arguments)
     say_what_starts(config, f"fine-tuning the {arguments.model}")
     if arguments.dry_run:
@@ -34,6 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         results = Experiment(config.with_values(method="finetune")).fit(overwrite=arguments.overwrite)
     print(comparison_table([results], width=terminal_width(sys.stdout)))
+
+
+def _refuse_idle_overrides(overrides: Sequence[str]) -> None:
+    """Raises `ConfigError` for what the command line gives and the teacher's fine-tuning has no use for."""
+    for key, value in given_settings(overrides).items():
+        if value in (None, []):
+            continue
+        if key.startswith("train."):
+            reason = f"is the student's: for the teacher give teacher.{key}, for the student alone --model student"
+        elif key == "output_dir":
+            reason = "is the student's run folder: give runs_dir, in which the teacher's lies, or --model student"
+        elif key in ("teacher.finetuned", "teacher.label_names"):
+            reason = "is of a teacher that is used as it is: leave it out to fine-tune teacher.pretrained"
+        else:
+            continue
+        raise ConfigError(f"command line: {key} {reason}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ TEACHER, STUDENT, DATA = "google-bert/bert-base-uncased", "huawei-noah/TinyBERT_
 READ_OF_TEACHER = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
 READ_OF_STUDENT = ["config.json", "pytorch_model.bin", "vocab.txt"]
 READ_OF_DATA = [f"rte/{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
-SHORT = ("data.max_length=32", "data.max_train_rows=16", "teacher.train.max_steps=1", "train.max_steps=1")
+SHORT = ("data.max_length=32", "data.max_train_rows=16", "teacher.train.max_steps=1")
 
 
 class Machine:
@@ -40,7 +40,8 @@ class Machine:
     def command(self, script, *overrides, task="rte"):
         runs = f"runs_dir={self.home}/runs"
         config = ROOT / "configs" / f"{task}.yaml"
-        return [sys.executable, ROOT / "scripts" / f"{script}.py", "--config", config, runs, *SHORT, *overrides]
+        options = (runs, *SHORT, *(["train.max_steps=1"] if script == "distil" else []), *overrides)
+        return [sys.executable, ROOT / "scripts" / f"{script}.py", "--config", config, *options]
 
     def finetune(self, *overrides, task="rte", **environment):
         """Exit code and stderr of the teacher's fine-tuning, which needs one model and one data set."""

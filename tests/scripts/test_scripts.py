@@ -82,6 +82,38 @@ def test_finetune_trains_the_student_alone_when_asked(call, tmp_path):
     assert not (tmp_path / "runs/toy-sentence/teacher-seed42").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.epochs=3", "for the teacher give teacher.train.epochs, for the student alone --model student"),
+        ("train={lr: 1e-3}", "for the teacher give teacher.train.lr, for the student alone --model student"),
+        ("output_dir=here", "is the student's run folder: give runs_dir"),
+        ("teacher.finetuned=there", "leave it out to fine-tune teacher.pretrained"),
+        ("teacher.label_names=[negative, positive]", "leave it out to fine-tune teacher.pretrained"),
+    ],
+)
+def test_finetune_refuses_what_is_no_matter_of_the_teachers(call, tmp_path, override, reason):
+    code, _, error = call("finetune", override)
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert error.startswith(f"error: command line: {re.split('[={]', override)[0]}")
+    assert reason in error
+    assert not (tmp_path / "runs").exists()
+    # The student takes it; and a configuration is printed for either of the two.
+    assert call("finetune", "--print-config", override)[0] == 0
+    if override.startswith("train"):
+        assert call("finetune", "--model", "student", "--dry-run", override)[0] == 0
+
+
+def test_finetune_trains_the_teacher_of_a_file_that_has_one_from_elsewhere(call, tmp_path):
+    path = tmp_path / "elsewhere.yaml"
+    path.write_text(f"extends: {TINY}\nteacher: {{finetuned: there}}\n")
+    code, out, _ = call("finetune", "teacher.train.max_steps=1", config=path)
+    assert code == 0
+    assert "| teacher |" in out
+    _, printed, _ = call("finetune", "--print-config", "teacher.finetuned=here", config=path)
+    assert "\n  finetuned: here\n" in printed
+
+
 def test_distil_ends_in_a_table_of_teacher_and_all_methods(call):
     code, out, _ = call("distil", "compare_with=[kd, finetune]")
     assert code == 0
