@@ -375,5 +375,18 @@ def check_config(
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, values, origins, path, root=Config, also_known=also_known)) from None
+        raise ConfigError(explain(error.errors(), values, origins, path, root=Config, also_known=also_known)) from None
     return config
+
+
+def check_keys(values: Mapping[str, Any], where: str) -> None:
+    """Raises `ConfigError` for keys that no configuration has, and for values that none can have, whatever else it has.
+
+    `where` says where the values come from.
+    """
+    try:
+        Config.model_validate({"task": "sst2", **values})
+    except ValidationError as error:
+        faults = [fault for fault in error.errors() if fault["type"] != "value_error"]  # of several keys together
+        if faults:
+            raise ConfigError(explain(faults, values, {}, where, root=Config)) from None

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
 from reptile_distil.config.own_task import OwnTaskConfig
 from reptile_distil.config.yaml_files import dump_yaml
@@ -49,7 +50,7 @@ def _described_lines(
 
 
 def explain(
-    error: ValidationError,
+    faults: Sequence[ErrorDetails],
     values: Mapping[str, Any],
     origins: Mapping[str, str],
     path: str,
@@ -57,11 +58,10 @@ def explain(
     root: type[BaseModel],
     also_known: Sequence[str] = (),
 ) -> str:
-    """One sentence for the first fault in values for a `root`: file, dotted key, value, and what is allowed.
+    """One sentence for the first of the faults in values for a `root`: file, dotted key, value, and what is allowed.
 
     `origins` and `path` say where values come from; `also_known` are keys that may stand beside those of the root.
     """
-    faults = error.errors()
     fault = faults[0]
     location = _key_parts(fault, values)
     key = ".".join(location)

@@ -116,7 +116,7 @@ class TableKeys(BaseModel):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """Each cell is run with each of them."""
     variants: dict[str, dict[str, Any]] = {}
-    """Further rows by name: a `method`, and settings of a run laid over those of the file."""
+    """Further rows by name, for `methods`: a `method`, and settings of a run laid over those of the file."""
     per_task: dict[str, dict[str, Any]] = {}
     """Settings of a run, by task, laid over those of the file."""
     name: str = Field("table", pattern=r"^[A-Za-z0-9_.-]+$")

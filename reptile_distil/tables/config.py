@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from reptile_distil.config.combinations import has_effect, left_aside, refuse_idle_options
-from reptile_distil.config.config import Config, check_config, given_settings, listed, parse_overrides
+from reptile_distil.config.config import Config, check_config, check_keys, given_settings, listed, parse_overrides
 from reptile_distil.config.defining_settings import flatten
 from reptile_distil.config.messages import COMMAND_LINE, describe, explain
 from reptile_distil.config.sections import MethodName, Role
@@ -126,7 +126,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
     try:
         keys = TableKeys.model_validate(own)
     except ValidationError as error:
-        raise ConfigError(explain(error, own, origins, str(path), root=TableKeys)) from None
+        raise ConfigError(explain(error.errors(), own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
     _refuse_options_of_other_engines(keys.engine, command)
     # Of the methods each cell has its own, so options of one are for the cells to judge.
@@ -137,6 +137,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
             f"{origins.get('precision', path)}: precision = 'auto': differs from machine to machine, and all "
             "runs of a table must compute alike; give fp32, tf32 or bf16"
         )
+    _check_variants(keys, cells, command, origins)
     _refuse_idle_overrides(cells, overrides)
     _check_teachers(cells, str(path))
     _check_per_task(keys, {*of_file, *(cell.task.name for cell in cells)}, origins)
@@ -157,6 +158,37 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
     used = {name: settings for name, settings in keys.per_task.items() if name in {task.name for task in tasks}}
     keys = keys.model_copy(update={"per_task": used})
     return TableConfig(keys, common, tasks, rows, cells, output)
+
+
+def _check_variants(
+    keys: TableKeys, cells: Sequence[Cell], command: Mapping[str, Any], origins: Mapping[str, str]
+) -> None:
+    """Raises `ConfigError` for settings that do nothing in a variant, and for a variant that only the command line has.
+
+    A file may have variants that are no rows: the command line narrows `methods`.
+    """
+    for name, values in keys.variants.items():
+        configs = [cell.config for cell in cells if cell.row == name]
+        for key, value in flatten(values).items():
+            has_no_effect = f"{origins['variants']}: variants.{name}: {key} has no effect"
+            if not _concerns(key, values["method"]):
+                raise ConfigError(f"{has_no_effect} on {values['method']}; leave it out")
+            reasons = [left_aside(key, config) for config in configs]
+            if value not in (None, []) and (reason := next(filter(None, reasons), None)) and all(reasons):
+                raise ConfigError(f"{has_no_effect} with {reason[0]}; leave it out, or give {reason[1]}")
+    given = command.get("variants")
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in keys.methods:
+            raise ConfigError(
+                f"command line: variants.{name} is none of the rows, {', '.join(keys.methods)}: name it in "
+                "methods=[...], or leave it out"
+            )
+
+
+def _concerns(key: str, method: str) -> bool:
+    """Whether a variant of the method can differ by the key from the method itself."""
+    is_of_the_distillation = key == "teachers" or (key.startswith("loss.") and key != "loss.class_weights")
+    return has_effect(key, {method}) and not (method == "finetune" and is_of_the_distillation)
 
 
 def _refuse_idle_overrides(cells: Sequence[Cell], overrides: Sequence[str]) -> None:
@@ -204,6 +236,9 @@ def commands(table: TableConfig, start: Sequence[str], path: Path, overrides: Se
 def _for_cell(override: str, cell: Cell) -> list[str]:
     """What the command that runs one cell has of an override of the whole table's."""
     given = given_settings([override])
+    if override.partition("=")[0].partition(".")[0] == "variants":
+        variant = parse_overrides([override])["variants"].get(cell.row)
+        return [] if variant is None else [f"variants={json.dumps({cell.row: variant})}"]
     if cell.row == TEACHER:
         return [override]
     if not all(has_effect(key, {cell.config.method}) for key in given):
@@ -315,6 +350,7 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
                 "own, package.module:Name"
             )
         _refuse_cell_keys(where, values, allowed="method")
+        check_keys(values, f"{origins['variants']}, variants.{name}")
     folders: dict[str, str] = {TEACHER: TEACHER}
     for method in keys.methods:
         other = folders.setdefault(folder_name(method), method)

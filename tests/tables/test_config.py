@@ -1,5 +1,6 @@
 """A table's YAML: which cells it stands for, with which settings, and what it refuses."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -239,7 +240,7 @@ def test_an_option_of_some_cells_start_is_none_of_the_others(write):
     with pytest.raises(
         ConfigError, match=r"student.pretrained has no effect with student.init = teacher_layers; leave"
     ):
-        load_table_config(path, [*overrides, "tasks=[toy-sentence]", "methods=[kd]"])
+        load_table_config(path, [overrides[0], "tasks=[toy-sentence]", "methods=[kd]"])
 
 
 def test_options_of_the_teachers_tuning_need_a_teacher_that_is_fine_tuned():
@@ -352,6 +353,24 @@ def test_the_command_of_a_cell_means_that_cell_and_its_teacher(write):
             "unknown key 'search.trialz'; did you",
         ),
         (["search={keys: {train.lr: {low: 1e-4, hihg: 1e-3}}}"], "unknown key 'search.keys.train.lr.hihg'"),
+        (
+            ["variants={slow: {method: kd, loss: {alpha: 0.1}}}"],
+            "command line: variants.slow is none of the rows, finetune, kd: name it in methods=[...], or leave it out",
+        ),
+        (
+            ["methods=[slow]", "variants={slow: {method: kd, reptile: {mu: 0.9}}}"],
+            "command line: variants.slow: reptile.mu has no effect on kd; leave it out",
+        ),
+        (["variants={slow: {method: finetune, loss: {alpha: 0.9}}}"], "loss.alpha has no effect on finetune; leave"),
+        (["variants={slow: {method: finetune, teachers: [x]}}"], "teachers has no effect on finetune; leave"),
+        (
+            ["methods=[slow]", "variants={slow: {method: kd, student: {pretrained: x}}}"],
+            "variants.slow: student.pretrained has no effect with student.init = teacher_layers; leave it out, or give",
+        ),
+        (
+            ["methods=[slow]", "variants={slow: {method: kd, teacher: {finetuned: x, train: {epochs: 2}}}}"],
+            "variants.slow: teacher.train.epochs has no effect with teacher.finetuned = x; leave it out, or give",
+        ),
         (["precision=auto"], "precision = 'auto': differs from machine to machine"),
     ],
 )
@@ -360,6 +379,42 @@ def test_what_no_table_can_have_is_refused_in_one_sentence(overrides, message):
         load_table_config(TINY_TABLE, overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("loss: {alhpa: 0.1}", "mine.yaml, variants.slow: unknown key 'loss.alhpa'; did you mean 'loss.alpha'?"),
+        ("los: {alpha: 0.1}", "mine.yaml, variants.slow: unknown key 'los'; did you mean 'loss'?"),
+        ("loss: {alpha: 7}", "mine.yaml, variants.slow: loss.alpha = 7: expected less than or equal to 1"),
+        ("student: {init: random}, loss: 3", "variants.slow: loss = 3: expected a section of `key: value` lines"),
+        ("reptile: {mu: 0.9}", "mine.yaml: variants.slow: reptile.mu has no effect on kd; leave it out"),
+    ],
+)
+def test_a_variant_that_is_no_row_is_checked_too(write, variant, message):
+    path = write(f"tasks: [toy-pair]\nmethods: [kd]\nseeds: [1]\nvariants: {{slow: {{method: kd, {variant}}}}}\n")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_table_config(path)
+
+
+def test_a_variant_of_a_file_may_be_no_row_and_not_fit_the_rest(write):
+    text = "tasks: [toy-pair]\nmethods: [slow, kd]\nseeds: [1]\nvariants: {slow: {method: lgtm, lgtm: {every: 2}}}\n"
+    path = write(text)
+    assert load_table_config(path, ["methods=[kd]", "loss.alpha=0"]).rows == ("teacher", "kd")
+    with pytest.raises(ConfigError, match=r"command line: variants\.slow is none of the rows, kd: name it in methods="):
+        load_table_config(path, ["methods=[kd]", "variants.slow.lgtm.every=3"])
+
+
+@pytest.mark.parametrize("of_both", [True, False])
+def test_a_command_has_the_variant_of_its_cell_alone(of_both):
+    slow, fast = "{method: kd, train: {lr: 1e-5}}", "{method: reptile, reptile: {mu: 1e-3}}"
+    given = (
+        [f"variants={{slow: {slow}, fast: {fast}}}"] if of_both else [f"variants.slow={slow}", f"variants.fast={fast}"]
+    )
+    overrides = ["methods=[kd, slow, fast]", "tasks=[toy-pair]", *given]
+    table = load_table_config(TINY_TABLE, overrides)
+    for one, words in zip(table.cells, commands(table, START, TINY_TABLE, overrides), strict=True):
+        assert load_table_config(TINY_TABLE, words[4:-1]).cells[-1] == one
 
 
 @pytest.mark.parametrize("key", ["tasks", "methods", "seeds"])
