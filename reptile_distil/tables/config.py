@@ -23,7 +23,7 @@ from reptile_distil.config.sections import MethodName, Role
 from reptile_distil.config.table_sections import EngineConfig, TableKeys
 from reptile_distil.config.yaml_files import find_config, merge_layer, parse_yaml, read_layers
 from reptile_distil.data import toy
-from reptile_distil.data.tasks import GLUE, Task
+from reptile_distil.data.tasks import GLUE, Task, get_task
 from reptile_distil.errors import ConfigError, did_you_mean
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.plugin_names import folder_name, is_plugin
@@ -129,6 +129,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
         raise ConfigError(explain(error.errors(), own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
     _refuse_options_of_other_engines(keys.engine, command)
+    _check_tasks(keys, origins, values.get("task"))
     # Of the methods each cell has its own, so options of one are for the cells to judge.
     common = _check({**shared, "task": keys.tasks[0], "method": "finetune"}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
@@ -368,6 +369,24 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
                 f"{origins['methods']}: methods: unknown method {method!r}, known: {', '.join(known)}"
                 f"{did_you_mean(method, known)}"
             )
+
+
+def _check_tasks(keys: TableKeys, origins: Mapping[str, str], of_a_run: Any) -> None:
+    """Raises `ConfigError` for a name among `tasks` that no task has; `of_a_run` is the task of a file for a run."""
+    own = of_a_run.get("name") if isinstance(of_a_run, dict) else None
+    for name in keys.tasks:
+        if not isinstance(name, str) or name in toy.TASKS:
+            continue
+        try:
+            get_task(name, toy.TASKS)
+        except ConfigError as error:
+            fault = f"{origins['tasks']}: tasks: {error}"
+            if name == own:
+                fault = (
+                    f"{origins['tasks']}: tasks: {name!r} is described under task, in {origins['task']}, which a table "
+                    f"does not read: describe it in tasks=[{{name: {name}, text: [...], metrics: [...], files: ...}}]"
+                )
+            raise ConfigError(fault) from None
 
 
 def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str, Any]) -> None:

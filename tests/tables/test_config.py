@@ -190,6 +190,22 @@ def test_the_command_line_names_own_tasks_of_the_file(write, tmp_path):
     assert load_table_config(printed) == table
 
 
+def test_a_name_that_is_no_tasks_is_said_with_its_file_and_where_its_own_task_belongs(write, tmp_path):
+    own = "{name: t, text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
+    write(f"task: {own}\n").rename(tmp_path / "run.yaml")
+    path = tmp_path / "table.yaml"
+    path.write_text("extends: run.yaml\ntasks: [toy-pair, t]\nmethods: [kd]\nseeds: [1]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_table_config(path)
+    assert str(caught.value) == (
+        f"{path}: tasks: 't' is described under task, in {tmp_path / 'run.yaml'}, which a table does not read: "
+        "describe it in tasks=[{name: t, text: [...], metrics: [...], files: ...}]"
+    )
+    assert load_table_config(path, [f"tasks=[{own}]"]).tasks[0].is_own
+    with pytest.raises(ConfigError, match=r"^command line: tasks: unknown task 'u', known: cola, .*, toy-regression$"):
+        load_table_config(path, ["tasks=[u]"])
+
+
 def test_commands_of_cells_load_where_other_own_tasks_have_settings(write):
     own = "text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}"
     text = f"tasks: [{{name: mine, {own}}}, {{name: yours, {own}}}]\nmethods: [kd]\nseeds: [1]\n"
