@@ -306,6 +306,11 @@ def test_a_metrics_script_in_the_working_directory_is_never_run(tmp_path, monkey
         ([1, 0, 1, 1], {"accuracy": 3 / 4, "f1": 6 / 7, "matthews_correlation": 0.0}),
         ([2, 2, 1, 0], {"accuracy": 1 / 2, "matthews_correlation": 0.0}),
         ([0.5, 1.5, 1.5, 4.0], {"pearson": 0.0, "spearmanr": 0.0}),
+        # Labels that 60, 50 and 10 % of the rows have: who says the first one for every row is right twice in ten.
+        (
+            [[1, 1, 0]] * 3 + [[1, 0, 0]] * 2 + [[1, 0, 1]] + [[0, 1, 0]] * 2 + [[0, 0, 0]] * 2,
+            {"subset_accuracy": 2 / 10, "f1_micro": 2 * 6 / (10 + 12), "f1_macro": (2 * 6 / (10 + 6)) / 3},
+        ),
     ],
 )
 def test_chance_is_whoever_says_the_most_frequent_class(labels, expected):
