@@ -182,9 +182,10 @@ class ReptileDistiller:
         """Takes the three updates of one batch; returns detached scalars, tensors that nothing has waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
-        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1 if there
-        is one, and `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of
-        it.
+        are `loss`, `task_loss`, `distillation_loss`, those of the loss's further terms and `grad_norm` of equation 3,
+        `inner_loss` of equation 1 if there is one, and `gap`, the norm of theta_t - theta_s' over the matched
+        parameters before equation 2 closes some of it; of a `regularization` that takes a task step also
+        `teacher_task_loss`, in steps in which the teacher moves.
 
         Equation 1 takes one inner step on each of `inner_batches`: by default on the batch itself; with `inner_steps`
         > 1 or `held_out` they must be given. Raises `ValueError` where they are missing, too many or not wanted.
