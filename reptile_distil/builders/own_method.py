@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import RunError
 from reptile_distil.methods.step import Logs
+from reptile_distil.models.half_precision import mark_changed
 from reptile_distil.runs.state import StateOf
 
 TAKEN_NAMES = ("epoch", "step", "event", "lr")
@@ -28,17 +29,21 @@ class OwnMethod:
             states are saved; and `state_dict()` and `load_state_dict()` for what else must survive a resume.
         name: names it in messages.
         moves_teacher: whether its teacher changes.
+        models: teacher and student. After each step their weights count as changed, however it wrote them: through
+            `.data`, say, of which PyTorch takes no notice.
     """
 
-    def __init__(self, method: Any, name: str, *, moves_teacher: bool) -> None:
+    def __init__(self, method: Any, name: str, *, moves_teacher: bool, models: Sequence[nn.Module]) -> None:
         self.method = method
         self.name = name
         self.moves_teacher = moves_teacher
+        self.models = models
         self._names: set[str] | None = None
 
     def step(self, batch: Batch) -> Logs:
         """Takes a step; returns its scalars as tensors. Raises `RunError` where they are not as they should be."""
         logs = self.method.step(batch)
+        mark_changed(parameter for model in self.models for parameter in model.parameters())
         if not isinstance(logs, Mapping) or "loss" not in logs:
             raise RunError(f"method {self.name}: step() must return a dict of scalars, 'loss' among them, not {logs!r}")
         if self._names is None:

@@ -278,4 +278,5 @@ class ComputeConfig(Section):
     """Compile the models with torch.compile: faster steps after a minute or more; needs a C++ compiler, or Triton."""
     cuda_graphs: bool = False
     """Replay training steps from CUDA graphs, one for each length, which saves launching their kernels one by one (one
-    GPU; finetune, kd, and reptile with one inner step). Not tried on a GPU yet."""
+    GPU; finetune, kd, prokt, cotrain, and reptile where each step takes one fresh inner step on its own batch, or
+    none). Not tried on a GPU yet."""

@@ -93,7 +93,8 @@ def _build_own(
     """A method of the user's own."""
     method_class = load_method(config, name)
     made = make(f"method = {name!r}", method_class, teacher, student, loss=loss, **shared, **config.method_options)
-    own = OwnMethod(made, name, moves_teacher=bool(getattr(method_class, "moves_teacher", False)))
+    moves_teacher = bool(getattr(method_class, "moves_teacher", False))
+    own = OwnMethod(made, name, moves_teacher=moves_teacher, models=(teacher, student))
     optimizers = {"lr": shared["student_optimizer"], **own.optimizers()}
     return BuiltMethod(own, optimizers, own.state(), own.moves_teacher)
 

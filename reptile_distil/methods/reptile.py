@@ -64,7 +64,8 @@ class ReptileDistiller:
     """Distils a student from a teacher that moves towards the student's next step.
 
     Args:
-        teacher: sequence classifier, changed in place. Only its matched parameters move.
+        teacher: sequence classifier, changed in place. Only its matched parameters move, and of those none that is
+            frozen (`requires_grad` false) here: its pair is left out of equation 2, of its gap and of its clipping.
         student: sequence classifier of the teacher's architecture and width, changed in place.
         loss: L of equations 1 and 3. Weights of its own (a learned projection) are no part of theta_s: equation 1
             leaves them where they are, equation 2 knows nothing of them, and equation 3 steps them.
@@ -100,8 +101,8 @@ class ReptileDistiller:
 
     Raises:
         LayerMapError: the two models cannot be matched.
-        ValueError: an option that is none of the above, an optimizer that does not hold the right parameters, or
-            weights in half precision, in which a step of 5e-5 is lost.
+        ValueError: an option that is none of the above, an optimizer that does not hold the right parameters, weights
+            in half precision, in which a step of 5e-5 is lost, or a teacher whose matched parameters are all frozen.
 
     >>> import transformers
     >>> def bert(num_layers):
@@ -164,7 +165,13 @@ class ReptileDistiller:
         self.regularization = regularization
         self._check_options()
         matched = match_models(self.teacher.model, self.student.model, layer_map)
-        moving = self.ablation.moving_pairs(matched, self.student.model)
+        chosen = self.ablation.moving_pairs(matched, self.student.model)
+        moving = [pair for pair in chosen if pair.teacher.requires_grad]
+        if not moving:
+            raise ValueError(
+                "every weight of the teacher that equation 2 would move is frozen: unfreeze some by "
+                "requires_grad_(True), or take KnowledgeDistiller, whose teacher stays"
+            )
         self.pairs = sorted(moving, key=lambda pair: not pair.has_same_shape)
         self.inner_learner = self._new_inner_learner()
         self._check_optimizers()
@@ -175,9 +182,10 @@ class ReptileDistiller:
         """Takes the three updates of one batch; returns detached scalars, tensors that nothing has waited for.
 
         The batch holds `input_ids`, `attention_mask` and perhaps `token_type_ids` (B, L), and `labels` (B,). The logs
-        are `loss`, `task_loss`, `distillation_loss` and `grad_norm` of equation 3, `inner_loss` of equation 1 if there
-        is one, and `gap`, the norm of theta_t - theta_s' over the matched parameters before equation 2 closes some of
-        it.
+        are `loss`, `task_loss`, `distillation_loss`, those of the loss's further terms and `grad_norm` of equation 3,
+        `inner_loss` of equation 1 if there is one, and `gap`, the norm of theta_t - theta_s' over the matched
+        parameters before equation 2 closes some of it; of a `regularization` that takes a task step also
+        `teacher_task_loss`, in steps in which the teacher moves.
 
         Equation 1 takes one inner step on each of `inner_batches`: by default on the batch itself; with `inner_steps`
         > 1 or `held_out` they must be given. Raises `ValueError` where they are missing, too many or not wanted.
@@ -322,6 +330,9 @@ class ReptileDistiller:
         """theta_t - theta_s' of each pair, where the student's `.grad` is theta_s - theta_s' (0 without one)."""
         pairs = [pair for pair in self.pairs if pair.has_same_shape]
         uneven = [difference_on_common_rows(pair) for pair in self.pairs[len(pairs) :]]
+        if not pairs:  # all others are frozen
+            self.student.zero_grad(set_to_none=True)
+            return uneven
         if all(pair.student.grad is None for pair in pairs):
             return difference_of([pair.teacher for pair in pairs], [pair.student for pair in pairs]) + uneven
         # theta_t - theta_s' = (theta_s - theta_s') + theta_t - theta_s

@@ -23,6 +23,9 @@ from reptile_distil.runtime.processes import is_sharded
 class HalfPrecisionWeights:
     """Copies of a model's linear layers' weights, which stand in their place `inside`.
 
+    What PyTorch counts as a change of a weight is seen, and storage that is swapped for other storage. What is written
+    in place through `.data` is not: call `mark_changed` after it.
+
     Args:
         model: its weights stay what is trained, and get the gradients.
         dtype: that of the copies.
@@ -34,7 +37,7 @@ class HalfPrecisionWeights:
         self._places: list[tuple[dict[str, Any], str]] = []
         self._weights: list[Tensor] = []
         self._copies: list[Tensor] = []
-        self._versions: list[int] = []
+        self._seen: list[tuple[int, int]] = []
         _watch_optimizers()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HalfPrecisionWeights:
@@ -62,18 +65,24 @@ class HalfPrecisionWeights:
     def _is_ready(self) -> bool:
         """Whether the layers hold the weights that the copies are of; looks for them where they do not.
 
-        They hold others where the model was moved, or is called with other weights for once. Sharded weights have no
-        copies, nor have those of compiled models, whose casts are part of their kernels.
+        They hold others where weights were replaced, or the model is called with other weights for once; where it was
+        moved or converted, they may be the same parameters on another device or of another dtype. Sharded weights have
+        no copies, nor have those of compiled models, whose casts are part of their kernels.
         """
         if self.model._compiled_call_impl is not None:
             return False
-        places = zip(self._places, self._weights, strict=True)
-        if self._weights and all(parameters[name] is weight for (parameters, name), weight in places):
+        if self._weights and self._are_in_place():
             return True
         if not all(_is_own(weight) for weight in self.model.parameters()):
             return False
         self._find()
         return bool(self._weights)
+
+    def _are_in_place(self) -> bool:
+        return all(
+            parameters[name] is weight and weight.device == copy.device and weight.dtype == torch.float32
+            for (parameters, name), weight, copy in zip(self._places, self._weights, self._copies, strict=True)
+        )
 
     def _find(self) -> None:
         self._places, self._weights = [], []
@@ -87,14 +96,14 @@ class HalfPrecisionWeights:
                     self._weights.append(weight)
         with torch.no_grad():
             self._copies = [torch.empty_like(weight, dtype=self.dtype) for weight in self._weights]
-        self._versions = []
+        self._seen = []
 
     def _refresh(self) -> None:
-        versions = [weight._version for weight in self._weights]
-        if versions != self._versions:
+        seen = [(weight._version, weight.data_ptr()) for weight in self._weights]
+        if seen != self._seen:
             with torch.no_grad():
                 torch._foreach_copy_(self._copies, self._weights)
-            self._versions = versions
+            self._seen = seen
 
 
 @functools.cache
@@ -108,7 +117,10 @@ def _watch_optimizers() -> None:
 
 
 def mark_changed(tensors: Iterable[Tensor]) -> None:
-    """Lets copies of these weights be refreshed where something changed them that PyTorch did not see: a graph."""
+    """Lets copies of these weights be refreshed where something changed them that PyTorch did not see.
+
+    A replayed graph does, and whoever writes through `.data`.
+    """
     torch.autograd.graph.increment_version(list(tensors))
 
 

@@ -228,7 +228,8 @@ def comparison_table(results: Sequence[Results | Mapping[str, Any]], *, width: i
     """A Markdown table, aligned for the terminal: one row a run, scores in percent, sizes, times.
 
     `results` are records, or the contents of results.json files. `teacher at end` is the teacher's own score after the
-    run, which only Reptile and MetaDistil change, on the first split of the table. A score that is undefined is `-`.
+    run, which only methods that move their teacher change, on the first split of the table. A score that is undefined
+    is `-`.
     Where the table is wider than `width` columns, its headings are shortened; where that is not enough, columns are
     left out, the last one first, but never scores.
     """

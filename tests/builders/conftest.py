@@ -51,6 +51,22 @@ class MovingTeacher:
         return self.kd.step(batch)
 
 
+class Unnoticed:
+    """It turns the student's answers round, step by step, by a write that PyTorch does not see."""
+
+    def __init__(self, teacher, student, *, student_optimizer, **settings):
+        self.student, self.optimizer = student, student_optimizer
+
+    @torch.no_grad()
+    def step(self, batch):
+        self.optimizer.step()
+        loss = torch.nn.functional.cross_entropy(self.student(batch).float(), batch["labels"])
+        for name, theta in self.student.named_parameters():
+            if "classifier" in name:
+                theta.data.neg_()
+        return {"loss": loss}
+
+
 class Untouchable:
     def __init__(self, teacher, student, **settings):
         pass

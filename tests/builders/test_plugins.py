@@ -18,10 +18,12 @@ from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.experiments.finished_run import open_run_folder
 from reptile_distil.export.model_card import render_card
 from reptile_distil.export.report import make_report
+from reptile_distil.models.classifier import Classifier
 from reptile_distil.plugin_names import folder_name
 from reptile_distil.tables.config import commands, load_table_config
 from tests.builders.conftest import write_package
 from tests.helpers.experiments import epochs_of, weights_of
+from tests.helpers.models import batch, bert
 from tests.helpers.paths import CONFIGS, ROOT, TINY
 
 FADING = "method=my_pkg.methods:FadingTeacher"
@@ -107,6 +109,30 @@ def test_a_teacher_that_moves_is_scored_and_saved(own, tiny):
     assert epoch["teacher_drift"] > 0
 
 
+def test_weights_that_a_method_writes_through_data_are_computed_with_in_half_precision(own, tiny):
+    experiment = tiny("method=my_pkg.methods:Unnoticed", "precision=bf16", "train.max_steps=3")
+    results = experiment.fit()
+    assert experiment.evaluate() == results["scores"]  # of the model that was saved
+
+
+@pytest.mark.parametrize("owner", ["teacher", "student"])
+def test_both_models_count_as_changed_after_each_step(owner):
+    models = {name: Classifier(bert(1), autocast_dtype=torch.bfloat16).eval() for name in ("teacher", "student")}
+    weight = models[owner].model.classifier.weight
+
+    def step(given):
+        models[owner](given)
+        weight.data.mul_(2)
+        return {"loss": 1.0}
+
+    mine = SimpleNamespace(step=step)
+    method = OwnMethod(mine, "a.b:Mine", moves_teacher=False, models=tuple(models.values()))
+    for _ in range(2):
+        method.step(batch())
+        expected = Classifier(models[owner].model, autocast_dtype=torch.bfloat16).eval()(batch())
+        assert torch.equal(models[owner](batch()), expected)
+
+
 def test_code_that_has_changed_is_not_gone_on_with(own, tiny, tmp_path):
     with pytest.raises(CallbackError):
         tiny(FADING, callbacks=[StopAt(3)]).fit()
@@ -184,7 +210,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(own, tiny, overrides, me
 )
 def test_a_step_that_returns_something_else_is_refused(returned, message):
     steps = iter(returned)
-    own = OwnMethod(SimpleNamespace(step=lambda batch: next(steps)), "a.b:Mine", moves_teacher=False)
+    own = OwnMethod(SimpleNamespace(step=lambda batch: next(steps)), "a.b:Mine", moves_teacher=False, models=())
     given = {"input_ids": torch.ones(1, 1)}
     for _ in returned[1:]:
         own.step(given)
@@ -197,7 +223,7 @@ def test_a_step_that_returns_something_else_is_refused(returned, message):
     [({"lr": None}, "must have names for log files, not 'lr'"), ({"mine": 3}, "optimizers['mine'] is no optimizer")],
 )
 def test_optimizers_that_are_none_are_refused(optimizers, message):
-    own = OwnMethod(SimpleNamespace(optimizers=optimizers), "a.b:Mine", moves_teacher=False)
+    own = OwnMethod(SimpleNamespace(optimizers=optimizers), "a.b:Mine", moves_teacher=False, models=())
     with pytest.raises(RunError, match=re.escape(message)):
         own.optimizers()
 

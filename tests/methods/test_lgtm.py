@@ -189,6 +189,40 @@ def test_micro_batches_leave_the_batchs_steps(rows):
     assert_equal(whole, parts, atol=1e-9)
 
 
+@torch.no_grad()
+def make_sure_of_class_0(model):
+    model.classifier.weight.zero_()
+    model.classifier.bias.copy_(torch.tensor([1e5, 0.0]))
+
+
+def of_class_0(given):
+    return {**given, "labels": torch.zeros_like(given["labels"])}
+
+
+def test_a_quiz_that_leaves_nothing_to_learn_has_no_influence():
+    """Its gradient v is 0 bit for bit: one class, of which the student is sure, so the step along v has no length."""
+    models, expected = (pair(num_labels=2) for _ in range(2))
+    for _, student in (models, expected):
+        make_sure_of_class_0(student)
+    quiz = of_class_0(QUIZ)
+    lesson = batch(num_labels=2)
+    logs = distiller(*models).step(lesson, quiz)
+    assert logs["quiz_loss"] == 0
+    assert logs["influence_ratio"] == 0
+    assert all(torch.isfinite(theta).all() for model in models for theta in model.parameters())
+    distiller(*expected, influence=0.0).step(lesson, quiz)
+    assert_equal(models, expected, atol=0)
+
+
+def test_the_ratio_is_0_where_the_teacher_has_nothing_to_learn():
+    """Neither part has a gradient at its logits, bit for bit: it is sure of the batch's one class."""
+    teacher, student = pair(num_labels=2)
+    make_sure_of_class_0(teacher)
+    logs = distiller(teacher, student, beta=0.0).step(of_class_0(batch()), batch(5, num_labels=2, seed=50))
+    assert logs["quiz_loss"] > 0
+    assert logs["influence_ratio"] == 0
+
+
 def test_steps_1_to_3_leave_the_student_bit_for_bit_as_it_was():
     teacher, student = pair(dropout=0.5)
     before = weights(student)

@@ -14,8 +14,8 @@ from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
-from tests.helpers.models import batch, bert, changed, classifier, weights
-from tests.oracles.reptile import literal_step
+from tests.helpers.models import batch, bert, changed, classifier, weights, with_rows
+from tests.oracles.reptile import literal_step, literal_student_first_step
 
 # The gradient of BERT's key biases is 0 but for rounding, and an AdamW with eps 1e-8 blows rounding up to whole steps.
 # With eps = 1e-4 every weight is well-conditioned; `test_the_default_eps_...` compares the rest at 1e-8.
@@ -53,6 +53,7 @@ def distiller(teacher, student, *, mu=1e-2, lr=1e-2, micro_batch_size=None, shar
         max_grad_norm=settings["max_grad_norm"],
         micro_batch_size=micro_batch_size,
         share_forward=share_forward,
+        order=settings.get("order", "teacher_first"),
     )
 
 
@@ -425,6 +426,59 @@ def test_the_gap_is_the_norm_before_the_teacher_moves():
     )
     logs = distiller(teacher, student, layer_map="first", inner_lr=0.0).step(batch())
     torch.testing.assert_close(logs["gap"], expected.detach())
+
+
+def freeze(teacher):
+    for part in (teacher.bert.embeddings, teacher.bert.encoder.layer[1].attention, teacher.classifier):
+        part.requires_grad_(False)
+    return ("embeddings.", "encoder.layer.1.attention.", "classifier.")
+
+
+@pytest.mark.parametrize("order", ["teacher_first", "student_first"])
+@pytest.mark.parametrize("update", ["adamw", "interpolate"])
+def test_frozen_weights_of_the_teacher_stay_and_count_neither_in_the_gap_nor_in_clipping(update, order):
+    teacher, student = bert(4, seed=1, dtype=torch.float64), bert(2, seed=2, dtype=torch.float64)
+    frozen = freeze(teacher)
+    before = weights(teacher)
+    expected_teacher, expected_student = copy.deepcopy(teacher).eval(), copy.deepcopy(student)
+    settings = {**SETTINGS, "update": update}
+    fast = distiller(teacher, student, **settings, order=order)
+    optimizers = (
+        torch.optim.AdamW(expected_student.parameters(), lr=1e-2, eps=settings["eps"]),
+        teacher_optimizer(expected_teacher, update),
+    )
+    literal = literal_step if order == "teacher_first" else literal_student_first_step
+    for seed in range(5):
+        gap = fast.step(batch(seed=seed))["gap"]
+        literal(batch(seed=seed), expected_teacher, expected_student, settings, *optimizers)
+        if update == "interpolate":  # the literal difference is not clipped, and lies in `.grad` still
+            differences = [theta.grad for theta in expected_teacher.parameters() if theta.grad is not None]
+            assert float(gap) == pytest.approx(float(sum(d.square().sum() for d in differences) ** 0.5), rel=1e-6)
+    for model, expected in ((teacher, expected_teacher), (student, expected_student)):
+        for (name, value), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6, msg=name)
+    moved = changed(before, teacher)
+    assert moved
+    assert not any(part in name for name in moved for part in frozen)
+
+
+@pytest.mark.parametrize("order", ["teacher_first", "student_first"])
+def test_a_teacher_of_which_only_tables_of_unequal_length_are_free_moves_those(order):
+    teacher, student = with_rows(bert(4, seed=1), 40), bert(2, seed=2)
+    teacher.requires_grad_(False)
+    teacher.get_input_embeddings().requires_grad_(True)
+    before = weights(teacher)
+    distiller(teacher, student, update="interpolate", order=order).step(batch())
+    assert changed(before, teacher) == {"bert.embeddings.word_embeddings.weight"}
+
+
+@pytest.mark.parametrize("free", [[], ["bert.encoder.layer.0.output.dense.weight"]])
+def test_a_teacher_without_a_matched_weight_that_may_move_is_refused(pair, free):
+    teacher, student = pair
+    for name, theta in teacher.named_parameters():
+        theta.requires_grad_(name in free)
+    with pytest.raises(ValueError, match=r"every weight of the teacher that equation 2 would move is frozen: .*Know"):
+        distiller(teacher, student)
 
 
 def test_regression_pairs_learn_too():

@@ -56,6 +56,31 @@ def test_of_a_multi_label_task_each_labels_probability_is_averaged():
     torch.testing.assert_close(torch.sigmoid(joined.soft_labels(batch()) / 3), mean)
 
 
+@pytest.mark.parametrize("autocast_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["classes", "labels", "number"])
+def test_the_mean_of_members_in_half_precision_is_not_rounded_to_it(kind, autocast_dtype):
+    """Against what the members say, averaged in float64."""
+    options = {"problem_type": "multi_label_classification"} if kind == "labels" else {}
+    num_labels = 1 if kind == "number" else 3
+    models = [
+        Classifier(bert(depth, seed=depth, num_labels=num_labels, **options), autocast_dtype=torch.bfloat16).eval()
+        for depth in (2, 3, 4)
+    ]
+    with torch.no_grad():
+        said = [model(batch()) for model in models]
+    assert all(logits.dtype == torch.bfloat16 for logits in said)
+    said = [logits.double() / 3 for logits in said]
+    if kind == "number":
+        expected = 3 * sum(said) / 3
+    elif kind == "labels":
+        expected = 3 * torch.logit(sum(torch.sigmoid(logits) for logits in said) / 3)
+    else:
+        expected = 3 * torch.log(sum(torch.softmax(logits, 1) for logits in said) / 3)
+    found = Teacher(Ensemble(models, temperature=3.0), autocast_dtype=autocast_dtype).soft_labels(batch())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
 def test_one_member_is_itself():
     model = bert(2, seed=1).eval()
     alone, joined = Teacher(model), Teacher(Ensemble([Classifier(model)], temperature=5.0))

@@ -143,7 +143,13 @@ def behind_its_back(model):
     mark_changed(model.parameters())
 
 
-@pytest.mark.parametrize("change", [changed_in_place, loaded, replaced, stepped, behind_its_back])
+def swapped(model):
+    """Its parameters stay, but lie elsewhere; PyTorch counts no change."""
+    vector = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(2 * vector.detach(), model.parameters())
+
+
+@pytest.mark.parametrize("change", [changed_in_place, loaded, replaced, stepped, behind_its_back, swapped])
 def test_copies_follow_what_changes_the_weights(change):
     model = Classifier(bert(2), autocast_dtype=BF16).eval()
     before = logits(model)
@@ -152,6 +158,39 @@ def test_copies_follow_what_changes_the_weights(change):
     fresh._half = None
     assert torch.equal(logits(model), logits(fresh))
     assert not torch.equal(logits(model), before)
+
+
+def test_a_model_that_was_converted_is_computed_without_copies():
+    model = Classifier(bert(2), autocast_dtype=BF16).eval()
+    logits(model)
+    weight = model.model.classifier.weight
+    model.double()
+    assert model.model.classifier.weight is weight
+    plain = Classifier(model.model, autocast_dtype=BF16).eval()
+    plain._half = None
+    assert torch.equal(logits(model), logits(plain))
+
+
+@pytest.fixture
+def keeps_parameters():
+    """`Module.to` leaves the same parameters, also from the CPU to `meta`, as it does to a GPU."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def test_copies_go_where_the_model_is_moved(keeps_parameters):
+    model = bert(1)
+    weights = HalfPrecisionWeights(model, BF16)
+    with weights.inside():
+        assert model.classifier.weight.device.type == "cpu"
+    weight = model.classifier.weight
+    model.to("meta")
+    assert model.classifier.weight is weight
+    with weights.inside():
+        assert model.classifier.weight.dtype == BF16
+        assert model.classifier.weight.device.type == "meta"
 
 
 def test_a_deep_copy_has_copies_of_its_own():

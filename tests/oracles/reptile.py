@@ -90,9 +90,9 @@ def literal_teacher_step(teacher, student, settings, teacher_optimizer):
         for teacher_layer in LAYER_MAPS[settings["layer_map"]][int(layer)]:
             partner[f"{before}.layer.{teacher_layer}.{rest}"] = name
     for name, theta_t in teacher.named_parameters():
-        theta_t.grad = (
-            literal_difference(theta_t.detach(), weights[partner[name]].detach()) if name in partner else None
-        )
+        theta_t.grad = None
+        if name in partner and theta_t.requires_grad:
+            theta_t.grad = literal_difference(theta_t.detach(), weights[partner[name]].detach())
     if settings["update"] == "adamw":
         clip([p.grad for p in teacher.parameters() if p.grad is not None], settings["max_grad_norm"])
     teacher_optimizer.step()

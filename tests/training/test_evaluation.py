@@ -3,6 +3,7 @@
 import logging
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,38 @@ def test_a_teacher_that_falls_below_four_fifths_of_its_start_is_warned_of(dev, l
     with caplog.at_level(logging.WARNING):
         evaluator.evaluate()
     assert ("has fallen from 1.0000 to" in caplog.text) == warned
+
+
+def test_agreement_on_sets_of_labels_is_the_fraction_of_rows_with_equal_sets():
+    """Of two rows one is equal; of six decisions five are; the largest logits are at the same places in both."""
+    student = np.array([[1.0, -1.0, 2.0], [-3.0, 1.0, -1.0]], dtype=np.float32)
+    teacher = np.array([[2.0, -2.0, 9.0], [-1.0, 2.0, 0.5]], dtype=np.float32)
+    assert agreement(student, teacher, multi_label=True) == 0.5
+    assert agreement(student, teacher) == 1.0
+
+
+class SaysLogits(torch.nn.Module):
+    """Says the same logits for the rows of each batch."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, batch):
+        return self.logits
+
+
+def test_evaluation_compares_the_sets_that_both_models_say():
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [[1, 0, 1], [0, 1, 0]]})
+    dev = Batches(tokenize(rows, toy_tokenizer(), 8), toy_tokenizer(), batch_size=2)
+    student = SaysLogits([[1.0, -1.0, 2.0], [-3.0, 1.0, -1.0]])
+    teacher = SaysLogits([[2.0, -2.0, 9.0], [-1.0, 2.0, 0.5]])
+    evaluator = Evaluator(student, {"dev": dev}, ["subset_accuracy"], teacher=teacher)
+    evaluator.score_teacher_at_start()
+    record = evaluator.evaluate()
+    assert record.agreement == 0.5
+    assert record.scores == {"dev": {"subset_accuracy": 1.0}}
+    assert record.teacher_scores == {"dev": {"subset_accuracy": 0.5}}
 
 
 def test_agreement_in_regression_is_a_correlation():

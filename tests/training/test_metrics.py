@@ -241,6 +241,43 @@ def test_the_metric_takes_numbers_for_regression():
     assert scores == pytest.approx({"pearson": 3 / math.sqrt(28 / 3), "spearmanr": 1.0})
 
 
+SETS = [[1, 0, 1], [0, 0, 1]], [[1, 0, 1], [0, 1, 1]]
+OF_SETS = {"subset_accuracy": 1 / 2, "f1_micro": 6 / 7, "f1_macro": (1 + 0 + 1) / 3, "f1_weighted": 3 / 4}
+
+
+@pytest.mark.parametrize("names", [list(OF_SETS), *([name] for name in OF_SETS)], ids="-".join)
+@pytest.mark.parametrize("as_given", [list, np.array])
+def test_the_metric_takes_sets_of_labels(names, as_given, asked):
+    predictions, references = map(as_given, SETS)
+    metric = GlueMetric(names)
+    expected = {name: OF_SETS[name] for name in names}
+    assert metric.compute(predictions=predictions, references=references) == pytest.approx(expected)
+    for row in range(2):
+        metric.add_batch(predictions=predictions[row : row + 1], references=references[row : row + 1])
+    assert metric.compute() == pytest.approx(expected)
+    assert asked == []
+
+
+@pytest.mark.parametrize("as_given", [list, np.array])
+def test_the_metric_takes_sets_of_one_label(as_given):
+    metric = GlueMetric("subset_accuracy")
+    assert metric.compute(predictions=as_given([[1], [0]]), references=as_given([[1], [1]])) == {"subset_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("name", ["f1_macro", "subset_accuracy"])
+def test_a_metric_that_knows_sets_still_takes_classes(name):
+    metric = GlueMetric(name)
+    expected = {"f1_macro": (2 / 3 + 2 / 3 + 0) / 3, "subset_accuracy": 0.6}[name]
+    for as_given in (list, np.array):
+        predictions, references = as_given([0, 1, 0, 1, 1]), as_given([0, 1, 1, 1, 2])
+        assert metric.compute(predictions=predictions, references=references) == {name: pytest.approx(expected)}
+
+
+def test_sets_are_refused_where_a_metric_does_not_know_them():
+    with pytest.raises(ValueError, match="Predictions and/or references don't match the expected format"):
+        GlueMetric(["accuracy", "f1_micro"]).compute(predictions=SETS[0], references=SETS[1])
+
+
 def test_two_metrics_at_a_time_do_not_mix_their_rows():
     first, second = GlueMetric(["accuracy"]), GlueMetric(["accuracy"])
     first.add_batch(predictions=[1, 1], references=[1, 1])
@@ -269,6 +306,11 @@ def test_a_metrics_script_in_the_working_directory_is_never_run(tmp_path, monkey
         ([1, 0, 1, 1], {"accuracy": 3 / 4, "f1": 6 / 7, "matthews_correlation": 0.0}),
         ([2, 2, 1, 0], {"accuracy": 1 / 2, "matthews_correlation": 0.0}),
         ([0.5, 1.5, 1.5, 4.0], {"pearson": 0.0, "spearmanr": 0.0}),
+        # Labels that 60, 50 and 10 % of the rows have: who says the first one for every row is right twice in ten.
+        (
+            [[1, 1, 0]] * 3 + [[1, 0, 0]] * 2 + [[1, 0, 1]] + [[0, 1, 0]] * 2 + [[0, 0, 0]] * 2,
+            {"subset_accuracy": 2 / 10, "f1_micro": 2 * 6 / (10 + 12), "f1_macro": (2 * 6 / (10 + 6)) / 3},
+        ),
     ],
 )
 def test_chance_is_whoever_says_the_most_frequent_class(labels, expected):
