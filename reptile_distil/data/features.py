@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptile_distil.data.rows import has_lone_surrogate
 from reptile_distil.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -263,5 +264,8 @@ def text_rows(texts: Iterable[str] | Iterable[Sequence[str]], task: Task) -> lis
         parts: tuple[Any, ...] = tuple(row) if has_parts else (row,)
         if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
             raise DataError(f"task {task.name}: expected {wanted}, but number {number}, counted from 0, is {row!r:.80}")
+        if any(map(has_lone_surrogate, parts)):
+            place = f"task {task.name}: number {number}, counted from 0"
+            raise DataError(f"{place}, has half of a character (a lone surrogate): {row!r:.80}")
         rows.append(parts)
     return rows

@@ -198,6 +198,11 @@ def _parse_label_set(task: Task, value: Any) -> list[float]:
     return [float(index in chosen) for index in range(task.num_labels)]
 
 
+def has_lone_surrogate(text: str) -> bool:
+    """Whether the text has half of a character, which JSON and Python can spell, but no file and no tokenizer holds."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def class_index(value: str, allowed: Mapping[str, int]) -> int:
     """Class index of a label; raises `ValueError` for an unknown one."""
     if value not in allowed:
