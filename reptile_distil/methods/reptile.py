@@ -44,6 +44,7 @@ from reptile_distil.methods.step import (
     Logs,
     add_decay,
     check_choice,
+    check_not_negative,
     check_trainable,
     difference_of,
     difference_on_common_rows,
@@ -354,6 +355,7 @@ class ReptileDistiller:
         check_choice("order", self.order, ("teacher_first", "student_first"))
         check_choice("inner_optimizer", self.inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
         check_choice("inner_adamw", self.inner_adamw, tuple(ADAMW))
+        check_not_negative(inner_lr=self.inner_lr, inner_eps=self.inner_eps, inner_weight_decay=self.inner_weight_decay)
         if self.inner_weight_decay and self.inner_optimizer == "sgd":
             raise ValueError("inner_weight_decay belongs to inner_optimizer adamw or persistent_adamw, but it is sgd")
         if self.order == "student_first":
