@@ -369,6 +369,9 @@ class ReptileDistiller:
         if self.update == "adamw" and isinstance(self.teacher_optimizer, torch.optim.SGD):
             raise ValueError("update='adamw': pass teacher_optimizer=torch.optim.AdamW(teacher.parameters(), lr=mu)")
         for group in self.teacher_optimizer.param_groups if self.update == "interpolate" else ():
-            if "betas" in group or group.get("momentum") or group.get("weight_decay"):
-                optimizer = "torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
+            is_sgd = isinstance(self.teacher_optimizer, torch.optim.SGD)
+            if not is_sgd or group["momentum"] or group["weight_decay"] or group["lr"] > 1:
+                optimizer = (
+                    "torch.optim.SGD(teacher.parameters(), lr=mu), mu at most 1, without momentum or weight decay"
+                )
                 raise ValueError(f"update='interpolate' takes plain steps: pass teacher_optimizer={optimizer}")
