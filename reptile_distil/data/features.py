@@ -239,11 +239,16 @@ def _narrow(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _labels(column: pa.ChunkedArray) -> NDArray[Any]:
-    """(N,) classes or scores, or (N, C) for lists of one number a label."""
+    """(N,) classes or scores, or (N, C) for lists of one number a label. Raises `DataError` for one outside 0 to 1."""
     import pyarrow as pa
 
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        return np.array(column.to_pylist(), dtype=np.float64)
+        flags = np.array(column.to_pylist(), dtype=np.float64)
+        if len(wrong := np.flatnonzero(~((flags >= 0) & (flags <= 1)).all(axis=1))):
+            raise DataError(
+                f"row {wrong[0]}, counted from 0, has the labels {flags[wrong[0]]}: expected a 0 or 1 for each"
+            )
+        return flags
     return _wide(column.to_numpy())
 
 

@@ -401,6 +401,13 @@ def test_sets_of_labels_are_a_table_of_features():
     assert features.select([1]).labels.tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize("wrong", [2.0, -1.0, float("nan")])
+def test_a_set_of_labels_that_holds_another_number_is_refused_with_its_row(wrong):
+    rows = datasets.Dataset.from_dict({"input_ids": [[1], [2]], "label": [[1.0, 0.0], [wrong, 1.0]]})
+    with pytest.raises(DataError, match=r"^row 1, counted from 0, has the labels .*: expected a 0 or 1 for each$"):
+        Features.from_dataset(rows)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
