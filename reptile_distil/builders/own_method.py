@@ -26,7 +26,7 @@ class OwnMethod:
     Args:
         method: has `step(batch)`, which returns scalars by name, `loss` among them, the same names in every step. It
             may have `optimizers`, by name, beside the student's, whose learning rates are then scheduled and whose
-            states are saved; and `state_dict()` and `load_state_dict()` for what else must survive a resume.
+            states are saved; and `state_dict()` and `load_state_dict()`, both, for what else must survive a resume.
         name: names it in messages.
         moves_teacher: whether its teacher changes.
         models: teacher and student. After each step their weights count as changed, however it wrote them: through
@@ -65,9 +65,16 @@ class OwnMethod:
         return dict(named)
 
     def state(self) -> dict[str, StateOf]:
-        """What checkpoints keep of it."""
-        if not (hasattr(self.method, "state_dict") and hasattr(self.method, "load_state_dict")):
+        """What checkpoints keep of it. Raises `RunError` where it has only one of the two functions."""
+        names = ("state_dict", "load_state_dict")
+        has = [name for name in names if hasattr(self.method, name)]
+        if not has:
             return {}
+        for lacking in set(names) - set(has):
+            raise RunError(
+                f"method {self.name} has {has[0]}() but no {lacking}(): a resumed run would not go on with its state, "
+                "so give both or neither"
+            )
         state = StateOf(self.method, f"method {self.name}")
         state.state_dict()  # what cannot be saved is said before the first step
         return {"method": state}

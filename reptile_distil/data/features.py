@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptile_distil.data.rows import has_lone_surrogate
 from reptile_distil.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -238,11 +239,16 @@ def _narrow(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _labels(column: pa.ChunkedArray) -> NDArray[Any]:
-    """(N,) classes or scores, or (N, C) for lists of one number a label."""
+    """(N,) classes or scores, or (N, C) for lists of one number a label. Raises `DataError` for one outside 0 to 1."""
     import pyarrow as pa
 
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        return np.array(column.to_pylist(), dtype=np.float64)
+        flags = np.array(column.to_pylist(), dtype=np.float64)
+        if len(wrong := np.flatnonzero(~((flags >= 0) & (flags <= 1)).all(axis=1))):
+            raise DataError(
+                f"row {wrong[0]}, counted from 0, has the labels {flags[wrong[0]]}: expected a 0 or 1 for each"
+            )
+        return flags
     return _wide(column.to_numpy())
 
 
@@ -263,5 +269,8 @@ def text_rows(texts: Iterable[str] | Iterable[Sequence[str]], task: Task) -> lis
         parts: tuple[Any, ...] = tuple(row) if has_parts else (row,)
         if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
             raise DataError(f"task {task.name}: expected {wanted}, but number {number}, counted from 0, is {row!r:.80}")
+        if any(map(has_lone_surrogate, parts)):
+            place = f"task {task.name}: number {number}, counted from 0"
+            raise DataError(f"{place}, has half of a character (a lone surrogate): {row!r:.80}")
         rows.append(parts)
     return rows

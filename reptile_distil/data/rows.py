@@ -29,6 +29,8 @@ Record = tuple[int, tuple[str, ...], Any]
 """Line number from 1, the texts, the label as it stands in the file (a `Field`, or a list of one for each column)."""
 _NO_LABEL = ("", "-1", "-1.0", "null", "none", "nan")
 """What a file may hold where a row has no label, capitals aside."""
+_LARGEST_SCORE = 1e16
+"""Up to this size squared errors, and their sum over a batch, stay finite in float32."""
 _FLAGS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 
@@ -196,6 +198,11 @@ def _parse_label_set(task: Task, value: Any) -> list[float]:
     return [float(index in chosen) for index in range(task.num_labels)]
 
 
+def has_lone_surrogate(text: str) -> bool:
+    """Whether the text has half of a character, which JSON and Python can spell, but no file and no tokenizer holds."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def class_index(value: str, allowed: Mapping[str, int]) -> int:
     """Class index of a label; raises `ValueError` for an unknown one."""
     if value not in allowed:
@@ -205,7 +212,7 @@ def class_index(value: str, allowed: Mapping[str, int]) -> int:
 
 
 def score(value: str, score_range: tuple[float, float] | None) -> float:
-    """A regression label; raises `ValueError` when it is no finite number or lies outside `score_range`."""
+    """A regression label; raises `ValueError` when it is no finite number, too large, or outside `score_range`."""
     low, high = score_range or (-math.inf, math.inf)
     try:
         # float() takes 1_0 and digits of any script too: more likely slips than scores.
@@ -216,6 +223,8 @@ def score(value: str, score_range: tuple[float, float] | None) -> float:
         raise ValueError(f"score {value!r} is not a finite number")
     if not low <= number <= high:
         raise ValueError(f"score {value!r} is not in [{low:g}, {high:g}]")
+    if abs(number) > _LARGEST_SCORE:
+        raise ValueError(f"score {value!r} is too large for squared errors in float32: give the scores in another unit")
     return number
 
 

@@ -178,7 +178,7 @@ class Experiment:
         if "label" in batches.features.column_names:
             labels = [name_label(label, self.task) for label in batches.features["label"]]
             scores = score_logits(logits, batches, self.task.metrics)
-        return SplitPredictions(name_predictions(logits, self.task), labels, scores)
+        return SplitPredictions(name_predictions(logits, self.task), labels, scores, self.task.label_separator)
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
         """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order.

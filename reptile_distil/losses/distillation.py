@@ -242,18 +242,20 @@ def task_loss(
     Under `class_weights` w (C,) it is sum_i w[y_i] * CE_i / B, and for a multi-label task the terms of positive labels
     are multiplied by w. It is divided by the number of rows, not by the sum of their weights as PyTorch does, so that
     the losses of a batch's parts add up to the batch's. Raises `ValueError` for another number of weights than classes,
-    and where there are none.
+    and where there are none; for labels of another shape, also (B, 1), which may mean either; and for targets of a
+    multi-label task outside 0 to 1, where they lie on the CPU: a GPU would have to be waited for.
 
     Under `row_weights` v (B,) it is sum_i v_i * loss_i / B. The labels of rows with v = 0 are not read, whatever they
     are. With B / |l| for the |l| rows of a batch that have labels and 0 for the others it is the mean over the former,
     and the losses of a batch's parts still add up to it.
     """
+    _check_shape(labels, logits)
     logits = _in_float(logits)
     weights = None if class_weights is None else _of_classes(class_weights.to(logits), logits)
     if row_weights is not None:
         return _weighted_task_loss(logits, labels, weights, row_weights)
     if labels.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
+        return F.binary_cross_entropy_with_logits(logits, _flags(labels).to(logits.dtype), pos_weight=weights)
     if weights is not None:
         return (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
     if logits.shape[1] == 1:
@@ -267,7 +269,7 @@ def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | 
     known = torch.where(has_label if labels.ndim == 1 else has_label[:, None], labels, torch.zeros_like(labels))
     if labels.ndim == 2:
         each = F.binary_cross_entropy_with_logits(
-            logits, known.to(logits.dtype), pos_weight=class_weights, reduction="none"
+            logits, _flags(known).to(logits.dtype), pos_weight=class_weights, reduction="none"
         )
         losses = each.mean(dim=1)
     elif logits.shape[1] == 1:
@@ -276,6 +278,22 @@ def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | 
         losses = F.cross_entropy(logits, known, reduction="none")
         losses = losses if class_weights is None else class_weights[known] * losses
     return (row_weights.to(losses.dtype) * losses).mean()
+
+
+def _check_shape(labels: Tensor, logits: Tensor) -> None:
+    num_rows, num_classes = logits.shape
+    if labels.shape == (num_rows,) or (labels.shape == logits.shape and num_classes > 1):
+        return
+    found = f"labels have shape {tuple(labels.shape)}"
+    if num_classes == 1:
+        raise ValueError(f"{found} for one logit, which is regression: give ({num_rows},), as by labels.squeeze(1)")
+    raise ValueError(f"{found}: expected ({num_rows},), or of a multi-label task ({num_rows}, {num_classes})")
+
+
+def _flags(labels: Tensor) -> Tensor:
+    if labels.device.type == "cpu" and not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError("labels (B, C) hold a number outside 0 to 1: a multi-label task has a 0 or 1 for each label")
+    return labels
 
 
 def _of_classes(class_weights: Tensor, logits: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class JointStep:
             dropout masks.
 
     Raises:
-        ValueError: an unknown order, an optimizer that does not hold the right parameters, or weights in half
-            precision.
+        ValueError: an unknown order, a model that is frozen, an optimizer that does not hold the right parameters, or
+            weights in half precision.
     """
 
     teacher: Teacher

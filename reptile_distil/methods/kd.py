@@ -7,7 +7,7 @@ from torch import nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.losses.distillation import DistillationLoss, LossTerms, task_loss_of
-from reptile_distil.methods.step import GradientStep, Logs, accumulate_gradient, check_trainable
+from reptile_distil.methods.step import GradientStep, Logs, accumulate_gradient, check_not_negative, check_trainable
 from reptile_distil.models.classifier import Outputs, wrap_pair
 from reptile_distil.runtime.processes import ALONE, Processes, whole
 
@@ -37,6 +37,7 @@ class KnowledgeDistiller:
         micro_batch_size: int | None = None,
         processes: Processes = ALONE,
     ) -> None:
+        check_not_negative(extra_rows=extra_rows)
         self.teacher, self.student = wrap_pair(teacher, student)
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss

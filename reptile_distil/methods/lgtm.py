@@ -37,6 +37,7 @@ from reptile_distil.methods.step import (
     GradientStep,
     Logs,
     accumulate_gradient,
+    check_not_negative,
     check_trainable,
     divide_by_magnitude,
     split_batch,
@@ -71,8 +72,8 @@ class InfluenceDistiller:
             then serve (3).
 
     Raises:
-        ValueError: an option out of range, a loss that does not depend on the teacher, an optimizer that does not hold
-            the right parameters, or weights in half precision.
+        ValueError: an option out of range, a loss that does not depend on the teacher, a model that is frozen, an
+            optimizer that does not hold the right parameters, or weights in half precision.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class InfluenceDistiller:
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
         if every < 1 or not radius > 0:
             raise ValueError(f"every = {every}, radius = {radius}: expected at least 1, and a number above 0")
+        check_not_negative(influence=influence, assumed_lr=assumed_lr, assumed_eps=assumed_eps)
         if loss.alpha == 0 and not loss.needs:
             raise ValueError("alpha = 0 leaves the teacher out of the loss, so that its soft labels influence nothing")
         self.teacher, self.student = wrap_pair(teacher, student)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.losses.distillation import DistillationLoss, LossTerms, task_loss_of
-from reptile_distil.methods.step import GradientStep, Logs, check_trainable
+from reptile_distil.methods.step import GradientStep, Logs, check_not_negative, check_trainable
 from reptile_distil.models.classifier import wrap_pair
 
 
@@ -44,8 +44,8 @@ class MetaDistiller:
         max_grad_norm: the teacher's gradient in (2) and the student's in (3) are clipped to this norm.
 
     Raises:
-        ValueError: an unknown `assumed_optimizer`, a loss that does not depend on the teacher, an optimizer that does
-            not hold the right parameters, or weights in half precision.
+        ValueError: an unknown `assumed_optimizer`, a negative `assumed_lr`, a loss that does not depend on the teacher,
+            a model that is frozen, an optimizer that does not hold the right parameters, or weights in half precision.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class MetaDistiller:
     ) -> None:
         if assumed_optimizer not in ("sgd", "adamw"):
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
+        check_not_negative(assumed_lr=assumed_lr, assumed_eps=assumed_eps)
         if loss.alpha == 0 and not loss.needs:
             raise ValueError("alpha = 0 leaves the teacher out of the loss, so that a quiz teaches it nothing")
         self.teacher, self.student = wrap_pair(teacher, student)

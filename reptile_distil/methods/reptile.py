@@ -44,6 +44,7 @@ from reptile_distil.methods.step import (
     Logs,
     add_decay,
     check_choice,
+    check_not_negative,
     check_trainable,
     difference_of,
     difference_on_common_rows,
@@ -365,6 +366,7 @@ class ReptileDistiller:
         check_choice("order", self.order, ("teacher_first", "student_first"))
         check_choice("inner_optimizer", self.inner_optimizer, ("adamw", "sgd", "persistent_adamw"))
         check_choice("inner_adamw", self.inner_adamw, tuple(ADAMW))
+        check_not_negative(inner_lr=self.inner_lr, inner_eps=self.inner_eps, inner_weight_decay=self.inner_weight_decay)
         if self.inner_weight_decay and self.inner_optimizer == "sgd":
             raise ValueError("inner_weight_decay belongs to inner_optimizer adamw or persistent_adamw, but it is sgd")
         if self.order == "student_first":
@@ -378,6 +380,9 @@ class ReptileDistiller:
         if self.update == "adamw" and isinstance(self.teacher_optimizer, torch.optim.SGD):
             raise ValueError("update='adamw': pass teacher_optimizer=torch.optim.AdamW(teacher.parameters(), lr=mu)")
         for group in self.teacher_optimizer.param_groups if self.update == "interpolate" else ():
-            if "betas" in group or group.get("momentum") or group.get("weight_decay"):
-                optimizer = "torch.optim.SGD(teacher.parameters(), lr=mu), without momentum or weight decay"
+            is_sgd = isinstance(self.teacher_optimizer, torch.optim.SGD)
+            if not is_sgd or group["momentum"] or group["weight_decay"] or group["lr"] > 1:
+                optimizer = (
+                    "torch.optim.SGD(teacher.parameters(), lr=mu), mu at most 1, without momentum or weight decay"
+                )
                 raise ValueError(f"update='interpolate' takes plain steps: pass teacher_optimizer={optimizer}")

@@ -5,6 +5,7 @@ Also the optimizer that takes it: AdamW with the usual decay groups, as PyTorch 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,10 +89,12 @@ class GradientStep:
 
     Args:
         optimizer: takes the step.
-        max_grad_norm: the gradient is clipped to this norm.
-        micro_batch_size: rows per forward pass; None takes the whole batch at once.
+        max_grad_norm: the gradient is clipped to this norm, above 0; infinite: it is not clipped.
+        micro_batch_size: rows per forward pass, at least 1; None takes the whole batch at once.
         processes: those that share each batch.
         of_the_loss: weights of the loss's own, which the optimizer holds too. Their gradient is clipped by itself.
+
+    Raises `ValueError` for a norm or a size out of range, and as `check_trainable`.
     """
 
     optimizer: torch.optim.Optimizer
@@ -101,6 +104,10 @@ class GradientStep:
     of_the_loss: tuple[nn.Parameter, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm = {self.max_grad_norm}: expected a number above 0, or math.inf for none")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size = {self.micro_batch_size}: expected at least 1, or None for all rows")
         check_trainable(self.optimizer, self.of_the_loss, "student", "loss")
 
     def take(
@@ -278,6 +285,13 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} = {value!r}: expected one of {', '.join(allowed)}")
 
 
+def check_not_negative(**options: float) -> None:
+    """Raises `ValueError` for one that is no number from 0 on: below 0 a rate or a weight reverses what it is of."""
+    for name, value in options.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} = {value}: expected a number from 0 on")
+
+
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
     """The AdamW is as new: its moments and counts of steps are 0, in the same memory."""
     counted_by_group = isinstance(optimizer, Transformers4AdamW)
@@ -296,9 +310,15 @@ def forget_moments(optimizer: torch.optim.Optimizer) -> None:
 def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], owner: str, of: str = "") -> None:
     """Raises `ValueError` where the optimizer of `owner`, teacher or student, would not move these, its own or `of`'s.
 
-    It must hold all of them, and they must be float32 or float64: in half precision a step of 5e-5 is rounded away, and
-    in float16 AdamW's epsilon is 0.
+    It must hold all of them, of `owner` at least one, and go down their gradients. They must be float32 or float64: in
+    half precision a step of 5e-5 is rounded away, and in float16 AdamW's epsilon is 0.
     """
+    if not parameters and not of:
+        raise ValueError(
+            f"all weights of the {owner} are frozen, so that no step would change it: call {owner}.requires_grad_(True)"
+        )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__}(maximize=True) goes up the loss: leave maximize out")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = sum(id(parameter) not in held for parameter in parameters)
     if missing:

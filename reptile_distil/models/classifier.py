@@ -74,7 +74,8 @@ class Classifier(nn.Module):
         packed: compute on the batch's real tokens alone (see `packing`); the logits are the same up to rounding.
 
     Raises:
-        ModelError: the model cannot be packed.
+        ModelError: the model's forward pass does not take `input_ids` by name, as that of a wrapper around a model, or
+            the model cannot be packed.
     """
 
     columns = ""
@@ -82,6 +83,12 @@ class Classifier(nn.Module):
 
     def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
+        named = inspect.signature(model.forward).parameters
+        if "input_ids" not in named:
+            raise ModelError(
+                f"{type(model).__name__}.forward() names no input_ids: give the model itself, not a wrapper of "
+                "torch.compile or nn.DataParallel around it (model.compile() compiles it in place)"
+            )
         if packed:
             from reptile_distil.models.packing import use_packing  # it takes transformers' models, two seconds
 
@@ -89,7 +96,7 @@ class Classifier(nn.Module):
         self.model = model
         self.autocast_dtype = autocast_dtype
         self.packed = packed
-        self._inputs = set(inspect.signature(model.forward).parameters) - {"labels"}
+        self._inputs = set(named) - {"labels"}
         self._takes_a_bias = takes_a_bias(model)
         self._half = HalfPrecisionWeights(model, autocast_dtype) if autocast_dtype is not None else None
 

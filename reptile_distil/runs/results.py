@@ -129,9 +129,9 @@ PREDICTION_FILES = (".tsv", ".csv", ".jsonl")
 """Ends of names of the files that predictions are written to."""
 
 
-def _joined(label: object) -> object:
-    """A label as one text or number: several with commas between them."""
-    return ",".join(label) if isinstance(label, tuple) else label
+def _joined(label: object, separator: str) -> object:
+    """A label as one text or number: several with the separator between them."""
+    return separator.join(label) if isinstance(label, tuple) else label
 
 
 class Prediction(NamedTuple):
@@ -150,6 +150,8 @@ class SplitPredictions(NamedTuple):
     predictions: list[Prediction]
     labels: list[Any] | None
     scores: Scores | None
+    separator: str = ","
+    """What stands between the labels of a row that are one text in a TSV or CSV: the task's `label_separator`."""
 
     def to_text(self, kind: str) -> str:
         """The content of a file of this kind, one of `PREDICTION_FILES`."""
@@ -160,7 +162,7 @@ class SplitPredictions(NamedTuple):
         rows: list[tuple[Any, ...]] = [("index", "prediction", "probability", "label")]
         for index, prediction in enumerate(self.predictions):
             probability = prediction.probabilities.get(str(prediction.label), "")
-            rows.append((index, _joined(prediction.label), probability, self._label_text(index)))
+            rows.append((index, _joined(prediction.label, self.separator), probability, self._label_text(index)))
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
     def to_csv(self) -> str:
@@ -170,7 +172,7 @@ class SplitPredictions(NamedTuple):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["index", "prediction", "label", *(f"probability_{name}" for name in names)])
         for index, (label, probabilities) in enumerate(self.predictions):
-            writer.writerow([index, _joined(label), self._label_text(index), *probabilities.values()])
+            writer.writerow([index, _joined(label, self.separator), self._label_text(index), *probabilities.values()])
         return text.getvalue()
 
     def to_jsonl(self) -> str:
@@ -190,14 +192,14 @@ class SplitPredictions(NamedTuple):
         )
 
     def _label_text(self, index: int) -> object:
-        return "" if self.labels is None else _joined(self.labels[index])
+        return "" if self.labels is None else _joined(self.labels[index], self.separator)
 
     def __repr__(self) -> str:
         scores = "no labels" if self.scores is None else list_scores(self.scores)
         return f"SplitPredictions({len(self.predictions):,} rows: {scores})"
 
     def _repr_html_(self) -> str:
-        return split_predictions_html(*self)
+        return split_predictions_html(self.predictions, self.labels, self.scores)
 
 
 def name_predictions(logits: NDArray[np.float32], task: Task) -> list[Prediction]:

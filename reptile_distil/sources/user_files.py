@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from reptile_distil.data.rows import (
     Field,
     Rows,
+    has_lone_surrogate,
     label_columns,
     parse_own_labels,
     read_lines,
@@ -293,7 +294,6 @@ def _json_text(place: str, row: dict[str, Any], key: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{place}: {json.dumps(value)[:40]} for {key!r}, expected a text or a number")
     text = str(value)
-    # JSON can spell half of a character, which no file can hold.
-    if any("\ud800" <= char <= "\udfff" for char in text):
+    if has_lone_surrogate(text):
         raise DataError(f"{place}: {text[:40]!r} for {key!r} has half of a character (a lone surrogate)")
     return text

@@ -228,6 +228,13 @@ def test_optimizers_that_are_none_are_refused(optimizers, message):
         own.optimizers()
 
 
+@pytest.mark.parametrize(("has", "lacks"), [("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")])
+def test_half_of_a_state_is_refused(has, lacks):
+    own = OwnMethod(SimpleNamespace(**{has: dict}), "half:HalfState", moves_teacher=False)
+    with pytest.raises(RunError, match=rf"^method half:HalfState has {has}\(\) but no {lacks}\(\): "):
+        own.state()
+
+
 def test_what_is_refused_is_refused_before_the_teacher_is_trained(own, tiny, tmp_path):
     for overrides in (
         ["method=my_pkg.methods:Nobody"],

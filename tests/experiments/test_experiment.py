@@ -124,6 +124,13 @@ def test_regression_predicts_numbers(tiny):
     assert prediction.probabilities == {}
 
 
+@pytest.mark.parametrize(("task", "row"), [("toy-pair", ("good", "bad \ud83d")), ("toy-sentence", "\ud83d")])
+def test_a_text_with_half_of_a_character_is_refused_with_its_place(tiny, task, row):
+    whole = ("good", "bad \U0001f600") if task == "toy-pair" else "\U0001f600"
+    with pytest.raises(DataError, match=rf"^task {task}: number 1, counted from 0, has half of a character .*\\ud83d"):
+        tiny(f"task={task}").predict([whole, row])
+
+
 @pytest.mark.parametrize(("task", "texts"), [("toy-pair", ["alone"]), ("toy-sentence", [("one", "two")])])
 def test_texts_of_the_wrong_kind_are_refused(tiny, task, texts):
     with pytest.raises(DataError, match=r"expected (pairs of texts|single texts)"):

@@ -1,5 +1,7 @@
 """A task of one's own through a whole run: sets of labels, class weights, held-out rows instead of a dev file."""
 
+import csv
+import io
 import json
 
 import numpy as np
@@ -39,14 +41,14 @@ def data(tmp_path_factory):
     return folder
 
 
-def task_of(kind, files=("train", "dev", "test")):
+def task_of(kind, files=("train", "dev", "test"), **changes):
     described = {
         "sets": {"label": "tags", "labels": [*LABELS], "multi_label": True, "metrics": ["f1_macro", "subset_accuracy"]},
         "classes": {"label": "first", "labels": ["none", *LABELS], "metrics": ["f1_macro", "balanced_accuracy"]},
         "regression": {"label": "score", "metrics": ["pearson"]},
     }[kind]
     named = {split: f"{split}.jsonl" for split in files}
-    return "task=" + json.dumps({"name": "mine", "text": ["text"], "files": named, **described})
+    return "task=" + json.dumps({"name": "mine", "text": ["text"], "files": named, **described, **changes})
 
 
 @pytest.fixture
@@ -116,6 +118,17 @@ def test_a_split_without_labels_is_predicted_and_has_no_scores(own, kind):
     experiment.fit()
     predicted = experiment.predict_split("test")
     assert (len(predicted.predictions), predicted.labels, predicted.scores) == (7, None, None)
+
+
+def test_predictions_of_sets_are_joined_by_the_separator_that_the_task_reads_them_with(own):
+    experiment = own("sets", "method=finetune", label_separator=" | ")
+    experiment.fit()
+    predicted = experiment.predict_split("dev")
+    joined = [" | ".join(prediction.label) for prediction in predicted.predictions]
+    for kind in (".csv", ".tsv"):
+        rows = list(csv.DictReader(io.StringIO(predicted.to_text(kind)), delimiter="," if kind == ".csv" else "\t"))
+        assert [row["prediction"] for row in rows] == joined
+        assert [row["label"] for row in rows[:3]] == ["good | film", "", "film"]
 
 
 @pytest.mark.parametrize("kind", ["sets", "classes", "regression"])

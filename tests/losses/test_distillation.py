@@ -239,12 +239,28 @@ def test_squared_differences_of_probabilities_are_those_of_each_label():
     assert terms.distillation.item() == pytest.approx(mean_over_labels(difference), rel=1e-12)
 
 
-def test_one_label_in_sets_is_no_regression():
-    one = DistillationLoss(temperature=2.0)(SET_LOGITS[:, :1], SET_TARGETS[:, :1], SETS[:, :1])
-    assert one.task.item() == pytest.approx(
-        statistics.fmean([-log(probability(2.0)), -log(probability(0.0))]), rel=1e-12
-    )
-    assert one.distillation.item() > 0
+@pytest.mark.parametrize("weights", [None, torch.ones(2)])
+def test_a_column_of_labels_for_one_logit_is_refused_as_it_may_be_scores_or_a_set(weights):
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 1\) for one logit, which is regression: give \(2,\)"):
+        DistillationLoss()(SET_LOGITS[:, :1], SET_TARGETS[:, :1], 5 * SETS[:, :1])
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 1\) for one logit"):
+        task_loss(SET_LOGITS[:, :1], 5 * SETS[:, :1], None, weights)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1), (2, 2), (3, 3), (2, 3, 1)])
+def test_labels_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^labels have shape .*: expected \(2,\), or of a multi-label task \(2, 3\)$"):
+        task_loss(SET_LOGITS, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("wrong", [2.0, -1.0, math.nan])
+def test_a_set_of_labels_that_holds_another_number_is_refused_where_it_is_read(wrong):
+    labels = SETS.clone()
+    labels[1, 0] = wrong
+    for weights in (None, torch.ones(2)):
+        with pytest.raises(ValueError, match=r"labels \(B, C\) hold a number outside 0 to 1"):
+            task_loss(SET_LOGITS, labels, None, weights)
+    assert task_loss(SET_LOGITS, labels, None, torch.tensor([2.0, 0.0])).isfinite()  # a row without a label
 
 
 # Class weights

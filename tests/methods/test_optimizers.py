@@ -143,3 +143,63 @@ def test_a_batch_without_labels_is_refused_by_name(method):
     options = {"quiz_batch": batch()} if method in ("metadistil", "lgtm") else {}
     with pytest.raises(ValueError, match="the batch has no labels, only input_ids, attention_mask"):
         distiller.step(unlabelled, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_grad_norm": -1.0}, "max_grad_norm = -1.0: expected a number above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm = 0.0: expected a number above 0"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm = nan: expected a number above 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size = 0: expected at least 1"),
+        ({"micro_batch_size": -2}, "micro_batch_size = -2: expected at least 1"),
+    ],
+)
+def test_a_clip_or_a_micro_batch_that_would_reverse_or_undo_training_is_refused(method, options, message):
+    if method == "metadistil" and "micro_batch_size" in options:
+        pytest.skip("it takes a batch whole")
+    teacher, student = bert(4), bert(2)
+    optimizer = torch.optim.AdamW(student.parameters())
+    with pytest.raises(ValueError, match=f"^{message}"):
+        METHODS[method](teacher, student, student_optimizer=optimizer, **options)
+    METHODS[method](teacher, student, student_optimizer=optimizer, max_grad_norm=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("kd", "extra_rows"),
+        ("reptile", "inner_lr"),
+        ("reptile", "inner_eps"),
+        ("reptile", "inner_weight_decay"),
+        ("metadistil", "assumed_lr"),
+        ("lgtm", "assumed_lr"),
+        ("lgtm", "influence"),
+    ],
+)
+def test_a_rate_or_weight_below_0_is_refused(method, option):
+    teacher, student = bert(4), bert(2)
+    with pytest.raises(ValueError, match=f"^{option} = -0.5: expected a number from 0 on"):
+        METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()), **{option: -0.5})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_optimizer_that_goes_up_the_loss_is_refused(method):
+    teacher, student = bert(4), bert(2)
+    with pytest.raises(ValueError, match=r"^AdamW\(maximize=True\) goes up the loss"):
+        METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters(), maximize=True))
+
+
+@pytest.mark.parametrize("method", ["prokt", "cotrain", "lgtm", "metadistil"])
+def test_a_teacher_that_is_to_learn_but_is_frozen_is_refused(method):
+    teacher, student = bert(4).requires_grad_(False), bert(2)
+    with pytest.raises(ValueError, match=r"^all weights of the teacher are frozen.*teacher\.requires_grad_\(True\)$"):
+        METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_that_is_frozen_is_refused(method):
+    teacher, student = bert(4), bert(2).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^all weights of the student are frozen.*student\.requires_grad_\(True\)$"):
+        METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))

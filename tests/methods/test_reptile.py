@@ -506,15 +506,41 @@ def test_an_optimizer_over_another_model_is_refused(pair):
         )
 
 
-def test_interpolate_with_adamw_as_teacher_optimizer_is_refused(pair):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("AdamW", {}),
+        ("RMSprop", {}),
+        ("Rprop", {}),
+        ("Adagrad", {}),
+        ("SGD", {"momentum": 0.9}),
+        ("SGD", {"momentum": 0.9, "nesterov": True}),
+        ("SGD", {"weight_decay": 0.1}),
+        ("SGD", {"lr": 1.5}),
+    ],
+)
+def test_interpolate_with_another_teacher_optimizer_than_plain_sgd_is_refused(pair, kind, options):
     teacher, student = pair
-    with pytest.raises(ValueError, match=r"torch.optim.SGD\(teacher.parameters\(\), lr=mu\)"):
+    with pytest.raises(ValueError, match=r"torch.optim.SGD\(teacher.parameters\(\), lr=mu\), mu at most 1"):
         ReptileDistiller(
             teacher,
             student,
             loss=DistillationLoss(),
             student_optimizer=torch.optim.AdamW(student.parameters()),
-            teacher_optimizer=torch.optim.AdamW(teacher.parameters()),
+            teacher_optimizer=getattr(torch.optim, kind)(teacher.parameters(), **{"lr": 1e-3, **options}),
+            update="interpolate",
+        )
+
+
+def test_interpolate_away_from_the_student_is_refused(pair):
+    teacher, student = pair
+    with pytest.raises(ValueError, match=r"^SGD\(maximize=True\) goes up"):
+        ReptileDistiller(
+            teacher,
+            student,
+            loss=DistillationLoss(),
+            student_optimizer=torch.optim.AdamW(student.parameters()),
+            teacher_optimizer=torch.optim.SGD(teacher.parameters(), lr=1e-3, maximize=True),
             update="interpolate",
         )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from reptile_distil.errors import ModelError
 from reptile_distil.models.classifier import Classifier, Student, Teacher, count_parameters
 from tests.helpers.models import batch, bert, classifier
 from tests.helpers.saved_models import WITH_MPNET
@@ -97,6 +98,17 @@ def test_a_model_is_never_called_with_an_input_it_has_no_name_for():
 
     inputs = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3), "token_type_ids": torch.ones(2, 3)}
     assert Classifier(Strict())({**inputs, "labels": torch.zeros(2)}).shape == (2, 3)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+@pytest.mark.parametrize("wrapper", [Teacher, Student])
+def test_a_wrapper_that_hides_what_its_model_takes_is_refused_and_the_remedy_works(wrapper, wrap):
+    model = bert(1)
+    with pytest.raises(ModelError, match=r"names no input_ids: give the model itself, .*\(model\.compile\(\) "):
+        wrapper.wrap(wrap(model))
+    model.compile()
+    assert "input_ids" in wrapper.wrap(model)._inputs
 
 
 def test_labels_are_left_out_too_so_that_the_model_computes_no_loss_of_its_own():

@@ -310,6 +310,12 @@ def test_minus_one_is_a_number_where_other_rows_have_others(tmp_path):
     assert load(tmp_path, "a.csv", "test", label_names=(), metrics=("pearson",))["label"] == [-1.0, 2.5]
 
 
+def test_a_score_whose_squared_error_float32_cannot_hold_is_refused_with_its_line(tmp_path):
+    write_labels(tmp_path, "a.csv", ["1e15", "-1e300"])
+    with pytest.raises(DataError, match=r"a\.csv, line 3: score '-1e300' is too large .*: give the scores in another"):
+        load(tmp_path, "a.csv", label_names=(), metrics=("pearson",))
+
+
 @pytest.mark.parametrize("file", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.csv.gz"])
 def test_a_test_file_may_lack_the_label_column(tmp_path, file):
     data = table()[["text"]]
@@ -393,6 +399,13 @@ def test_sets_of_labels_are_a_table_of_features():
     features = Features.from_dataset(rows)
     assert features.has_label_sets
     assert features.select([1]).labels.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("wrong", [2.0, -1.0, float("nan")])
+def test_a_set_of_labels_that_holds_another_number_is_refused_with_its_row(wrong):
+    rows = datasets.Dataset.from_dict({"input_ids": [[1], [2]], "label": [[1.0, 0.0], [wrong, 1.0]]})
+    with pytest.raises(DataError, match=r"^row 1, counted from 0, has the labels .*: expected a 0 or 1 for each$"):
+        Features.from_dataset(rows)
 
 
 @pytest.mark.parametrize(
