@@ -172,6 +172,18 @@ class DistillationLoss(nn.Module):
         """Whether `compare` reads hidden states, so that both models have to give them."""
         return any("hidden_states" in term.needs for term in self.hidden_terms)
 
+    def leaves_teacher_out(self, *, is_regression: bool) -> str | None:
+        """Which setting leaves the teacher without any part in the loss; None where none does.
+
+        None also where a subclass has a `compare` of its own, and does not say alpha = 0 and no needs.
+        """
+        if self.needs:
+            return None
+        if self.alpha == 0:
+            return "alpha = 0"
+        has_no_term = is_regression and self.regression == "none" and type(self).compare is DistillationLoss.compare
+        return "regression = 'none'" if has_no_term else None
+
     def compare(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> LossTerms:
         """The whole loss of a batch, from what both models say of it.
 

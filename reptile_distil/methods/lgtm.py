@@ -37,6 +37,7 @@ from reptile_distil.methods.step import (
     GradientStep,
     Logs,
     accumulate_gradient,
+    check_teaches,
     check_trainable,
     divide_by_magnitude,
     split_batch,
@@ -97,9 +98,8 @@ class InfluenceDistiller:
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
         if every < 1 or not radius > 0:
             raise ValueError(f"every = {every}, radius = {radius}: expected at least 1, and a number above 0")
-        if loss.alpha == 0 and not loss.needs:
-            raise ValueError("alpha = 0 leaves the teacher out of the loss, so that its soft labels influence nothing")
         self.teacher, self.student = wrap_pair(teacher, student)
+        check_teaches(loss, self.teacher, so_that="its soft labels influence nothing")
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.losses.distillation import LossTerms, labels_of
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of
+from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.layer_map import ParameterPair
 from reptile_distil.runtime.processes import ALONE, Processes, cut_like, is_sharded, local_part, whole
 
@@ -312,6 +313,15 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
                 f"{of or owner} weights are {parameter.dtype}, too coarse to be trained: load the model with "
                 "from_pretrained(..., dtype=torch.float32)"
             )
+
+
+def check_teaches(loss: DistillationLoss, teacher: Classifier, *, so_that: str) -> None:
+    """Raises `ValueError` for a loss that does not depend on the teacher, with what follows from that."""
+    config = getattr(teacher.model, "config", None)
+    is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
+    is_regression = getattr(config, "num_labels", None) == 1 and not is_multi_label
+    if setting := loss.leaves_teacher_out(is_regression=is_regression):
+        raise ValueError(f"{setting} leaves the teacher out of the loss, so that {so_that}")
 
 
 @torch.no_grad()
