@@ -211,7 +211,7 @@ class DistillationLoss(nn.Module):
                 f"teacher logits {tuple(teacher_logits.shape)}: expected the same rows and classes"
             )
         task = task_loss(student_logits, labels, self.class_weights, row_weights)
-        logits = _in_float(student_logits), _in_float(teacher_logits)
+        logits = in_float(student_logits), in_float(teacher_logits)
         if labels.ndim == 2:
             logits = _as_two_classes(logits[0]), _as_two_classes(logits[1])
         distillation = self._distillation(*logits)
@@ -260,7 +260,7 @@ def task_loss(
     are. With B / |l| for the |l| rows of a batch that have labels and 0 for the others it is the mean over the former,
     and the losses of a batch's parts still add up to it.
     """
-    logits = _in_float(logits)
+    logits = in_float(logits)
     weights = None if class_weights is None else _of_classes(class_weights.to(logits), logits)
     if row_weights is not None:
         return _weighted_task_loss(logits, labels, weights, row_weights)
@@ -340,6 +340,6 @@ def _as_two_classes(logits: Tensor) -> Tensor:
     return torch.stack((flat, torch.zeros_like(flat)), dim=1)
 
 
-def _in_float(logits: Tensor) -> Tensor:
-    """At least float32: half precision loses small probabilities, and autocast may have produced it."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def in_float(tensor: Tensor) -> Tensor:
+    """In float32 at least: half precision loses small probabilities, and autocast may have produced it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
