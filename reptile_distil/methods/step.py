@@ -332,6 +332,19 @@ def difference_of(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tens
     return list(torch._foreach_sub(list(ones), list(others)))
 
 
+def teacher_moves_now(teacher_optimizer: torch.optim.Optimizer, every: int) -> bool:
+    """Counts a step of the student; whether the teacher moves in it: in the first, and every `every`-th after it.
+
+    With `every` > 1 the first of the optimizer's groups must have its `num_student_steps`, 0 at the start.
+    """
+    if every == 1:
+        return True
+    # Counted where the optimizer keeps its own state, so that a resumed run goes on counting.
+    group = teacher_optimizer.param_groups[0]
+    group["num_student_steps"] += 1
+    return bool((group["num_student_steps"] - 1) % every == 0)
+
+
 def divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:
     """Turns each g into g / (|g| + eps), the direction of an AdamW's first step."""
     magnitude = torch._foreach_abs(gradients)
