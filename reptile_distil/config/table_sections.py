@@ -37,7 +37,7 @@ class SlurmConfig(Section):
     minutes: int = Field(240, ge=1)
     """Time limit of a job. A cell that needs longer is queued again at the limit, and goes on from its checkpoint."""
     gpus_per_cell: int | None = Field(None, ge=0)
-    """GPUs of a job; null: none is asked for."""
+    """GPUs of a job; null: none is asked for, and processes of this machine see the same as the command."""
     cpus_per_cell: int | None = Field(None, ge=1)
     """CPU cores of a job; null: the cluster's default."""
     memory_gb: float | None = Field(None, gt=0)

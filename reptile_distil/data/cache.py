@@ -11,7 +11,6 @@ time of one from these arrays, and 20 times through the tokenizer's own `pad`; b
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -31,6 +30,7 @@ from reptile_distil.data.batches import draw_row_ids, draw_rows, tokenize
 from reptile_distil.data.features import TOKEN_COLUMNS, Features
 from reptile_distil.data.tasks import Task
 from reptile_distil.errors import DataError
+from reptile_distil.runtime.each_line_once import log_once
 from reptile_distil.runtime.files import hash_file, read_json
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def keep_arrays(cache: Path, key: str, arrays: Mapping[str, NDArray[Any]], what:
         (temporary / "entry.json").write_text(listed, encoding="utf-8")
         _put_in_place(temporary, entry, key)
     except OSError as error:
-        _warn_once(f"{cache}: {what} cannot be kept there ({error.strerror or error}): going on without")
+        line = f"{cache}: {what} cannot be kept there ({error.strerror or error}): going on without"
+        log_once(logger, line, logging.WARNING)
         return False
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -207,9 +208,3 @@ def _put_in_place(temporary: Path, entry: Path, key: str) -> None:
     except OSError:
         if _read_entry(entry, key) is None:
             raise
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """One line for all splits of a run."""
-    logger.warning("%s", message)

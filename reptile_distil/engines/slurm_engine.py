@@ -59,10 +59,18 @@ class SlurmEngine(RemoteEngine):
         cluster: slurm, or local.
         parameters: of submitit's executor for that cluster.
         max_running: how many jobs run at the same time; None: Slurm decides.
+        python: the command that starts Python for a job; None: this process's own.
     """
 
     def __init__(
-        self, logs: Path, *, cluster: str, parameters: Mapping[str, Any], retries: int, max_running: int | None = None
+        self,
+        logs: Path,
+        *,
+        cluster: str,
+        parameters: Mapping[str, Any],
+        retries: int,
+        max_running: int | None = None,
+        python: str | None = None,
     ) -> None:
         super().__init__(retries, max_running)
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported, here and in the jobs
@@ -76,7 +84,7 @@ class SlurmEngine(RemoteEngine):
         self._is_local = cluster == "local"
         executor = submitit.SlurmExecutor if cluster == "slurm" else submitit.LocalExecutor
         try:
-            self._executor: Any = executor(self._logs / "submitit", max_num_timeout=MAX_TIMEOUTS)
+            self._executor: Any = executor(self._logs / "submitit", max_num_timeout=MAX_TIMEOUTS, python=python)
             self._executor.update_parameters(**parameters)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"engine.slurm: {_on_one_line(error)}") from None

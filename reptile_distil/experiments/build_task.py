@@ -21,6 +21,7 @@ from reptile_distil.errors import ConfigError
 from reptile_distil.experiments.teachers import cache_folder
 from reptile_distil.metric_names import OF_NUMBERS
 from reptile_distil.models.tokenizer import Tokenizers
+from reptile_distil.plugin_names import is_plugin
 from reptile_distil.sources.splits import Source, open_split, open_transfer_file, own_label_names
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,26 @@ VALIDATION = "validation"
 def build_task(config: Config) -> Task:
     """The task that the configuration names, or describes.
 
-    Raises `ConfigError` where its transfer rows would teach nothing.
+    Raises `ConfigError` for a regression whose loss leaves a method, or its transfer rows, nothing to learn from.
     """
-    task, loss = _task_of(config), config.loss
-    has_term = not task.is_regression or loss.regression != "none" or loss.hidden_terms or loss.name
-    if config.data.transfer.is_on and config.method != "finetune" and not has_term:
-        raise ConfigError(
-            f"loss.regression = none leaves the regression {task.name} without a distillation term, so that transfer "
-            "rows teach nothing: set it to mse, or leave data.transfer out"
-        )
+    task = _task_of(config)
+    if task.is_regression:
+        _check_regression(config, task)
     return task
+
+
+def _check_regression(config: Config, task: Task) -> None:
+    loss = config.loss
+    if loss.regression != "none" or loss.hidden_terms or loss.name:
+        return
+    methods = {config.method, *config.compare_with} - {"finetune"}
+    without = f"loss.regression = none leaves the regression {task.name} without a distillation term, so that"
+    if config.data.transfer.is_on and methods:
+        raise ConfigError(f"{without} transfer rows teach nothing: set it to mse, or leave data.transfer out")
+    for name in sorted(methods & {"metadistil", "lgtm"}):
+        raise ConfigError(f"{without} {name} could teach its teacher nothing: set it to mse, or choose another method")
+    if loss.alpha == 1 and any(not is_plugin(name) for name in methods):
+        raise ConfigError(f"{without} loss.alpha = 1 leaves no loss at all: set it to mse, or loss.alpha below 1")
 
 
 def _task_of(config: Config) -> Task:

@@ -227,8 +227,9 @@ class Run:
         trackers = self.config.trackers if self.processes.is_main else ()
         sparing = explain_out_of_memory(f"{self._section}.micro_batch_size or data.max_length")
         with sparing, tracked(trackers, run, step=self.progress.step) as tracker_callbacks:
-            every = (*callbacks, *tracker_callbacks)
-            yield RunCallbacks(every, run, device=self.setup.device, processes=self.processes)
+            yield RunCallbacks(
+                callbacks, run, trackers=tracker_callbacks, device=self.setup.device, processes=self.processes
+            )
 
     def _train(self, interrupts: Interrupts, callbacks: RunCallbacks) -> Outcome:
         settings = LoopSettings(
@@ -249,6 +250,7 @@ class Run:
             checkpoints=self.recovery,
             interrupts=interrupts,
             callbacks=callbacks,
+            device=self.setup.device,
         )
         return loop.run()
 

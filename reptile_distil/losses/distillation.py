@@ -172,6 +172,18 @@ class DistillationLoss(nn.Module):
         """Whether `compare` reads hidden states, so that both models have to give them."""
         return any("hidden_states" in term.needs for term in self.hidden_terms)
 
+    def leaves_teacher_out(self, *, is_regression: bool) -> str | None:
+        """Which setting leaves the teacher without any part in the loss; None where none does.
+
+        None also where a subclass has a `compare` of its own, and does not say alpha = 0 and no needs.
+        """
+        if self.needs:
+            return None
+        if self.alpha == 0:
+            return "alpha = 0"
+        has_no_term = is_regression and self.regression == "none" and type(self).compare is DistillationLoss.compare
+        return "regression = 'none'" if has_no_term else None
+
     def compare(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> LossTerms:
         """The whole loss of a batch, from what both models say of it.
 
@@ -199,7 +211,7 @@ class DistillationLoss(nn.Module):
                 f"teacher logits {tuple(teacher_logits.shape)}: expected the same rows and classes"
             )
         task = task_loss(student_logits, labels, self.class_weights, row_weights)
-        logits = _in_float(student_logits), _in_float(teacher_logits)
+        logits = in_float(student_logits), in_float(teacher_logits)
         if labels.ndim == 2:
             logits = _as_two_classes(logits[0]), _as_two_classes(logits[1])
         distillation = self._distillation(*logits)
@@ -250,7 +262,7 @@ def task_loss(
     and the losses of a batch's parts still add up to it.
     """
     _check_shape(labels, logits)
-    logits = _in_float(logits)
+    logits = in_float(logits)
     weights = None if class_weights is None else _of_classes(class_weights.to(logits), logits)
     if row_weights is not None:
         return _weighted_task_loss(logits, labels, weights, row_weights)
@@ -346,6 +358,6 @@ def _as_two_classes(logits: Tensor) -> Tensor:
     return torch.stack((flat, torch.zeros_like(flat)), dim=1)
 
 
-def _in_float(logits: Tensor) -> Tensor:
-    """At least float32: half precision loses small probabilities, and autocast may have produced it."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def in_float(tensor: Tensor) -> Tensor:
+    """In float32 at least: half precision loses small probabilities, and autocast may have produced it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from reptile_distil.errors import ModelError
+from reptile_distil.losses.distillation import in_float
 from reptile_distil.models.classifier import OutputName, Outputs
 from reptile_distil.models.layer_map import LayerMap, resolve_layer_map
 
@@ -158,7 +159,7 @@ def _depth(model: Any) -> int:
 
 def _embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """Both embeddings' outputs, in float32 at least."""
-    return _in_float(student.hidden_states[0]), _in_float(teacher.hidden_states[0])
+    return in_float(student.hidden_states[0]), in_float(teacher.hidden_states[0])
 
 
 def _matched(student: Outputs, teacher: Outputs, layer_map: LayerMap, *, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -173,7 +174,7 @@ def _matched(student: Outputs, teacher: Outputs, layer_map: LayerMap, *, depth: 
             )
     for k, teacher_layers in enumerate(layer_map):
         for j in teacher_layers:
-            yield _in_float(student_states[k + 1]), _in_float(teacher_states[j + 1])
+            yield in_float(student_states[k + 1]), in_float(teacher_states[j + 1])
 
 
 def share_of_tokens(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -188,7 +189,3 @@ def _check_widths(student: int, teacher: int) -> None:
             f"loss.patient and loss.hidden compare states of equal width, but the student's is {student} and the "
             f"teacher's {teacher}: set both to 0, take models of equal width, or loss.hidden_projection: learned"
         )
-
-
-def _in_float(states: Tensor) -> Tensor:
-    return states.to(torch.promote_types(states.dtype, torch.float32))

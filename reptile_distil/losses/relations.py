@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reptile_distil.errors import ModelError
+from reptile_distil.losses.distillation import in_float
 from reptile_distil.losses.hidden_states import share_of_tokens
 from reptile_distil.models.classifier import OutputName, Outputs, Projections
 
@@ -76,10 +77,7 @@ def similarities(queries: Tensor, keys: Tensor, num_heads: int) -> Tensor:
     for width in (queries.shape[2], keys.shape[2]):
         if width % num_heads:
             raise ModelError(f"queries, keys or values of width {width} cannot be cut into {num_heads} equal heads")
-    q, k = (
-        states.to(torch.promote_types(states.dtype, torch.float32)).view(*states.shape[:2], num_heads, -1)
-        for states in (queries, keys)
-    )
+    q, k = (in_float(states).view(*states.shape[:2], num_heads, -1) for states in (queries, keys))
     scores: Tensor = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / q.shape[3] ** 0.5
     return scores
 

@@ -38,9 +38,11 @@ from reptile_distil.methods.step import (
     Logs,
     accumulate_gradient,
     check_not_negative,
+    check_teaches,
     check_trainable,
     divide_by_magnitude,
     split_batch,
+    teacher_moves_now,
 )
 from reptile_distil.models.classifier import Outputs, wrap_pair
 
@@ -99,9 +101,8 @@ class InfluenceDistiller:
         if every < 1 or not radius > 0:
             raise ValueError(f"every = {every}, radius = {radius}: expected at least 1, and a number above 0")
         check_not_negative(influence=influence, assumed_lr=assumed_lr, assumed_eps=assumed_eps)
-        if loss.alpha == 0 and not loss.needs:
-            raise ValueError("alpha = 0 leaves the teacher out of the loss, so that its soft labels influence nothing")
         self.teacher, self.student = wrap_pair(teacher, student)
+        check_teaches(loss, self.teacher, so_that="its soft labels influence nothing")
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss
@@ -133,7 +134,8 @@ class InfluenceDistiller:
                 "call step(batch, quiz_batch)"
             )
         self.student.train()
-        of_teacher = self._move_teacher(batch, quiz_batch) if self._teacher_moves_now() else None
+        moves = teacher_moves_now(self.teacher_optimizer, self.every)
+        of_teacher = self._move_teacher(batch, quiz_batch) if moves else None
         logs = self.distil(batch)
         return {**logs, **(of_teacher or dict.fromkeys(OF_THE_TEACHER, torch.zeros_like(logs["loss"])))}
 
@@ -255,14 +257,6 @@ class InfluenceDistiller:
     def _outputs_of_parts(self, batch: Batch) -> list[Outputs]:
         parts = split_batch(batch, self.gradient_step.micro_batch_size)
         return [self.student.outputs(part, needs=self.loss.needs) for part, _ in parts]
-
-    def _teacher_moves_now(self) -> bool:
-        if self.every == 1:
-            return True
-        # Counted where the optimizer keeps its own state, so that a resumed run goes on counting.
-        group = self.teacher_optimizer.param_groups[0]
-        group["num_student_steps"] += 1
-        return bool((group["num_student_steps"] - 1) % self.every == 0)
 
     @torch.no_grad()
     def _put(self, weights: Sequence[Tensor]) -> None:

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.losses.distillation import DistillationLoss, LossTerms, task_loss_of
-from reptile_distil.methods.step import GradientStep, Logs, check_not_negative, check_trainable
+from reptile_distil.methods.step import GradientStep, Logs, check_not_negative, check_teaches, check_trainable
 from reptile_distil.models.classifier import wrap_pair
 
 
@@ -64,9 +64,8 @@ class MetaDistiller:
         if assumed_optimizer not in ("sgd", "adamw"):
             raise ValueError(f"assumed_optimizer = {assumed_optimizer!r}: expected 'sgd' or 'adamw'")
         check_not_negative(assumed_lr=assumed_lr, assumed_eps=assumed_eps)
-        if loss.alpha == 0 and not loss.needs:
-            raise ValueError("alpha = 0 leaves the teacher out of the loss, so that a quiz teaches it nothing")
         self.teacher, self.student = wrap_pair(teacher, student)
+        check_teaches(loss, self.teacher, so_that="a quiz teaches it nothing")
         check_trainable(teacher_optimizer, self.teacher.trainable, "teacher")
         check_trainable(student_optimizer, self.student.trainable, "student")
         self.loss = loss

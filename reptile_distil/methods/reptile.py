@@ -51,6 +51,7 @@ from reptile_distil.methods.step import (
     divide_by_magnitude,
     fresh_eps,
     in_chunks,
+    teacher_moves_now,
 )
 from reptile_distil.models.classifier import Outputs, Student, wrap_pair
 from reptile_distil.models.layer_map import ParameterPair, match_models
@@ -199,7 +200,7 @@ class ReptileDistiller:
             return self._take_step(batch, inner_batches)
 
     def _take_step(self, batch: Batch, inner_batches: Sequence[Batch]) -> Logs:
-        if not self._teacher_moves_now():
+        if not teacher_moves_now(self.teacher_optimizer, self.ablation.every):
             return self._distil_alone(batch)
         student = self._student_forward(batch)
         if self.inner_learner is None:
@@ -215,7 +216,7 @@ class ReptileDistiller:
         """Equation 3, then equation 2 with the student's own step for the inner step: theta_s' is theta_s."""
         logs = self.distil(batch, self._ask_student)
         self.student.zero_grad(set_to_none=True)
-        if not self._teacher_moves_now():
+        if not teacher_moves_now(self.teacher_optimizer, self.ablation.every):
             return {**logs, "gap": whole(nn.utils.get_total_norm(self._take_difference()))}
         gap = self.update_teacher()
         regularization_logs = {} if self.regularization is None else self.regularization.after_update(batch)
@@ -264,14 +265,6 @@ class ReptileDistiller:
         gap = whole(nn.utils.get_total_norm(self._take_difference()))
         logs = self.distil(batch, self._ask_student)
         return {**logs, "inner_loss": logs["loss"], "gap": gap}
-
-    def _teacher_moves_now(self) -> bool:
-        if self.ablation.every == 1:
-            return True
-        # Counted where the optimizer keeps its own state, so that a resumed run goes on counting.
-        group = self.teacher_optimizer.param_groups[0]
-        group["num_student_steps"] += 1
-        return bool((group["num_student_steps"] - 1) % self.ablation.every == 0)
 
     def _student_forward(self, batch: Batch) -> Forward:
         """The student, or its outputs for this process's rows, computed once for equations 1 and 3."""

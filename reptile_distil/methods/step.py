@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.losses.distillation import LossTerms, labels_of
+from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of
+from reptile_distil.models.classifier import Classifier
 from reptile_distil.models.layer_map import ParameterPair
 from reptile_distil.runtime.processes import ALONE, Processes, cut_like, is_sharded, local_part, whole
 
@@ -334,12 +335,34 @@ def check_trainable(optimizer: torch.optim.Optimizer, parameters: Sequence[Tenso
             )
 
 
+def check_teaches(loss: DistillationLoss, teacher: Classifier, *, so_that: str) -> None:
+    """Raises `ValueError` for a loss that does not depend on the teacher, with what follows from that."""
+    config = getattr(teacher.model, "config", None)
+    is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
+    is_regression = getattr(config, "num_labels", None) == 1 and not is_multi_label
+    if setting := loss.leaves_teacher_out(is_regression=is_regression):
+        raise ValueError(f"{setting} leaves the teacher out of the loss, so that {so_that}")
+
+
 @torch.no_grad()
 def difference_of(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Each of `ones` minus its partner, sharded alike if at all; on a GPU by a few kernels for all of them."""
     if any(is_sharded(one) for one in ones):
         return [one - other for one, other in zip(ones, others, strict=True)]
     return list(torch._foreach_sub(list(ones), list(others)))
+
+
+def teacher_moves_now(teacher_optimizer: torch.optim.Optimizer, every: int) -> bool:
+    """Counts a step of the student; whether the teacher moves in it: in the first, and every `every`-th after it.
+
+    With `every` > 1 the first of the optimizer's groups must have its `num_student_steps`, 0 at the start.
+    """
+    if every == 1:
+        return True
+    # Counted where the optimizer keeps its own state, so that a resumed run goes on counting.
+    group = teacher_optimizer.param_groups[0]
+    group["num_student_steps"] += 1
+    return bool((group["num_student_steps"] - 1) % every == 0)
 
 
 def divide_by_magnitude(gradients: list[Tensor], eps: float) -> None:

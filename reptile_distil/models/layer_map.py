@@ -7,7 +7,6 @@ layers (embeddings, pooler, classifier) are matched one to one, by name.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from reptile_distil.errors import LayerMapError
 from reptile_distil.models.checks import embedding_table
+from reptile_distil.runtime.each_line_once import log_once
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,8 @@ def match_models(
 ) -> list[ParameterPair]:
     """Every matched pair of parameters under a map's name or an explicit list. Raises `LayerMapError`.
 
-    One line of the log counts the parameters of matched layers that have no partner, and one the rows of embeddings.
+    One line of the log counts the parameters of matched layers that have no partner, and one the rows of embeddings,
+    however often two models are matched: when a pair is checked, and when its method is made.
     """
     resolved = resolve_layer_map(
         layer_map,
@@ -168,16 +169,18 @@ def match_models(
     pairs = pair_parameters(teacher, student, resolved)
     if names := unmatched_parameters(teacher, student, pairs, resolved):
         number = len(names)
-        _log_once(
+        log_once(
+            logger,
             f"{number} weight{'s' * (number > 1)} without a partner in the other model, which equation 2 leaves as "
-            f"{'they are' if number > 1 else 'it is'}: {', '.join(names[:4])}{', ...' * (number > 4)}"
+            f"{'they are' if number > 1 else 'it is'}: {', '.join(names[:4])}{', ...' * (number > 4)}",
         )
     for pair in pairs:
         if not pair.has_same_shape:
             in_teacher, in_student = len(pair.teacher), len(pair.student)
-            _log_once(
+            log_once(
+                logger,
                 f"the teacher has {in_teacher} embeddings, the student {in_student}: the first "
-                f"{min(in_teacher, in_student)} are matched, the others stay as they are in equation 2"
+                f"{min(in_teacher, in_student)} are matched, the others stay as they are in equation 2",
             )
     return pairs
 
@@ -330,9 +333,3 @@ def _grows_with_depth(one: Tensor, model: Any, other: Tensor, other_model: Any) 
     if one.ndim != other.ndim or len(differing) != 1 or config.hidden_size != other_config.hidden_size:
         return False
     return bool(differing[0][0] * other_config.num_hidden_layers == differing[0][1] * config.num_hidden_layers)
-
-
-@functools.cache
-def _log_once(line: str) -> None:
-    """One line, however often two models are matched: when a pair is checked, and when its method is made."""
-    logger.info("%s", line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +10,7 @@ import transformers
 from reptile_distil.errors import ModelError, first_sentence
 from reptile_distil.models.loading import load_files
 from reptile_distil.models.toy import is_toy_model, toy_tokenizer
+from reptile_distil.runtime.each_line_once import log_once
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +48,12 @@ def load_tokenizer(name: str) -> Any:
         raise ModelError(f"{name}: has no vocabulary; put the tokenizer's files beside the model's")
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-        _say_once(f"{name}: its tokenizer has no padding token, so rows are padded with {tokenizer.pad_token!r}")
+        log_once(logger, f"{name}: its tokenizer has no padding token, so rows are padded with {tokenizer.pad_token!r}")
     try:
         tokenizer(["a", "Ünknown ☃"], ["b c", ""], padding=True, truncation=True, max_length=8)
     except Exception as error:
         raise ModelError(f"{name}: its tokenizer cannot be used: {first_sentence(error)}") from None
     return tokenizer
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    """One line, however often a tokenizer is loaded."""
-    logger.info("%s", line)
 
 
 def forget_last_call(tokenizer: Any) -> None:

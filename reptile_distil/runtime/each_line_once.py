@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -17,6 +18,12 @@ class _Once(logging.Filter):
         is_new = line not in self._said
         self._said.add(line)
         return is_new
+
+
+@functools.cache
+def log_once(logger: logging.Logger, line: str, level: int = logging.INFO) -> None:
+    """Logs the line, if this process has not logged it here before."""
+    logger.log(level, "%s", line)
 
 
 @contextlib.contextmanager

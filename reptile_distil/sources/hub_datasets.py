@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from reptile_distil.data.tasks import HubDataset
 from reptile_distil.errors import DataError, first_sentence
+from reptile_distil.runtime.each_line_once import log_once
 from reptile_distil.runtime.hub import hub_is_reachable, require_hub
 from reptile_distil.runtime.snapshots import cached_commit, download_snapshot, whole_snapshot
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    """One line for all splits of a data set."""
-    logger.info("%s", line)
 
 
 def open_hub_dataset(hub: HubDataset, split: str) -> datasets.Dataset:
@@ -51,7 +46,7 @@ def _load(name: str, config: str | None, revision: str | None) -> datasets.Datas
         remedy = "call the same command once with a network, or give files of your own: task.files"
         require_hub(f"{named}, revision {revision or 'main'},", remedy)
         commit = download_snapshot(name, "dataset", ["README.md", ".gitattributes"], DataError, revision).name
-    say_once(f"{named}: read from {folder or f'revision {commit} on the hub'}")
+    log_once(logger, f"{named}: read from {folder or f'revision {commit} on the hub'}")
     try:
         with _uncounted():
             builder = datasets.load_dataset_builder(str(folder or name), config, revision=None if folder else commit)
@@ -107,5 +102,5 @@ def _load_prepared(name: str, config: str | None, commit: str) -> datasets.Datas
     except Exception as error:
         reason = first_sentence(error)
         raise DataError(f"data set {name} in the cache {found[0].parent} is damaged: {reason}") from error
-    say_once(f"data set {name}, config {of_config}: read from {found[0].parent}")
+    log_once(logger, f"data set {name}, config {of_config}: read from {found[0].parent}")
     return loaded

@@ -6,6 +6,7 @@ With a path: GLUE's own TSV files, then a `datasets` folder or the hub's Parquet
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,15 +18,18 @@ from reptile_distil.data import toy
 from reptile_distil.data.rows import Rows, class_names, digest_dataset, read_dataset
 from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError, first_sentence
+from reptile_distil.runtime.each_line_once import log_once
 from reptile_distil.runtime.files import digest_files
 from reptile_distil.runtime.hub import require_hub
 from reptile_distil.runtime.snapshots import cached_snapshots, download_snapshot
 from reptile_distil.sources.glue_files import files_read_with, find_official_file, read_official_file
-from reptile_distil.sources.hub_datasets import open_hub_dataset, say_once
+from reptile_distil.sources.hub_datasets import open_hub_dataset
 from reptile_distil.sources.user_files import read_user_file
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
 Loaded = TypeVar("Loaded")
@@ -231,7 +235,7 @@ def _open_hub(task: Task, split: str) -> Source:
         dataset = _open_saved_split(_hub_split(split), folder)
         if dataset is None:
             raise DataError(f"{place}: no {_hub_split(split)} split in {folder}")
-        say_once(f"{place}: read from {folder}")
+        log_once(logger, f"{place}: read from {folder}")
     return _dataset_source(task, split, dataset, place)
 
 
@@ -279,7 +283,7 @@ def _open_cached_split(task: Task, split: str) -> datasets.Dataset | None:
         raise DataError(f"{HUB_NAME} {task.name} in the cache {cache} is damaged: {first_sentence(error)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
-    say_once(f"hub data set {HUB_NAME} {task.name}: read from {builder.cache_dir}")
+    log_once(logger, f"hub data set {HUB_NAME} {task.name}: read from {builder.cache_dir}")
     return dataset
 
 

@@ -164,23 +164,35 @@ class RunCallbacks:
     Args:
         callbacks: checked ones. Of several processes the main one's count.
         run: what each hook gets first.
+        trackers: called after them. They read the logs only in those steps in which the run has read them.
         device: where the run computes.
         processes: those of the run; each must create one of these and call it alike.
     """
 
     def __init__(
-        self, callbacks: Sequence[object], run: RunInfo, *, device: str = "cpu", processes: Processes = ALONE
+        self,
+        callbacks: Sequence[object],
+        run: RunInfo,
+        *,
+        trackers: Sequence[object] = (),
+        device: str = "cpu",
+        processes: Processes = ALONE,
     ) -> None:
         self.run = run
         self._processes = processes
         self._device = torch.device(device)
         self._hooks: dict[str, list[tuple[str, Callable[..., Any]]]] = {name: [] for name in HOOKS}
-        for callback in callbacks:
+        self._may_read_steps = any("on_step_end" in _hooks_of(callback) for callback in callbacks)
+        for callback in (*callbacks, *trackers):
             for name, hook in _hooks_of(callback).items():
                 self._hooks[name].append((f"{type(callback).__name__}.{name}", hook))
         self._called = processes.on_main(lambda: {name for name in HOOKS if self._hooks[name]})
         self._stopped_by: str | None = None
         self._fault: CallbackError | None = None
+
+    def may_wait(self, step: int) -> bool:
+        """Whether `on_step_end` may wait for the device after this step, for logs or for the other processes."""
+        return self._may_read_steps or ("on_step_end" in self._called and self._settles_after(step))
 
     def on_step_end(self, step: int, logs: Logs, rates: Mapping[str, float]) -> str | None:
         """Reports a step; returns which callback has asked for the end of training, if any. Raises `CallbackError`."""
@@ -188,7 +200,7 @@ class RunCallbacks:
             return None
         # Copies: `total = logs["loss"]` followed by `total += ...` writes into the tensor itself.
         self._call_hook("on_step_end", f"after step {step}", lambda: (step, _copies(logs), dict(rates)))
-        if self._processes.count > 1 and step % STEPS_BETWEEN_AGREEMENTS:
+        if self._processes.count > 1 and not self._settles_after(step):
             return None
         return self._settle()
 
@@ -223,6 +235,10 @@ class RunCallbacks:
                 self._fault = CallbackError(f"callback {owner} failed {when} of {run}: {reason}")
                 self._fault.__cause__ = error
                 return
+
+    def _settles_after(self, step: int) -> bool:
+        """Whether several processes settle then."""
+        return self._processes.count > 1 and step % STEPS_BETWEEN_AGREEMENTS == 0
 
     def _settle(self) -> str | None:
         """On every process, what the main one's callbacks have asked for; raises what they have raised."""

@@ -18,7 +18,7 @@ from reptile_distil.data.batches import Batches, StepBatches
 from reptile_distil.errors import CallbackError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
-from reptile_distil.runtime.measuring import Stopwatch
+from reptile_distil.runtime.measuring import Stopwatch, wait_for
 from reptile_distil.runtime.text_tables import list_scores, percent
 from reptile_distil.training.callbacks import RunCallbacks
 from reptile_distil.training.divergence import DivergenceWatch
@@ -181,6 +181,7 @@ class TrainingLoop:
             callback's fault (`CallbackError`) ends the run; never with weights that are not finite.
         interrupts: hold signals back while something must not be left half done.
         callbacks: called after each step and epoch; they may end training.
+        device: where the method computes. It is waited for only where something follows that is not training.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class TrainingLoop:
         checkpoints: CheckpointWriter | None = None,
         interrupts: Interrupts | None = None,
         callbacks: RunCallbacks | None = None,
+        device: str = "cpu",
     ) -> None:
         self.method = method
         self.batches = batches
@@ -205,6 +207,7 @@ class TrainingLoop:
         self.checkpoints = checkpoints
         self.interrupts = interrupts or Interrupts()
         self.callbacks = callbacks
+        self.device = device
         self._watch = DivergenceWatch(batches, settings.title)
         self._clock = Stopwatch()
         self._bar: Any = tqdm(disable=True)
@@ -237,6 +240,17 @@ class TrainingLoop:
         """Takes the steps that are left of the epoch under way, evaluates, and writes a checkpoint."""
         self._bar.set_description(f"epoch {self.progress.epochs_done + 1}/{self.num_epochs}", refresh=False)
         self._clock.lap()
+        try:
+            self._take_steps()
+        except Interrupted:
+            self._count_seconds()
+            raise
+        record = self._evaluate()
+        with self.interrupts.held():
+            self._close_epoch(record)
+        self.interrupts.agree()
+
+    def _take_steps(self) -> None:
         for batches in self._steps_left():
             with self.interrupts.held():
                 self.take_step(batches)
@@ -244,10 +258,6 @@ class TrainingLoop:
             self._bar.update(len(batches.batch["labels"]))
             if self.progress.stopped_by:
                 break
-        record = self._evaluate()
-        with self.interrupts.held():
-            self._close_epoch(record)
-        self.interrupts.agree()
 
     def take_step(self, batches: StepBatches) -> None:
         """Takes one step of the method, then of the schedules; logs, calls back and saves where that is due."""
@@ -260,11 +270,12 @@ class TrainingLoop:
         self._watch.look(progress, logs, rates)
         if progress.step % self.settings.log_every == 0 or progress.step == self.num_steps:
             self._log_step(logs, rates)
-        progress.train_seconds += self._clock.lap()
         if self.callbacks is not None:
+            self._count_seconds(wait=self.callbacks.may_wait(progress.step))
             progress.stopped_by = self.callbacks.on_step_end(progress.step, logs, rates)
             self._clock.lap()  # neither a callback nor a checkpoint is training
         if self.checkpoints is not None and self.checkpoints.is_due(progress):
+            self._count_seconds()
             self.save()
             self._clock.lap()
 
@@ -273,6 +284,12 @@ class TrainingLoop:
         self._watch.check(self.progress)
         if self.checkpoints is not None:
             self.checkpoints.save(self.progress)
+
+    def _count_seconds(self, *, wait: bool = True) -> None:
+        """Counts the time since the last lap as training; with `wait`, what the device has still to do of it, too."""
+        if wait:
+            wait_for(self.device)
+        self.progress.train_seconds += self._clock.lap()
 
     def _steps_left(self) -> Iterator[StepBatches]:
         """The batches of the epoch under way that no step was taken on yet; none after a callback has stopped it."""
@@ -293,7 +310,7 @@ class TrainingLoop:
         progress = self.progress
         self._watch.check(progress)
         train_means = _read(progress.means())
-        progress.train_seconds += self._clock.lap()
+        self._count_seconds(wait=False)  # whoever has read them has waited
         return self.actions.evaluate().in_epoch(
             epoch=progress.epochs_done + 1,
             step=progress.step,

@@ -1,5 +1,6 @@
 """The interface of engines: what comes after what, what a lost job costs, and what is refused; without Ray or Slurm."""
 
+import os
 import stat
 import sys
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from reptile_distil.config.table_sections import EngineConfig, RayConfig, SlurmC
 from reptile_distil.engines import engine as engines
 from reptile_distil.engines.engine import FailedBeforeError, JobError, LocalEngine, Lost, RemoteEngine
 from reptile_distil.engines.slurm_engine import SlurmEngine
-from reptile_distil.engines.start import make_engine, process_parameters, sbatch_parameters
+from reptile_distil.engines.start import make_engine, process_parameters, python_that_sees, sbatch_parameters
 from reptile_distil.engines.worker import run_job
 from reptile_distil.errors import ConfigError, MissingExtraError
 from reptile_distil.tables.config import load_table_config
@@ -199,10 +200,49 @@ def test_what_processes_of_this_machine_cannot_have_is_refused(options, reason, 
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     slurm = SlurmConfig(cluster="local", partition="gpu", **options)  # a file for Slurm may be tried here
     if reason is None:
-        assert process_parameters(slurm)["gpus_per_node"] == options["gpus_per_cell"]
+        assert process_parameters(slurm, use_gpus=True) == {"timeout_min": 240, "signal_delay_s": 120}
     else:
         with pytest.raises(ConfigError, match=reason):
-            process_parameters(slurm)
+            process_parameters(slurm, use_gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "num_gpus", "use_gpus"), [(2, 1, True), (1, 1, True), (2, 0, True), (2, 1, False)]
+)
+def test_the_gpus_of_the_command_are_not_those_of_several_processes_at_once(parallel, num_gpus, use_gpus, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_gpus > 0)
+    slurm = SlurmConfig(cluster="local", parallel=parallel)
+    if (parallel, num_gpus, use_gpus) == (2, 1, True):
+        with pytest.raises(ConfigError, match=r"gpus_per_cell = null: .* all jobs get the same GPUs: .* or 0 GPUs"):
+            process_parameters(slurm, use_gpus=use_gpus)
+    else:
+        process_parameters(slurm, use_gpus=use_gpus)
+
+
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit")
+@pytest.mark.parametrize(
+    ("visible", "gpus_per_cell", "seen"),
+    [("2", None, "2"), (None, None, "unset"), ("GPU-5ce1, 3,4", 2, "GPU-5ce1,3"), (None, 2, "0,1"), ("2", 0, "")],
+)
+def test_processes_of_this_machine_see_gpus_of_the_command(visible, gpus_per_cell, seen, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    slurm = SlurmConfig(cluster="local", parallel=1, gpus_per_cell=gpus_per_cell)
+    with make_engine(EngineConfig(name="slurm", slurm=slurm), tmp_path, "table", use_gpus=True) as engine:
+        future = engine.submit(os.getenv, "CUDA_VISIBLE_DEVICES", "unset", name="look")
+        assert list(engine.as_completed()) == [future]
+    assert future.result() == seen
+
+
+@pytest.mark.parametrize("visible", ["2", "2,-1,3", "2,"])
+def test_more_gpus_than_the_command_sees_are_refused(visible, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(
+        ConfigError, match=rf"gpus_per_cell = 2: CUDA_VISIBLE_DEVICES = '{visible}' has 1: give no more"
+    ):
+        python_that_sees(2)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def wait_for_both(folder):
 def test_ctrl_c_gives_jobs_time_for_their_checkpoints_and_leaves_none_behind(tmp_path, monkeypatch, capfd):
     """At a terminal it reaches the table and all that it has started at once."""
     monkeypatch.setattr(slurm_engine, "SECONDS_TO_STOP", 5.0)
-    parameters = process_parameters(SlurmConfig(cluster="local"))
+    parameters = process_parameters(SlurmConfig(cluster="local"), use_gpus=False)
     processes = []
 
     def stop_two_jobs():

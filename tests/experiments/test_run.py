@@ -1,5 +1,6 @@
 """One run, from its start to the files in its folder, with models of a few thousand weights."""
 
+import copy
 import json
 import logging
 import math
@@ -7,6 +8,7 @@ import os
 import shutil
 import stat
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,6 +16,7 @@ import transformers
 from reptile_distil.config.config import load_config
 from reptile_distil.data import toy
 from reptile_distil.experiments import run as run_module
+from reptile_distil.experiments.setup import build_batches
 from reptile_distil.models.packing import packed_logits
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.models.toy import toy_config, toy_tokenizer
@@ -325,6 +328,31 @@ def test_validation_rows_choose_and_the_dev_split_is_looked_at_once(tiny, monkey
     assert results["teacher"]["scores_at_start"].keys() == results["teacher"]["scores_at_end"].keys()
     assert results["teacher"]["scores_at_start"]["dev"] == teacher["scores"]["dev"]
     assert (experiment.folder.path / "config.yaml").exists()
+
+
+def test_a_teacher_that_moves_is_scored_on_the_dev_split_as_it_is_at_the_end(tiny, monkeypatch):
+    weights = {}
+    real = run_module.Run._train
+
+    def train(run, *arguments):
+        outcome = real(run, *arguments)
+        weights[run.role] = copy.deepcopy(run.components.teacher)
+        return outcome
+
+    options = ("train.epochs=3", "train.lr=3e-2", "reptile.mu=0.5")  # so that it comes to say something else
+    experiment = tiny("method=reptile", "data.validation_fraction=0.2", *options)
+    experiment.fit_teacher()
+    monkeypatch.setattr(run_module.Run, "_train", train)
+    teacher = experiment.fit()["teacher"]
+    batches = build_batches(experiment.config, experiment.task, "dev", toy_tokenizer(), experiment.config.train)
+    teacher_at_end = weights["reptile"].eval()
+    labels = np.array(toy.load_split(experiment.task, "dev")["label"])
+    with torch.no_grad():
+        right = [
+            teacher_at_end(batch).argmax(dim=1).numpy() == labels[rows] for rows, batch in batches.in_length_order()
+        ]
+    assert teacher["scores_at_end"]["dev"]["accuracy"] == pytest.approx(float(np.concatenate(right).mean()))
+    assert teacher["scores_at_end"]["dev"] != teacher["scores_at_start"]["dev"]
 
 
 def test_the_choice_by_validation_rows_does_not_depend_on_the_dev_split(tiny, tmp_path):

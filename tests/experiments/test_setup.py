@@ -9,6 +9,7 @@ from reptile_distil.errors import ConfigError, DataError, LayerMapError, ModelEr
 from reptile_distil.experiments import teachers as kept
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.setup import build_batches, build_student, build_training_batches
+from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.models.classifier import Teacher
 from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import load_tokenizer
@@ -36,6 +37,39 @@ def test_the_quiz_is_made_of_training_rows_that_no_lesson_has_and_never_of_dev_r
     assert len(set(quizzes)) == 30
     assert len(lessons) == 2 * 270
     assert sorted(lessons[:270] + list(set(quizzes))) == sorted(trained_on)
+
+
+NO_TERM = ("task=toy-regression", "loss.regression=none")
+
+
+@pytest.mark.parametrize("method", ["lgtm", "metadistil"])
+@pytest.mark.parametrize("where", ["method={}", "compare_with=[{}]"])
+def test_a_teacher_that_learns_from_a_quiz_needs_a_term_that_depends_on_it(tiny, method, where):
+    options = (where.format(method), *NO_TERM)
+    message = (
+        "loss.regression = none leaves the regression toy-regression without a distillation term, so that "
+        f"{method} could teach its teacher nothing: set it to mse, or choose another method"
+    )
+    with pytest.raises(ConfigError) as refused:
+        tiny(*options)
+    assert str(refused.value) == message
+    for term in ("loss.regression=mse", "loss.hidden=1", "loss.name=tests.experiments.test_setup:OwnLoss"):
+        tiny(*options, term)
+    tiny(where.format(method), "loss.regression=none")  # of classes
+
+
+class OwnLoss(DistillationLoss):
+    """Whatever it compares is its own."""
+
+
+@pytest.mark.parametrize("method", ["kd", "reptile", "prokt", "cotrain", "checkpoints"])
+def test_a_regression_of_which_no_loss_is_left_is_refused(tiny, method):
+    options = (f"method={method}", *NO_TERM)
+    with pytest.raises(ConfigError, match=r"distillation term, so that loss.alpha = 1 leaves no loss at all: set it"):
+        tiny(*options, "loss.alpha=1")
+    tiny(*options)
+    tiny(*options, "loss.alpha=1", "loss.hidden=1")
+    tiny("method=finetune", *NO_TERM, "loss.alpha=1")
 
 
 def test_more_inner_steps_take_the_batches_that_follow(tiny):

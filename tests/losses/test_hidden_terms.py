@@ -10,7 +10,7 @@ from reptile_distil.errors import ModelError
 from reptile_distil.losses.attention_maps import AttentionLoss, check_maps
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.losses.hidden_states import HiddenLoss, ProjectedHiddenLoss
-from reptile_distil.losses.relations import RelationLoss
+from reptile_distil.losses.relations import RelationLoss, similarities
 from reptile_distil.methods.checkpoints import CheckpointDistiller
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.kd import KnowledgeDistiller
@@ -93,6 +93,16 @@ def test_a_term_equals_its_literal_version_for_two_widths_and_numbers_of_heads(k
         given = batch(3, 4, seed=seed)
         expected = literal_term(student.eval(), teacher.eval(), given, settings)
         torch.testing.assert_close(compared(term, teacher, student, given), expected, **EXACT)
+
+
+def test_products_of_queries_and_keys_in_half_precision_are_taken_in_float32():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 1, 5, 8).bfloat16()
+    taken = similarities(queries, keys, num_heads=2)
+    assert taken.dtype == torch.float32
+    for head, part in enumerate((slice(0, 4), slice(4, 8))):
+        exact = queries[0, :, part].double() @ keys[0, :, part].double().T / 2
+        torch.testing.assert_close(taken[0, head].double(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_hidden_states_of_equal_width_with_the_embeddings():

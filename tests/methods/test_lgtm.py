@@ -34,7 +34,7 @@ def adamw(model, lr=1e-2):
 
 def distiller(teacher, student, *, lr=1e-2, mu=1e-2, hidden_terms=(), teacher_optimizer=None, **changes):
     settings = {**SETTINGS, **changes}
-    loss = {name: settings.pop(name) for name in ("alpha", "temperature", "soft")}
+    loss = {name: settings.pop(name) for name in ("alpha", "temperature", "soft", "regression") if name in settings}
     return InfluenceDistiller(
         teacher,
         student,
@@ -312,12 +312,21 @@ def test_frozen_weights_of_either_model_stay():
         ({"every": 0}, "every = 0, radius = 0.01: expected at least 1"),
         ({"radius": 0.0}, r"every = 1, radius = 0.0: expected at least 1, and a number above 0"),
         ({"alpha": 0.0}, "alpha = 0 leaves the teacher out of the loss"),
+        ({"regression": "none", "num_labels": 1}, "regression = 'none' leaves the teacher out of the loss"),
         ({"beta": -0.1}, "beta = -0.1: expected a weight from 0 to 1"),
     ],
 )
 def test_what_is_no_option_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        distiller(*pair(), **changes)
+        distiller(*pair(num_labels=changes.pop("num_labels", 3)), **changes)
+
+
+def test_a_loss_of_numbers_with_no_distillation_term_is_taken_where_something_else_depends_on_the_teacher():
+    distiller(*pair(num_labels=3), regression="none")
+    distiller(*pair(num_labels=1), regression="none", hidden_terms=[HiddenLoss(0.3, ((1,), (2,)))])
+    teacher, student = pair(num_labels=1)
+    teacher.config.problem_type = "multi_label_classification"
+    distiller(teacher, student, regression="none")
 
 
 def test_a_batch_without_a_quiz_is_refused():

@@ -36,6 +36,7 @@ def meta_distiller(teacher, student, *, lr=1e-2, mu=1e-2, hidden_terms=(), **cha
             alpha=settings["alpha"],
             temperature=settings["temperature"],
             soft=settings["soft"],
+            regression=settings.get("regression", "mse"),
             hidden_terms=hidden_terms,
         ),
         student_optimizer=adamw(student, lr),
@@ -274,6 +275,8 @@ def test_two_distillers_in_one_process_do_not_touch_each_other(pair):
 def test_a_loss_without_the_teacher_is_refused(pair):
     with pytest.raises(ValueError, match="alpha = 0 leaves the teacher out of the loss"):
         meta_distiller(*pair, alpha=0.0)
+    with pytest.raises(ValueError, match="regression = 'none' leaves the teacher out of the loss"):
+        meta_distiller(*double_pair(num_labels=1), regression="none")
 
 
 def test_an_unknown_assumed_optimizer_is_refused(pair):

@@ -10,8 +10,8 @@ from reptile_distil.errors import LayerMapError
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.models import layer_map
 from reptile_distil.models.layer_map import match_models
+from reptile_distil.runtime.each_line_once import log_once
 from tests.helpers.models import batch, bert, weights, with_rows
 from tests.oracles.reptile import literal_step, literal_student_first_step
 
@@ -91,7 +91,7 @@ def test_the_gap_is_that_of_the_rows_that_both_have(in_teacher, in_student):
 
 
 def test_the_log_says_how_many_rows_are_matched(caplog):
-    layer_map._log_once.cache_clear()
+    log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="reptile_distil"):
         match_models(*models(120, 113), "skip")
         match_models(*models(120, 113), "skip")

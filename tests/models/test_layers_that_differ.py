@@ -10,9 +10,9 @@ import transformers
 from reptile_distil.errors import LayerMapError, ModelError
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.models import layer_map
 from reptile_distil.models.layer_map import match_models, pair_parameters
 from reptile_distil.models.pretrained import start_from_teacher_layers, start_random
+from reptile_distil.runtime.each_line_once import log_once
 from tests.helpers.architectures import CONFIGS
 from tests.helpers.models import batch, changed, weights
 
@@ -141,7 +141,7 @@ def reptile_step(teacher, student, name):
 
 @pytest.fixture(autouse=True)
 def nothing_was_said_before():
-    layer_map._log_once.cache_clear()
+    log_once.cache_clear()
 
 
 ALONE_IN_MODERNBERT = {

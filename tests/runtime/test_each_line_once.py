@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from reptile_distil.runtime.each_line_once import each_line_once
+from reptile_distil.runtime.each_line_once import each_line_once, log_once
 
 
 def test_equal_lines_of_a_package_are_logged_once_while_it_lasts(caplog):
@@ -21,6 +21,21 @@ def test_equal_lines_of_a_package_are_logged_once_while_it_lasts(caplog):
         ("oncemore", "3 rows"),
         ("once.one", "4 rows"),
         ("once.one", "3 rows"),
+    ]
+
+
+def test_a_line_is_logged_once_by_each_logger_and_level(caplog):
+    one, other = logging.getLogger("once.a"), logging.getLogger("once.b")
+    with caplog.at_level("INFO"):
+        for logger, line in ((one, "70 % of rows"), (one, "70 % of rows"), (one, "no rows"), (other, "no rows")):
+            log_once(logger, line)
+        for _ in range(2):
+            log_once(one, "no rows", logging.WARNING)
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("once.a", "INFO", "70 % of rows"),
+        ("once.a", "INFO", "no rows"),
+        ("once.b", "INFO", "no rows"),
+        ("once.a", "WARNING", "no rows"),
     ]
 
 

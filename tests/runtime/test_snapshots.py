@@ -14,8 +14,9 @@ from reptile_distil.errors import DataError, ModelError
 from reptile_distil.models.pretrained import load_pretrained
 from reptile_distil.models.tokenizer import load_tokenizer
 from reptile_distil.runtime import hub as hub_module
+from reptile_distil.runtime.each_line_once import log_once
 from reptile_distil.runtime.snapshots import find_model_snapshot
-from reptile_distil.sources import hub_datasets, splits
+from reptile_distil.sources import splits
 from reptile_distil.sources.splits import load_split
 from tests.helpers import repositories
 from tests.helpers.hub import Hub, may_be_asked
@@ -44,7 +45,7 @@ def hub(monkeypatch, tmp_path):
 def new_process():
     """Nothing is remembered from another test."""
     find_model_snapshot.cache_clear()
-    hub_datasets.say_once.cache_clear()
+    log_once.cache_clear()
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Callbacks: who is told what and when, what they may do, and what becomes of what they raise."""
 
 import copy
+import dataclasses
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +13,11 @@ import torch
 from reptile_distil import Callback, Experiment, RunInfo, StopTraining, cli
 from reptile_distil.errors import CallbackError
 from reptile_distil.runs.resume import Recovery
-from reptile_distil.runtime.interrupts import Interrupted
+from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.training.callbacks import HOOKS, RunCallbacks, check_callbacks
+from reptile_distil.training.trackers import TrackerCallback
 from tests.helpers.paths import TINY
-from tests.training.test_loop import FakeCheckpoints, run
+from tests.training.test_loop import FakeCheckpoints, FakeMethod, run
 
 INFO = RunInfo(task="toy", method="kd", seed=3, folder=Path("runs"), num_steps=6, config={})
 
@@ -149,6 +153,125 @@ def test_time_in_a_callback_is_not_training_time(monkeypatch):
             now[0] += 100
 
     assert train_fake(Slow())[0].train_seconds == 0
+
+
+class Device:
+    """A device that computes behind the program: each step gives it 0.05 s of work, and a clock goes on as it waits."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.busy = 0.0
+        self.num_waits = 0
+        monkeypatch.setattr("reptile_distil.runtime.measuring.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("reptile_distil.training.loop.wait_for", self.wait)
+        monkeypatch.setattr("tests.training.test_loop.FakeMethod", self.method)
+
+    def wait(self, device):
+        assert device == "a device"
+        self.num_waits += 1
+        self.finish()
+
+    def finish(self):
+        self.now, self.busy = self.now + self.busy, 0.0
+
+    def method(self, *options):
+        device = self
+
+        class Scalar(torch.Tensor):
+            def __float__(self):
+                device.finish()
+                return super().__float__()
+
+        class Method(FakeMethod):
+            def step(self, batch):
+                device.busy += 0.05
+                return {name: value.as_subclass(Scalar) for name, value in super().step(batch).items()}
+
+        return Method(*options)
+
+
+class Reads:
+    """Reads each step's loss, and spends a second on something else after every other one."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def on_step_end(self, run, step, logs, rates):
+        if step % 2:
+            self.device.now += 1
+        float(logs["loss"])
+
+
+class EpochsOnly:
+    def on_epoch_end(self, run, record):
+        pass
+
+
+def seconds_of(device, callbacks, **options):
+    options = {"log_every": 100, "device": "a device", "callbacks": callbacks, **options}
+    return run([0.1, 0.2], **options)[0].train_seconds
+
+
+@pytest.mark.parametrize("callback", [Reads, lambda device: EpochsOnly()], ids=["reads", "epochs only"])
+@pytest.mark.parametrize("due", [(), (1, 2, 5)])
+def test_what_a_device_has_still_to_do_before_a_callback_or_a_checkpoint_is_training_time(monkeypatch, callback, due):
+    device = Device(monkeypatch)
+
+    class Checkpoints(FakeCheckpoints):
+        def save(self, progress):
+            super().save(progress)
+            device.finish()
+            device.now += 1
+
+    checkpoints = Checkpoints(*due)
+    seconds = seconds_of(device, RunCallbacks([callback(device)], INFO), checkpoints=checkpoints)
+    assert seconds == pytest.approx(6 * 0.05)
+    assert [saved.train_seconds for saved in checkpoints.saved if saved.step in due] == pytest.approx(
+        [0.05 * step for step in due]
+    )
+
+
+@pytest.mark.parametrize("callbacks", [None, RunCallbacks([EpochsOnly()], INFO)], ids=["none", "epochs only"])
+def test_a_device_that_no_callback_may_ask_is_not_waited_for(monkeypatch, callbacks):
+    device = Device(monkeypatch)
+    assert seconds_of(device, callbacks) == pytest.approx(6 * 0.05)
+    assert device.num_waits == 0
+
+
+def test_a_device_is_not_waited_for_on_account_of_trackers_who_read_what_the_run_has_read(monkeypatch):
+    device, logged = Device(monkeypatch), []
+
+    class Tracker:
+        def log(self, values, step):
+            device.now += 1
+            logged.append(step)
+
+    config = {"train": {"log_every": 2}}
+    info = dataclasses.replace(INFO, config=config)
+    callbacks = RunCallbacks([], info, trackers=[TrackerCallback({"tracker": Tracker()}, info)])
+    assert seconds_of(device, callbacks, log_every=2) == pytest.approx(6 * 0.05)
+    assert (logged, device.num_waits) == ([2, 3, 4, 6, 6], 0)
+
+
+def test_several_processes_wait_for_the_device_before_they_settle_with_their_trackers():
+    several = SimpleNamespace(count=2, is_main=True, on_main=lambda act: act())
+    tracker = SimpleNamespace(on_step_end=lambda run, step, logs, rates: None)
+    callbacks = RunCallbacks([], INFO, trackers=[tracker], processes=several)
+    assert [step for step in range(1, 31) if callbacks.may_wait(step)] == [10, 20, 30]
+    assert not any(RunCallbacks([], INFO, processes=several).may_wait(step) for step in range(1, 31))
+    assert not any(RunCallbacks([], INFO, trackers=[tracker]).may_wait(step) for step in range(1, 31))
+
+
+def test_what_a_device_has_still_to_do_of_an_interrupted_run_is_training_time(monkeypatch):
+    device, checkpoints, interrupts = Device(monkeypatch), FakeCheckpoints(), Interrupts()
+
+    def agree(step=0):
+        if step == 2:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(interrupts, "agree", agree)
+    with pytest.raises(Interrupted):
+        seconds_of(device, None, checkpoints=checkpoints, interrupts=interrupts)
+    assert [(saved.step, saved.train_seconds) for saved in checkpoints.saved] == [(2, pytest.approx(0.1))]
 
 
 def test_a_fault_ends_the_run_and_names_class_hook_moment_and_the_original():

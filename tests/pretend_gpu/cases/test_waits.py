@@ -1,10 +1,13 @@
 """How often a step waits for the device."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from reptile_distil.experiments.experiment import Experiment
+from tests.helpers.paths import TINY
 from tests.pretend_gpu.cases.steps import FULL, METHODS, RAGGED, build, given, take
 from tests.pretend_gpu.device import waits_by_place
 
@@ -80,3 +83,12 @@ def test_a_wait_is_noted_where_it_happens(gpu):
     (wait,) = gpu.waits
     assert "_local_scalar_dense" in wait.what
     assert "test_waits.py" in wait.caller
+
+
+@pytest.mark.parametrize(("hook", "places"), [("on_step_end", ["cuda"] * 3), ("on_epoch_end", [])])
+def test_a_run_waits_for_its_device_where_a_callback_may_act_on_each_step(gpu, tmp_path, monkeypatch, hook, places):
+    waited = []
+    monkeypatch.setattr("reptile_distil.training.loop.wait_for", waited.append)
+    options = (f"runs_dir={tmp_path}", "method=finetune", "device=cuda", "train.max_steps=3", "train.epochs=1")
+    Experiment.from_yaml(TINY, *options, callbacks=[SimpleNamespace(**{hook: lambda *_: None})]).fit()
+    assert waited == places
