@@ -136,10 +136,12 @@ class Experiment:
     def check_pair(self) -> None:
         """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
-        Code of the user's own is imported. Does nothing more where no teacher is needed; of one that is finished, asks
-        for its epochs if they are to teach. Raises `ModelError`, `LayerMapError` and whatever else `fit` would raise
-        for such a pair once the teacher is trained.
+        So is the place of the student's run. Code of the user's own is imported. Does nothing more where no teacher is
+        needed; of one that is finished, asks for its epochs if they are to teach. Raises `RunError` as `check_place`
+        does, and `ModelError`, `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is
+        trained.
         """
+        check_place(self.folder, self.config, self.config.method)
         self.check_plugins()
         is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):

@@ -280,6 +280,15 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def is_endless_link(path: Path) -> bool:
+    """Whether the path cannot be followed to its end, because a link on it leads to itself."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def describe_fault(error: Exception) -> str | None:
     """What the system says of a file that cannot be used, also where it says so through a library; None for others.
 
