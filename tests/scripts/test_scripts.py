@@ -561,6 +561,13 @@ def test_a_fault_of_ours_keeps_its_traceback():
         cli.run(broken)
 
 
+def test_a_link_to_itself_on_the_import_path_is_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "loop")])
+    assert cli.run(lambda _: None) == 0
+    assert sys.path[-1] == str(tmp_path / "loop")
+
+
 def test_as_a_process_the_evaluate_script_does_not_hide_the_evaluate_package(tmp_path):
     """`python scripts/evaluate.py` puts scripts/ first on the import path, where evaluate.py waits to be imported."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
