@@ -253,7 +253,7 @@ def check_replaceable(path: Path, *, makes_folders: bool = False) -> None:
         _refuse_special(path)
         folder = path.absolute().parent
         if makes_folders:
-            folder = next(above for above in (folder, *folder.parents) if above.exists())
+            folder = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
         if not folder.is_dir():
             missing = not folder.exists()
             raise OSError(errno.ENOENT if missing else errno.ENOTDIR, f"{folder} is no folder")
