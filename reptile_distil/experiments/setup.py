@@ -229,6 +229,8 @@ def check_pair(config: Config, task: Task) -> None:
     tokenizers = choose_tokenizers(config, name, load_tokenizer(name), tokenizer)
     teacher = load_pretrained(name, task, seed=config.seed)
     prepare_to_read(config, task, name, teacher, tokenizers)
+    if config.method == "kd" and config.teachers:
+        tokenizers = Tokenizers(load_several(config, task, tokenizer)[1])
     check_learning(config, task, student_source(config), student, tokenizers.student)
     if config.data.transfer.files or _held_out_fraction(config) is not None:
         train = build_training_batches(config, task, tokenizers)
@@ -244,6 +246,14 @@ def check_pair(config: Config, task: Task) -> None:
         build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
+
+
+def check_named_teachers(config: Config, task: Task) -> None:
+    """Raises `ModelError` now where the student's run would not find the fine-tuned teachers that it is told of."""
+    if config.method == "kd" and config.teachers:
+        load_several(config, task, load_tokenizer(student_source(config)))
+    elif config.needs_teacher(config.method) and config.teacher.finetuned is not None:
+        load_finetuned(config.teacher.finetuned, task, teacher_label_names(config))
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:
