@@ -224,8 +224,8 @@ def _forget_stdout() -> None:
 
 def _hide_script_folder() -> None:
     """Takes the script's own folder off the import path, where scripts/evaluate.py hides the package `evaluate`."""
-    folder = Path(sys.argv[0]).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != folder]
+    folder = os.path.dirname(os.path.realpath(sys.argv[0]))  # noqa: PTH120 (pathlib raises for a link to itself)
+    sys.path[:] = [entry for entry in sys.path if not entry or os.path.realpath(entry) != folder]
 
 
 def terminal_width(stream: TextIO) -> int | None:

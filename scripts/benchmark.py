@@ -14,6 +14,8 @@ import torch
 
 from reptile_distil.cli import check_output, name_option, path_option, run, write_output
 
+MOST_THREADS = 1024
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table for each case; every combination of lengths, batch sizes, depths and widths is one."""
@@ -27,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if path:
             check_output(option, path)
     if arguments.plot:
-        check_can_plot()
+        check_can_plot(arguments.plot)
+    check_numbers(arguments)
     settings = settings_of(arguments)
     sizes = (arguments.batch_sizes, arguments.depths, arguments.widths)
     cases = make_cases(arguments.lengths, *sizes, models=arguments.models, quantiles=settings.quantiles)
-    if arguments.threads:
+    if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     peaks = measure_peaks(settings.device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     machine = describe_machine(settings.device)
@@ -87,6 +90,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=path_option, help="file to write all figures to")
     parser.add_argument("--plot", type=path_option, help="picture to write (needs matplotlib)")
     return parser.parse_args(argv)
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises `ConfigError`, before anything is measured, for numbers that nothing can be measured with."""
+    from reptile_distil.errors import ConfigError
+
+    for option, number in (
+        ("--quiz-batch-size", arguments.quiz_batch_size),
+        ("--batches", arguments.batches),
+        ("--rounds", arguments.rounds),
+    ):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} {number}: expected at least 1")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
+        raise ConfigError(f"--threads {arguments.threads}: expected 1 to {MOST_THREADS}")
 
 
 def settings_of(arguments: argparse.Namespace) -> Any:

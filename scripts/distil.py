@@ -30,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     experiments = [Experiment(config.with_values(method=method, compare_with=())) for method in methods]
     results = []
-    if config.teacher.finetuned is None and config.needs_teacher(config.method):
+    trains_teacher = config.teacher.finetuned is None and config.needs_teacher(config.method)
+    if trains_teacher or len(experiments) > 1:
         for experiment in experiments:
             experiment.check_pair()
+    if trains_teacher:
         results.append(experiments[0].fit_teacher(wait=True))
     results += [experiment.fit(overwrite=arguments.overwrite) for experiment in experiments]
     print(comparison_table(results, width=terminal_width(sys.stdout)))

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         configs = (folder / "config.yaml" for place in places for folder in (place, place.parent))
         arguments.config = next((file for file in configs if file.is_file()), None)
         if arguments.config is None:
-            parser.error(f"--model {arguments.model} lies in no run folder, so --config must say task and data")
+            lack = "lies in no run folder; give" if written.exists() else "no such folder; for a model of the hub, give"
+            raise DataError(f"--model {arguments.model}: {lack} --config too, which says task and data")
     config = config_of(arguments)
 
     from reptile_distil.experiments.experiment import Experiment

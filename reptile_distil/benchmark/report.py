@@ -66,12 +66,19 @@ def to_json(measured: Sequence[Measured], **about: Any) -> dict[str, Any]:
     return {**about, "cases": cases}
 
 
-def check_can_plot() -> None:
-    """Raises `RunError` where matplotlib is not installed."""
+def check_can_plot(path: Path) -> None:
+    """Raises `RunError` where matplotlib is not installed, or writes no picture of such a name."""
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise RunError("--plot needs matplotlib: pip install 'reptile_distil[plots]', or leave --plot out") from None
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if _kind_of(path).lower() not in kinds:
+        raise RunError(f"--plot {path}: expected a name that ends in one of {', '.join(f'.{kind}' for kind in kinds)}")
+
+
+def _kind_of(path: Path) -> str:
+    return path.suffix.removeprefix(".") or "png"
 
 
 def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor: bool = False) -> None:
@@ -79,9 +86,9 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
 
     As lines where the cases differ in one thing alone that grows (depth, width, batch size or row length), else as
     bars. `by_processor`: the time is the processor's, which other work on the machine hardly changes. Raises `RunError`
-    where the file cannot be written.
+    where the file cannot be written, and as `check_can_plot` does.
     """
-    check_can_plot()
+    check_can_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -105,7 +112,7 @@ def plot(measured: Sequence[Measured], path: Path, machine: str, *, by_processor
     handles, labels = time_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"One training step on {machine}", fontsize=10)
-    write = partial(figure.savefig, dpi=150, format=path.suffix.removeprefix(".") or "png")
+    write = partial(figure.savefig, dpi=150, format=_kind_of(path))
     try:
         replace_file(path, write)
     except OSError as error:

@@ -40,12 +40,16 @@ from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher, count_parameters
+from reptile_distil.models.cost import plain_batch
 from reptile_distil.models.pretrained import load_pretrained
-from reptile_distil.runtime.measuring import peak_memory, reset_peak_memory, wait_for
+from reptile_distil.runtime.measuring import is_out_of_memory, peak_memory, reset_peak_memory, wait_for
 from reptile_distil.training.cuda_graphs import LENGTH_STEP, WARM_UP_STEPS, GraphedSteps
 from reptile_distil.training.loop import Method
 
 METHODS = tuple(PASSES)
+
+_MOST_TOKENS = 2**20
+"""In a row: models with more positions are none that are loaded here."""
 
 Step = Callable[..., Any]
 """A method's `step`, of a batch and perhaps a quiz batch."""
@@ -131,8 +135,13 @@ def make_cases(
 ) -> list[Case]:
     """Every combination; `models`, a teacher's and a student's folder, take the place of depths and widths.
 
-    Raises `ConfigError` for depths other than teacher:student, and for what no model can be.
+    Raises `ConfigError` for depths other than teacher:student, for what no model can be, for an empty batch, and for
+    rows longer than a model reads; `DataError` as `draw_lengths` does, and `ModelError` where a folder holds no model.
     """
+    for size in batch_sizes:
+        if size < 1:
+            raise ConfigError(f"--batch-sizes {size}: expected at least 1")
+    _check_lengths(lengths, models)
     for name in lengths:
         draw_lengths(name, 1, table=quantiles)
     if models is not None:
@@ -148,6 +157,31 @@ def make_cases(
             raise ConfigError(f"--widths {width}: expected a multiple of 64")
         cases.append(Case(name, size, int(match[1]), int(match[2]), width))
     return cases
+
+
+def _check_lengths(lengths: Sequence[str], models: Sequence[str] | None) -> None:
+    """Raises `ConfigError` for rows of more tokens than a model has positions for."""
+    longest = max((int(name) for name in lengths if name.isdecimal()), default=0)
+    if models is None:
+        if longest > (positions := transformers.BertConfig().max_position_embeddings):
+            raise ConfigError(f"--lengths {longest}: the models have {positions} positions; give at most so many")
+        return
+    for name in models:
+        model = _model(name, 0, 0, None, "cpu")
+        if longest > _MOST_TOKENS or (longest and not _reads(model, longest)):
+            raise ConfigError(f"--lengths {longest}: {name} does not read rows of so many tokens; give fewer")
+
+
+def _reads(model: Any, length: int) -> bool:
+    """Whether the model has positions for a row of so many tokens."""
+    try:
+        with torch.no_grad():
+            model(**plain_batch(model, 1, length, "cpu"))
+    except (IndexError, RuntimeError, ValueError) as error:  # each architecture has its own
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def run_case(case: Case, settings: Settings, peaks: Peaks) -> list[Measurement]:

@@ -13,16 +13,16 @@ from reptile_distil.data.features import Features, Indices
 from reptile_distil.errors import DataError
 
 
-def hold_out(rows: Features, fraction: float) -> tuple[Features, Features]:
+def hold_out(rows: Features, fraction: float, *, key: str) -> tuple[Features, Features]:
     """Splits the rows in two, always in the same way: those to train on, and the held-out `fraction`, each in order.
 
-    Raises `DataError` where either part would be empty.
+    Raises `DataError`, which names the `key` of the fraction, where either part would be empty.
     """
     num_held_out = round(fraction * len(rows))
     if not 0 < num_held_out < len(rows):
         raise DataError(
-            f"a fraction of {fraction} of {len(rows)} training rows is {num_held_out} rows: neither none nor all of "
-            "them can be held out"
+            f"{key} = {fraction}: of {len(rows)} training rows it holds out {num_held_out}; give a "
+            f"{'smaller' if num_held_out else 'larger'} fraction, or more training rows"
         )
     order = np.random.default_rng(0).permutation(len(rows))
     return rows.select(np.sort(order[num_held_out:])), rows.select(np.sort(order[:num_held_out]))

@@ -174,7 +174,7 @@ def _hold_out_validation(config: Config, task: Task, tokenizers: Tokenizers) -> 
     """The rows to train on, and those of `VALIDATION`, if any."""
     source, fraction = open_split(task, "train", data_path(config)), config.data.validation_fraction
     rows = _tokenise(config, source, tokenizers, max_rows=config.data.max_train_rows)
-    return (rows, None) if fraction is None else hold_out(rows, fraction)
+    return (rows, None) if fraction is None else hold_out(rows, fraction, key="data.validation_fraction")
 
 
 def _tokenise(config: Config, source: Source, tokenizers: Tokenizers, *, max_rows: int | None = None) -> Features:

@@ -7,7 +7,6 @@ is downloaded, and tokenised data are kept in the cache.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from reptile_distil.experiments.teachers import TeacherLogits, keeps_training_lo
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
 from reptile_distil.models.classifier import count_parameters
 from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_layer_map
+from reptile_distil.runs.folder import check_writable
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runs.state import weights_fingerprint
 from reptile_distil.runtime.launcher import launched_several
@@ -267,15 +267,6 @@ def check_room(folder: Path, needed: int, free: int) -> None:
             f"{folder}: about {needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free; "
             "make room, lower checkpoint.keep, or give another runs_dir"
         )
-
-
-def check_writable(path: Path) -> None:
-    """Raises `RunError` where no folder can be made at `path`, or nothing written into it."""
-    above = _existing(path)
-    if not above.is_dir():
-        raise RunError(f"{above}: is a file; give another runs_dir or output_dir")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"{above}: cannot be written; give another runs_dir or output_dir")
 
 
 def _existing(path: Path) -> Path:

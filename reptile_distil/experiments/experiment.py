@@ -25,7 +25,7 @@ from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
 from reptile_distil.experiments.finished_run import check_place, open_finished_run, tidy_finished_run
 from reptile_distil.experiments.run import Run
-from reptile_distil.experiments.setup import Components, Setup, build_batches, check_pair
+from reptile_distil.experiments.setup import Components, Setup, build_batches, check_named_teachers, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.plugin_names import folder_name
@@ -136,16 +136,20 @@ class Experiment:
     def check_pair(self) -> None:
         """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
-        Code of the user's own is imported. Does nothing more where no teacher is needed; of one that is finished, asks
-        for its epochs if they are to teach. Raises `ModelError`, `LayerMapError` and whatever else `fit` would raise
-        for such a pair once the teacher is trained.
+        So is the place of the student's run. Code of the user's own is imported. Where no teacher is to be
+        fine-tuned, only those that are named are looked for, unless the student's run is finished; of one that is
+        finished, asks for its epochs if they are to teach. Raises `RunError` as `check_place` does, and `ModelError`,
+        `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is trained.
         """
+        check_place(self.folder, self.config, self.config.method)
         self.check_plugins()
         is_needed = self.config.needs_teacher(self.config.method) and self.config.teacher.finetuned is None
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
             check_pair(self.config, self.task)
         elif is_needed:
             self.processes.on_main(lambda: teacher_epochs(self.config, stand_in=False))
+        elif not self.processes.on_main(lambda: self.folder.is_finished):
+            check_named_teachers(self.config, self.task)
 
     def check_plugins(self) -> None:
         """Imports the method and the loss where they are the user's own. Raises `ConfigError` as `load_method` does."""

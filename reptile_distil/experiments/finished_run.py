@@ -21,9 +21,9 @@ from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.teachers import student_source
 from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.plugin_names import is_plugin
-from reptile_distil.runs.folder import RunFolder
+from reptile_distil.runs.folder import RunFolder, check_reachable
 from reptile_distil.runs.records import Results, read_results
-from reptile_distil.runtime.files import digest_files
+from reptile_distil.runtime.files import digest_files, is_endless_link
 from reptile_distil.sources.splits import open_split, open_transfer_file
 from reptile_distil.training.metrics import Scores
 
@@ -208,9 +208,15 @@ def _models_read(config: Config, role: Role) -> dict[str, str | Path]:
 
 
 def check_place(folder: RunFolder, config: Config, role: Role) -> None:
-    """Raises `RunError` where a run would be written over a model that it reads."""
+    """Raises `RunError` where a run would be written over a model that it reads, and as `check_reachable` does.
+
+    Raises `ModelError` for a model that is a link to itself.
+    """
+    check_reachable(folder.path)
     place = folder.path.resolve()
     for name, model in _models_read(config, role).items():
+        if is_endless_link(Path(model)):
+            raise ModelError(f"{model}: is a link that leads to itself; give another folder as the {name}")
         read = Path(model).resolve()
         if read == place or (read.is_dir() and read.is_relative_to(place)):
             raise RunError(

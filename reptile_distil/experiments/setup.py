@@ -229,6 +229,8 @@ def check_pair(config: Config, task: Task) -> None:
     tokenizers = choose_tokenizers(config, name, load_tokenizer(name), tokenizer)
     teacher = load_pretrained(name, task, seed=config.seed)
     prepare_to_read(config, task, name, teacher, tokenizers)
+    if config.method == "kd" and config.teachers:
+        tokenizers = Tokenizers(load_several(config, task, tokenizer)[1])
     check_learning(config, task, student_source(config), student, tokenizers.student)
     if config.data.transfer.files or _held_out_fraction(config) is not None:
         train = build_training_batches(config, task, tokenizers)
@@ -244,6 +246,14 @@ def check_pair(config: Config, task: Task) -> None:
         build_loss(config, teacher, student)
     if config.method == "reptile":
         match_models(teacher, student, config.reptile.layer_map)
+
+
+def check_named_teachers(config: Config, task: Task) -> None:
+    """Raises `ModelError` now where the student's run would not find the fine-tuned teachers that it is told of."""
+    if config.method == "kd" and config.teachers:
+        load_several(config, task, load_tokenizer(student_source(config)))
+    elif config.needs_teacher(config.method) and config.teacher.finetuned is not None:
+        load_finetuned(config.teacher.finetuned, task, teacher_label_names(config))
 
 
 def _layers_to_copy(config: Config, teacher: nn.Module) -> tuple[int, ...]:
@@ -287,9 +297,10 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
     def training_batches_of(rows: Features) -> Batches:
         return batches_of(rows if transfer is None else join_rows([rows, transfer]))
 
-    reptile, fraction = config.reptile, _held_out_fraction(config)
-    if fraction is not None:
-        features, held_out = hold_out(features, fraction)
+    reptile, for_extra = config.reptile, _held_out_fraction(config)
+    if for_extra is not None:
+        key, fraction = for_extra
+        features, held_out = hold_out(features, fraction, key=key)
         quiz_batch_size = {"lgtm": config.lgtm.quiz_batch_size, "metadistil": config.metadistil.quiz_batch_size}
         stream = BatchStream(batches_of(held_out, quiz_batch_size.get(config.method)))
         batches = training_batches_of(features)
@@ -304,13 +315,17 @@ def build_training_batches(config: Config, task: Task, tokenizer: Any) -> Batche
     return batches
 
 
-def _held_out_fraction(config: Config) -> float | None:
-    """Of the training rows with labels, the fraction that the method keeps for its extra batches; None for none."""
+def _held_out_fraction(config: Config) -> tuple[str, float] | None:
+    """Key and value of the fraction of the labelled rows that is kept for extra batches; None where none is."""
     if config.method == "kd":
-        return config.loss.extra_fraction if config.loss.extra_rows else None
+        return ("loss.extra_fraction", config.loss.extra_fraction) if config.loss.extra_rows else None
     if config.method == "reptile":
-        return config.reptile.held_out_fraction if config.reptile.inner_batch == "held_out" else None
-    return {"lgtm": config.lgtm.quiz_fraction, "metadistil": config.metadistil.quiz_fraction}.get(config.method)
+        is_held_out = config.reptile.inner_batch == "held_out"
+        return ("reptile.held_out_fraction", config.reptile.held_out_fraction) if is_held_out else None
+    return {
+        "lgtm": ("lgtm.quiz_fraction", config.lgtm.quiz_fraction),
+        "metadistil": ("metadistil.quiz_fraction", config.metadistil.quiz_fraction),
+    }.get(config.method)
 
 
 def _batches_of(

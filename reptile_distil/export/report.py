@@ -109,7 +109,7 @@ def make_report(
         onnx: also export to `model/onnx/model.onnx` and compare with PyTorch.
         int8: also quantise that, to `model/onnx/model_int8.onnx`, and score it on the dev splits.
 
-    Raises `RunError` as `open_run_folder` does, `ConfigError` for lengths beyond the model's,
+    Raises `RunError` as `open_run_folder` does, `ConfigError` for sizes that nothing can be measured with,
     `MissingExtraError` where ONNX is asked for and not installed, and `ModelError` where its logits differ.
     """
     if onnx or int8:
@@ -117,7 +117,7 @@ def make_report(
     run, config, task, results = open_run_folder(model, overrides)
     environment = RunFolder(run).read_environment()
     lengths = tuple(lengths) or _usual_lengths(config)
-    _check_sizes(config, lengths, batch_sizes)
+    _check_sizes(config, lengths, batch_sizes, seconds)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = run / "model"
@@ -262,7 +262,7 @@ def _usual_lengths(config: Config) -> tuple[int, ...]:
     return tuple(sorted({length for length in (16, 64, 128) if length <= longest} | {min(longest, 128)}))
 
 
-def _check_sizes(config: Config, lengths: Sequence[int], batch_sizes: Sequence[int]) -> None:
+def _check_sizes(config: Config, lengths: Sequence[int], batch_sizes: Sequence[int], seconds: float) -> None:
     for length in lengths:
         if not 1 <= length <= config.data.max_length:
             raise ConfigError(
@@ -271,6 +271,8 @@ def _check_sizes(config: Config, lengths: Sequence[int], batch_sizes: Sequence[i
     for batch_size in batch_sizes:
         if batch_size < 1:
             raise ConfigError(f"--batch-sizes {batch_size}: expected 1 or more")
+    if not seconds >= 0:  # nor is it NaN
+        raise ConfigError(f"--seconds {seconds:g}: expected 0 or more")
 
 
 def _devices() -> tuple[str, ...]:

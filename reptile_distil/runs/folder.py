@@ -44,6 +44,7 @@ from reptile_distil.runtime.files import (
     copy_files,
     describe_fault,
     finished_name,
+    is_endless_link,
     make_folder,
     read_json,
     remove,
@@ -89,10 +90,11 @@ class RunFolder:
         """Keeps other processes, on this or another machine, from running in the folder.
 
         Raises `RunInUseError` where another process has it, unless `wait`; `RunError` where the folder's parent cannot
-        be written or its file system knows no locks.
+        be written or its file system knows no locks, and as `check_reachable` does.
         """
         # The other kind of lock that the library knows is a file that a process which is killed leaves behind for ever.
         lock = filelock.FileLock(self._lock, fallback_to_soft=False)
+        check_reachable(self.path)
         try:
             make_folder(self._lock.parent)
             lock.acquire(blocking=False)
@@ -146,8 +148,7 @@ class RunFolder:
 
     def check_usable(self) -> None:
         """Raises `RunError` where the folder holds something else than a run, which a run would mix with."""
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path}: is a file; give another output_dir")
+        check_reachable(self.path)
         entries = list(self.path.iterdir()) if self.path.exists() else []
         if not self.config.exists() and not all(map(_is_leftover, entries)):
             raise RunError(f"{self.path}: is not empty and holds no run; give another output_dir")
@@ -266,6 +267,32 @@ class RunFolder:
         """Writes results.json: from now on the run is finished. Raises `RunError` where it cannot be written."""
         with _writing(self.results):
             write_text(self.results, _to_json(results.to_dict()))
+
+
+def check_reachable(path: Path) -> None:
+    """Raises `RunError` where no folder can be made at `path`: a file, or a link to nothing, lies there or above it."""
+    nearest = _nearest(path)
+    if nearest.is_dir():
+        return
+    if nearest.exists():
+        lack = "is a file"
+    else:
+        lack = "is a link that leads to itself" if is_endless_link(nearest) else "is a link to nothing"
+    raise RunError(f"{nearest}: {lack}; give another runs_dir or output_dir")
+
+
+def check_writable(path: Path) -> None:
+    """Raises `RunError` where no folder can be made at `path`, or nothing written into it."""
+    check_reachable(path)
+    nearest = _nearest(path)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"{nearest}: cannot be written; give another runs_dir or output_dir")
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself where there is something, if only a link, else what is nearest to it above."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def describe_environment(device: str) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def check_replaceable(path: Path, *, makes_folders: bool = False) -> None:
         _refuse_special(path)
         folder = path.absolute().parent
         if makes_folders:
-            folder = next(above for above in (folder, *folder.parents) if above.exists())
+            folder = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
         if not folder.is_dir():
             missing = not folder.exists()
             raise OSError(errno.ENOENT if missing else errno.ENOTDIR, f"{folder} is no folder")
@@ -278,6 +278,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.strerror is None:  # raised by hand, in words of its own
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def is_endless_link(path: Path) -> bool:
+    """Whether the path cannot be followed to its end, because a link on it leads to itself."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def describe_fault(error: Exception) -> str | None:

@@ -24,7 +24,7 @@ from reptile_distil.runtime.hub import require_hub
 from reptile_distil.runtime.snapshots import cached_snapshots, download_snapshot
 from reptile_distil.sources.glue_files import files_read_with, find_official_file, read_official_file
 from reptile_distil.sources.hub_datasets import open_hub_dataset
-from reptile_distil.sources.user_files import read_user_file
+from reptile_distil.sources.user_files import is_text_file, read_user_file
 
 if TYPE_CHECKING:
     import datasets
@@ -91,8 +91,8 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
         if task.folder is None:
             raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
         return _open_hub(task, split) if path is None else _open_folder(task, split, path)
-    except OSError as error:  # a path that is too long, or runs through a file
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError as error:  # a path that is too long, or runs through a folder that may not be entered
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
 
 
 def open_transfer_file(task: Task, file: Path) -> Source:
@@ -146,7 +146,10 @@ def _open_own(task: Task, split: str, place: Path) -> Source:
 
 
 def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
-    """A Parquet file, or what `datasets` has saved in a folder: a data set, or one for each split; None for a file."""
+    """A Parquet file, or what `datasets` has saved in a folder: a data set, or one for each split; else None.
+
+    Raises `DataError` where nothing is there, unless its name is that of a text file, which is looked for when read.
+    """
     import datasets
 
     if place.is_dir():
@@ -160,7 +163,10 @@ def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
         raise DataError(
             f"{place}: no {split} split saved by datasets in this folder, which holds {', '.join(found) or 'nothing'}"
         )
-    if place.suffix.lower() == ".parquet" and place.exists():
+    if not place.exists() and not is_text_file(place):
+        key = "data.transfer.files" if split == TRANSFER else f"task.files.{split}"
+        raise DataError(f"{key}: {place}: no such file or folder")
+    if place.suffix.lower() == ".parquet":
         import pyarrow.parquet as parquet
 
         return _reading(place, "file", lambda: datasets.Dataset(parquet.ParquetFile(place).read()))

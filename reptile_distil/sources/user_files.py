@@ -91,6 +91,11 @@ def _without_empty_lines(file: Path, rows: _Rows) -> _Rows:
         logger.warning("%s: empty lines left out: %d, the first is line %d", file, len(left_out), left_out[0])
 
 
+def is_text_file(file: Path) -> bool:
+    """Whether the file, there or not, is by its name one of `TEXT_FILES`."""
+    return file.name.lower().removesuffix(".gz").endswith(TEXT_FILES)
+
+
 def kind_of(file: Path) -> str:
     """The end of the file's name, without `.gz`. Raises `DataError` for one that is not of `TEXT_FILES`."""
     name = file.name.lower().removesuffix(".gz")

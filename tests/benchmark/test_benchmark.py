@@ -321,6 +321,31 @@ def test_graphs_are_refused_where_there_are_none(capsys):
     assert capsys.readouterr().err == "error: --graphs: device cpu has no CUDA graphs; leave it out\n"
 
 
+FEW = "--lengths 6 --batch-sizes 2 --depths 2:1 --widths 64 --device cpu --methods kd"
+NO_NUMBERS = {
+    "--threads 0": "--threads 0: expected 1 to 1024",
+    "--threads 99999999999": "--threads 99999999999: expected 1 to 1024",
+    "--rounds 0": "--rounds 0: expected at least 1",
+    "--rounds -3": "--rounds -3: expected at least 1",
+    "--batches 0": "--batches 0: expected at least 1",
+    "--quiz-batch-size 0": "--quiz-batch-size 0: expected at least 1",
+    "--batch-sizes 4 -2": "--batch-sizes -2: expected at least 1",
+    "--lengths 16 513": "--lengths 513: the models have 512 positions; give at most so many",
+    "--lengths 600 --models toy-bert-2L-8H toy-bert-2L-8H": "--lengths 600: toy-bert-2L-8H does not read rows of so",
+    "--models nowhere/a nowhere/b": "nowhere/a: ",
+    "--plot x.foo": "--plot x.foo: expected a name that ends in one of .eps, ",
+}
+
+
+@pytest.mark.parametrize(("options", "sentence"), NO_NUMBERS.items())
+def test_what_cannot_be_measured_is_refused_before_anything_is(monkeypatch, capsys, tmp_path, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("reptile_distil.benchmark.arithmetic.measure_peaks", lambda *_: pytest.fail("measured"))
+    assert run(benchmark.main, [*FEW.split(), *options.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {sentence}")
+
+
 @pytest.mark.parametrize(("method", "width"), [("reptile", 16), ("kd", 16), ("metadistil", 9), ("released", 128)])
 def test_with_graphs_batches_are_padded_to_what_graphs_are_recorded_for(method, width):
     assert padded_length(method, np.array([3, 9]), Case("sst2"), Settings(graphs=True)) == width

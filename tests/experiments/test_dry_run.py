@@ -229,6 +229,31 @@ def test_a_place_that_cannot_be_written_is_refused(call, tmp_path):
     assert f"error: {tmp_path}/file: is a file; give another runs_dir or output_dir" in err
 
 
+@pytest.mark.parametrize("key", ["runs_dir", "output_dir"])
+@pytest.mark.parametrize(
+    ("name", "lack"),
+    [("afile", "is a file"), ("broken", "is a link to nothing"), ("loopa", "is a link that leads to itself")],
+)
+def test_run_and_dry_run_say_the_same_of_a_place_where_no_folder_can_be(call, tmp_path, key, name, lack):
+    (tmp_path / "afile").touch()
+    (tmp_path / "broken").symlink_to("nothing")
+    (tmp_path / "loopa").symlink_to("loopb")
+    (tmp_path / "loopb").symlink_to("loopa")
+    for options in (["--dry-run"], []):
+        code, out, err = call("distil", *options, f"{key}={tmp_path}/{name}")
+        assert (code, out) == (2, "")
+        assert f"error: {tmp_path}/{name}: {lack}; give another runs_dir or output_dir\n" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_that_is_a_link_to_itself_is_refused(call, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for options in (["--dry-run"], []):
+        code, _, err = call("distil", *options, "method=kd", f"teacher.finetuned={tmp_path}/loop")
+        assert code == 2
+        assert f"error: {tmp_path}/loop: is a link that leads to itself; give another folder as the teacher\n" in err
+
+
 def test_several_processes_are_refused(call, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = call("distil", "--dry-run")

@@ -122,6 +122,30 @@ def test_kd_learns_from_the_mean_of_several_teachers(tiny, tmp_path):
         tiny("method=kd", f"teachers=[{folders[0]}]", "train.epochs=2").fit()
 
 
+@pytest.mark.parametrize("several", [True, False], ids=["one there", "none there"])
+def test_teachers_that_are_missing_are_noticed_before_another_one_is_fine_tuned(call, tiny, tmp_path, several):
+    there = tiny("method=kd", *TEACHER)
+    if several:
+        there.fit_teacher()
+    start = ("student.init=finetuned_layers", "student.num_layers=1", "seed=7")
+    named = f"teachers=[{there.teacher_folder.path}, {tmp_path}/nowhere]"
+    code, out, err = call("distil", "method=kd", named, *start)
+    assert (code, out) == (2, "")
+    missing = "nowhere" if several else "teacher-seed42"
+    assert f"error: {tmp_path}/" in err
+    assert f"{missing}: no such folder" in err
+    assert not (tmp_path / "runs/toy-sentence/teacher-seed7").exists()
+
+
+@pytest.mark.parametrize("key", ["teachers", "teacher.finetuned"])
+def test_a_teacher_that_is_missing_is_noticed_before_what_its_student_is_compared_with_is_run(call, tmp_path, key):
+    named = f"{key}=[{tmp_path}/nowhere]" if key == "teachers" else f"{key}={tmp_path}/nowhere"
+    code, out, err = call("distil", "method=finetune", "compare_with=[kd]", named)
+    assert (code, out) == (2, "")
+    assert f"error: {tmp_path}/nowhere: no such folder" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_kd_with_extra_rows_holds_out_the_rows_of_a_quiz_and_says_their_loss(tiny):
     experiment = tiny("method=kd", "loss.extra_rows=0.5", "loss.extra_fraction=0.2", "train.epochs=2")
     assert experiment.fit()["num_train_rows"] == 56

@@ -352,20 +352,28 @@ def test_more_labelled_rows_than_there_are_others_beside_are_refused_before_anyt
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("key", "options"),
     [
-        ("method=lgtm",),
-        ("method=metadistil",),
-        ("method=kd", "loss.extra_rows=1"),
-        ("method=reptile", "reptile.inner_batch=held_out", "reptile.share_forward=false"),
+        ("lgtm.quiz_fraction", ("method=lgtm",)),
+        ("metadistil.quiz_fraction", ("method=metadistil",)),
+        ("loss.extra_fraction", ("method=kd", "loss.extra_rows=1")),
+        (
+            "reptile.held_out_fraction",
+            ("method=reptile", "reptile.inner_batch=held_out", "reptile.share_forward=false"),
+        ),
     ],
 )
 @pytest.mark.parametrize("rows", ["data.transfer.labelled_rows=3", "data.max_train_rows=3"])
-def test_too_few_labelled_rows_for_a_quiz_are_refused_before_a_teacher_is_trained(tiny, options, rows):
+def test_too_few_labelled_rows_for_a_quiz_are_refused_before_a_teacher_is_trained(tiny, key, options, rows):
     experiment = tiny(*options, rows)
-    with pytest.raises(DataError, match=r"a fraction of 0.1 of 3 training rows is 0 rows: neither none nor all"):
+    with pytest.raises(DataError, match=rf"^{key} = 0.1: of 3 training rows it holds out 0; give a larger fraction"):
         experiment.fit()
     assert not experiment.teacher_folder.results.exists()
+
+
+def test_too_few_rows_for_a_validation_name_its_key(tiny):
+    with pytest.raises(DataError, match=r"^data.validation_fraction = 0.001: of 70 training rows it holds out 0; give"):
+        tiny("method=finetune", "data.validation_fraction=0.001").fit()
 
 
 def test_runs_from_before_there_were_transfer_rows_are_known_again():

@@ -125,6 +125,9 @@ def test_what_cannot_be_weighed_is_refused(runs, tmp_path):
         report.make_report(runs / "reptile-seed42", lengths=(33,))
     with pytest.raises(ConfigError, match="--batch-sizes 0"):
         report.make_report(runs / "reptile-seed42", batch_sizes=(0,))
+    for seconds in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match=rf"--seconds {seconds:g}: expected 0 or more"):
+            report.make_report(runs / "reptile-seed42", seconds=seconds)
 
 
 def test_the_front_matter_is_what_the_hub_reads(weighed):

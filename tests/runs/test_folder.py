@@ -190,17 +190,35 @@ def test_a_folder_with_strangers_files_is_not_claimed(tmp_path):
 def test_a_file_in_the_place_of_a_folder_is_not_claimed(tmp_path):
     (tmp_path / "run").touch()
     with (
-        pytest.raises(RunError, match=r"run: is a file; give another output_dir"),
+        pytest.raises(RunError, match=r"run: is a file; give another runs_dir or output_dir"),
         RunFolder(tmp_path / "run").claimed(),
     ):
         pass
 
 
-@pytest.mark.parametrize("name", ["file/run", "x" * 300 + "/run"])
-def test_a_folder_that_cannot_be_made_is_not_claimed(tmp_path, name):
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="/run: cannot be claimed for this run: "), RunFolder(tmp_path / name).claimed():
+def test_a_folder_that_cannot_be_made_is_not_claimed(tmp_path):
+    folder = RunFolder(tmp_path / ("x" * 300) / "run")
+    with pytest.raises(RunError, match="/run: cannot be claimed for this run: "), folder.claimed():
         pass
+
+
+WRONG_PLACES = {
+    "afile": "afile: is a file; give another runs_dir or output_dir",
+    "broken": "broken: is a link to nothing; give another runs_dir or output_dir",
+    "loopa": "loopa: is a link that leads to itself; give another runs_dir or output_dir",
+}
+
+
+@pytest.mark.parametrize("part", ["", "mine/run"])
+@pytest.mark.parametrize(("name", "sentence"), WRONG_PLACES.items())
+def test_where_no_folder_can_be_the_run_is_refused_with_the_place(tmp_path, name, sentence, part):
+    (tmp_path / "afile").touch()
+    (tmp_path / "broken").symlink_to("nothing")
+    (tmp_path / "loopa").symlink_to("loopb")
+    (tmp_path / "loopb").symlink_to("loopa")
+    with pytest.raises(RunError, match=f"^{tmp_path}/{sentence}$"), RunFolder(tmp_path / name / part).claimed():
+        pass
+    assert not (tmp_path / f".{name}.lock").exists()
 
 
 def test_predictions_come_back_as_they_were_kept_and_go_with_a_new_start(folder):

@@ -149,6 +149,13 @@ def test_each_new_folder_is_entered_on_the_disk(tmp_path, monkeypatch):
     assert synced == [tmp_path, tmp_path / "a"]
 
 
+@pytest.mark.parametrize("target", ["nothing", "link"])
+def test_no_file_is_promised_below_a_link_to_no_folder(tmp_path, target):
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(OSError, match=f"{tmp_path}/link is no folder"):
+        files.check_replaceable(tmp_path / "link" / "runs" / "table.md", makes_folders=True)
+
+
 def test_a_link_is_not_added_to(tmp_path):
     files.append_text(tmp_path / "a", "1")
     files.append_text(tmp_path / "a", "2")

@@ -27,6 +27,21 @@ def test_finetune_trains_the_teacher(call, tmp_path):
     assert (tmp_path / "runs/toy-sentence/teacher-seed42/results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("runs/toy-sentence/kd-seed99", "no such folder; for a model of the hub, give --config too"),
+        ("elsewhere", "lies in no run folder; give --config too, which says task and data"),
+    ],
+)
+def test_evaluate_says_what_lies_where_it_finds_no_configuration(call, tmp_path, monkeypatch, name, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    code, _, err = call("evaluate", "--model", name, config=None)
+    assert code == 2
+    assert err.startswith(f"error: --model {name}: {sentence}")
+
+
 def test_audit_prints_a_row_for_each_stage_and_writes_every_value(call, tmp_path):
     few = ("--batches", "2", "--probe-rows", "8", "--json", str(tmp_path / "audit.json"), "--stages", "0.2", "0.6")
     code, out, _ = call("audit", "data.validation_fraction=0.3", *few, "train.epochs=2")
@@ -576,6 +591,13 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
     with pytest.raises(FileNotFoundError):
         cli.run(broken)
+
+
+def test_a_link_to_itself_on_the_import_path_is_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path / "loop")])
+    assert cli.run(lambda _: None) == 0
+    assert sys.path[-1] == str(tmp_path / "loop")
 
 
 def test_as_a_process_the_evaluate_script_does_not_hide_the_evaluate_package(tmp_path):

@@ -514,6 +514,26 @@ def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, 
         load_split(own_task(name), "train", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["nope.parquet", "nope.PARQUET", "saved"])
+def test_a_parquet_file_or_folder_that_is_not_there_is_missing_and_not_unknown(tmp_path, name):
+    sentence = rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder$"
+    with pytest.raises(DataError, match=sentence):
+        load_split(own_task(name), "train", tmp_path)
+    with pytest.raises(DataError, match=sentence):
+        sources.own_label_names(own_task(name, label_names=(), metrics=()), tmp_path)
+
+
+def test_a_transfer_file_that_is_not_there_is_named_by_its_key(tmp_path):
+    with pytest.raises(DataError, match=rf"^data\.transfer\.files: {tmp_path}/x\.parquet: no such file or folder$"):
+        sources.open_transfer_file(own_task(), tmp_path / "x.parquet")
+
+
+def test_a_file_that_the_system_refuses_to_look_for_is_named_and_not_the_folder_of_the_data(tmp_path):
+    name = "x" * 300 + "/a.parquet"
+    with pytest.raises(DataError, match=f"^{tmp_path}/{name}: cannot be read: File name too long$"):
+        load_split(own_task(name), "train", tmp_path)
+
+
 def test_an_own_regression_label_that_is_no_number_is_refused(tmp_path):
     write(tmp_path, "train.csv", "text,label\na,nan\n")
     with pytest.raises(DataError, match=r"train\.csv, line 2: has no label \(found 'nan'\), and training needs one"):
