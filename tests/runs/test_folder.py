@@ -103,7 +103,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path):
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match=f"^{tmp_path}/run: is a file; give another runs_dir"):
         RunFolder(tmp_path / "run" / "deeper").start(CONFIG, "cpu")
 
 
