@@ -10,10 +10,10 @@ from tests.helpers.studies import compare, read_runs
 class Measured:
     """The runs of one file of raw results. Where no tasks are given, a mean or comparison is over all of them."""
 
-    def __init__(self, path):
+    def __init__(self, path, split="dev"):
         with path.open(encoding="utf-8", newline="") as file:
             self.lines = list(csv.DictReader(file))
-        self.runs = read_runs(path)
+        self.runs = read_runs(path, split)
         self.tasks = list(dict.fromkeys(task for task, _ in self.runs))
         self.seeds = sorted({seed for of_row in self.runs.values() for seed in of_row})
         self.num_runs = sum(len(of_row) for of_row in self.runs.values())

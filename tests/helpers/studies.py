@@ -12,7 +12,8 @@ from reptile_distil.tables.statistics import compare_paired
 def read_runs(path, split="dev"):
     """(task, method) → seed → {what: number}: the kept student's scores, the teacher's at start and end, seconds.
 
-    `student`, `start` and `end` are scores on `split`; on the held-out rows that is `validation`.
+    `student`, `start` and `end` are scores on `split`; on the held-out rows that is `validation`. `at_end` is the
+    student's score on these after the last epoch, whichever was kept.
     """
     lines = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
@@ -25,6 +26,8 @@ def read_runs(path, split="dev"):
         runs[task, method][seed] = {
             "validation": mean_score(of_run, "student", kept, "validation"),
             "student": mean_score(of_run, "student", kept, split),
+            "at_end": mean_score(of_run, "student", last, "validation"),
+            "epochs": last,
             "start": mean_score(of_run, "teacher", 0, split),
             "end": mean_score(of_run, "teacher", last, split),
             "seconds": max(float(line["train_seconds"]) for line in of_run),

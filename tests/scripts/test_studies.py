@@ -4,12 +4,11 @@ import csv
 import re
 from collections import Counter
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 
 from reptile_distil.tables.config import load_table_config
-from tests.helpers.paths import CONFIGS, ROOT
+from tests.helpers.paths import CONFIGS
 from tests.helpers.studies import (
     HEADROOM,
     audit_lines,
@@ -100,18 +99,6 @@ def test_the_table_of_the_headroom_is_computed_from_its_raw_results():
                 assert of["low"] <= of["difference"] <= of["high"]
 
 
-def test_the_room_without_texts_that_are_trained_on_is_computed_from_its_raw_results():
-    readme = " ".join((CONFIGS / "evidence/README.md").read_text(encoding="utf-8").split())
-    with (CONFIGS / "evidence/headroom-once.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    for name, said in (("trec", "TREC"), ("stsb", "STS-B")):
-        of_task = [line for line in lines if line["task"] == name]
-        assert [line["targets"] for line in of_task] == ["more_labels", "oracle"]
-        assert f"{of_task[0]['in_training_rows']} of {said}'s {of_task[0]['held_out_rows']}" in readme
-        rooms = [[100 * float(line[name]) for name in ("difference", "low", "high")] for line in of_task]
-        assert " and ".join("{:+.1f} [{:+.1f}, {:+.1f}]".format(*room) for room in rooms) + f" on {said}" in readme
-
-
 def test_the_table_of_methods_where_there_is_room_is_computed_from_its_raw_results():
     path = CONFIGS / "evidence/methods-epochs.csv"
     readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
@@ -135,39 +122,6 @@ def test_the_table_of_the_longer_trained_teachers_is_computed_from_its_raw_resul
 def test_the_table_of_the_audits_is_computed_from_its_raw_results():
     readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
     assert "\n".join(audit_lines(CONFIGS / "evidence/audit.csv")) in readme_tables(readme)
-
-
-def test_what_a_user_is_told_to_take_is_what_the_study_has_measured():
-    room = read_headroom(CONFIGS / "evidence/headroom.csv")
-    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    for targets, sign, said in (
-        ("labels", -1, "with labels: {span} points on six tasks"),
-        ("more_labels", 1, "eight times as many: {span};"),
-        ("averaged", 1, "three teachers averaged: {span}."),
-    ):
-        assert said.format(span=span([sign * of[targets]["difference"] for of in room.values()])) in told
-    methods = read_runs(CONFIGS / "evidence/methods-epochs.csv", "validation")
-    moved = [row for (task, method), row in methods.items() if method == "reptile"]
-    lost = sorted(fmean(of["start"] - of["end"] for of in row.values()) for row in moved)[1:]
-    assert f"it cost three of four teachers {lost[0]:.1f} to {lost[-1]:.1f} points in 160 steps" in told
-    compared = read_runs(CONFIGS / "evidence/comparison-epochs.csv")
-    of_all = {line.split("|")[2].strip(): line.split("|")[5].split(" p ")[0].strip() for line in over_all(compared)}
-    summary = " ".join((CONFIGS / "README.md").read_text(encoding="utf-8").split())
-    assert f"1.8 times as many bring {of_all['kd-longer']} over four tasks with such room and five seeds" in told
-    assert f"(`cotrain`) brings {of_all['cotrain']}." in told
-    assert f"`cotrain` is at {of_all['cotrain']} beside the frozen teacher" in summary
-    assert f"which takes less time, at {of_all['kd-longer']}." in summary
-    own_task = (CONFIGS / "own-task.yaml").read_text(encoding="utf-8")
-    assert f"worth {span([-of['labels']['difference'] for of in room.values()])} points" in own_task
-
-
-def over_all(runs):
-    tasks, methods = (list(dict.fromkeys(row[place] for row in runs)) for place in (0, 1))
-    return [line for line in table_lines(runs, tasks, methods) if line.startswith("| all |")]
-
-
-def span(values):
-    return f"{min(values):+.1f} to {max(values):+.1f}".replace("-0.0", "+0.0")
 
 
 def test_the_verdict_of_the_comparison_is_that_of_its_rule():
