@@ -200,7 +200,7 @@ def said_of_the_audits():
         f"one from a teacher that equation 2 has moved once more does the same, to {of_equation:.2f} % of that",
         f"gain {span([of['move'] for of in early], 2)} thousandths by a move, "
         f"{span([100 * of['move'] / of['kd'] for of in early])} % of an ordinary step",
-        f"By then all their moves together cost {span(accumulated)} thousandths at step 40 or 120",
+        f"From step 40 on all their moves together cost {span(accumulated)} thousandths",
         f"costs {span([abs(of['so_far']) for of in at_end])} of the {span([of['kd'] for of in at_end])} thousandths "
         f"that a step gains at step {last}",
     ]
