@@ -212,7 +212,10 @@ def test_every_combination_is_a_case():
     cases = make_cases(["32", "rte"], [8, 16], ["4:2", "6:3"], [64])
     assert len(cases) == 8
     assert cases[0] == Case("32", 8, 4, 2, 64)
-    assert [case.lengths for case in make_cases(["32"], [8], ["4:2"], [64], models=("t", "s"))] == ["32"]
+    given = make_cases(["32"], [8], ["4:2", "6:3"], [64], models=("toy-bert-2L-8H", "toy-bert-1L-8H"))
+    assert [(case.lengths, case.teacher, case.student) for case in given] == [
+        ("32", "toy-bert-2L-8H", "toy-bert-1L-8H")
+    ]
 
 
 @pytest.mark.parametrize(("depth", "width"), [("12", 64), ("12:5", 64), ("0:0", 64), ("4:2", 65), ("4:2", 0)])

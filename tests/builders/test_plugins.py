@@ -230,7 +230,7 @@ def test_optimizers_that_are_none_are_refused(optimizers, message):
 
 @pytest.mark.parametrize(("has", "lacks"), [("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")])
 def test_half_of_a_state_is_refused(has, lacks):
-    own = OwnMethod(SimpleNamespace(**{has: dict}), "half:HalfState", moves_teacher=False)
+    own = OwnMethod(SimpleNamespace(**{has: dict}), "half:HalfState", models=(), moves_teacher=False)
     with pytest.raises(RunError, match=rf"^method half:HalfState has {has}\(\) but no {lacks}\(\): "):
         own.state()
 

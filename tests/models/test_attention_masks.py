@@ -70,9 +70,8 @@ def test_another_model_gets_the_usual_mask(monkeypatch):
     model, (usual, known) = classifier("bert"), rows(RAGGED)
     seen = []
     forward = model.forward
-    model.forward = lambda **inputs: seen.append(inputs["attention_mask"]) or forward(**inputs)
     classified = Classifier(model)
-    classified._inputs = set(usual) - {"labels"}
+    model.forward = lambda **inputs: seen.append(inputs["attention_mask"]) or forward(**inputs)
     assert torch.equal(classified(known), classified(usual))
     assert [mask.ndim for mask in seen] == [2, 2]
 
