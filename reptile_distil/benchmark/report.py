@@ -69,10 +69,10 @@ def to_json(measured: Sequence[Measured], **about: Any) -> dict[str, Any]:
 def check_can_plot(path: Path) -> None:
     """Raises `RunError` where matplotlib is not installed, or writes no picture of such a name."""
     try:
-        from matplotlib.backend_bases import FigureCanvasBase
+        from matplotlib import backend_bases
     except ImportError:
         raise RunError("--plot needs matplotlib: pip install 'reptile_distil[plots]', or leave --plot out") from None
-    kinds = FigureCanvasBase.get_supported_filetypes()
+    kinds = backend_bases.FigureCanvasBase.get_supported_filetypes()
     if _kind_of(path).lower() not in kinds:
         raise RunError(f"--plot {path}: expected a name that ends in one of {', '.join(f'.{kind}' for kind in kinds)}")
 
