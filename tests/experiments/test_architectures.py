@@ -83,11 +83,14 @@ class Pair:
         works = {
             "kd": self.takes_a_step("method=kd"),
             "reptile": self.takes_a_step("method=reptile"),
-            "copying layers": self.takes_a_step("method=kd", "student.init=teacher_layers", "student.num_layers=1"),
+            "copying layers": self.takes_a_step("method=kd", *COPIED),
             "ONNX": self.exports(),
             "packing": self.takes_a_step("method=kd", "data.packing=true"),
         }
         return {column: "yes" if works[column] else "no" for column in COLUMNS}
+
+
+COPIED = ("student.init=teacher_layers", "student.pretrained=null", "student.num_layers=1")
 
 
 @pytest.mark.parametrize("kind", [*FEW, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)])

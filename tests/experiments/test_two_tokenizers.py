@@ -136,19 +136,20 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(experiment, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_another_tokenizer_of_the_teacher_keeps_a_stopped_run_from_going_on(experiment, tmp_path):
+def test_another_tokenizer_of_the_teacher_keeps_a_stopped_run_from_going_on(pair, tmp_path):
     class Fails:
         def on_step_end(self, run, step, logs, rates):
             raise ValueError("stop")
 
     teacher = save_words(tmp_path / "own-teacher")
-    options = (f"teacher.finetuned={teacher}", "teacher.label_names=[negative, positive]")
+    given = [f"teacher.finetuned={teacher}", "teacher.label_names=[negative, positive]"]
+    options = (TINY, f"runs_dir={tmp_path}/runs", *pair[1:], *given)
     with pytest.raises(CallbackError):
-        experiment(*options, callbacks=[Fails()]).fit()
+        Experiment.from_yaml(*options, callbacks=[Fails()]).fit()
     file = tmp_path / "own-teacher" / "tokenizer.json"
     file.write_text(file.read_text().replace('"good"', '"goood"'))
     with pytest.raises(RunError, match=r"the (train|dev) split has changed since this run began"):
-        experiment(*options).fit()
+        Experiment.from_yaml(*options).fit()
 
 
 @pytest.mark.parametrize(
