@@ -70,7 +70,8 @@ class OwnMethod:
         has = [name for name in names if hasattr(self.method, name)]
         if not has:
             return {}
-        for lacking in set(names) - set(has):
+        if len(has) == 1:
+            (lacking,) = set(names) - set(has)
             raise RunError(
                 f"method {self.name} has {has[0]}() but no {lacking}(): a resumed run would not go on with its state, "
                 "so give both or neither"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import TASK_WEIGHTS
 from reptile_distil.errors import ConfigError
-from reptile_distil.models.classifier import OutputName, Outputs
+from reptile_distil.models.classifier import OutputName, Outputs, in_float
 
 
 class LossTerms(NamedTuple):
@@ -356,8 +356,3 @@ def _as_two_classes(logits: Tensor) -> Tensor:
     """From logits (B, C) of labels those of "has it" and "has it not" (B * C, 2): sigmoid(z) is softmax(z, 0)."""
     flat = logits.reshape(-1)
     return torch.stack((flat, torch.zeros_like(flat)), dim=1)
-
-
-def in_float(tensor: Tensor) -> Tensor:
-    """In float32 at least: half precision loses small probabilities, and autocast may have produced it."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

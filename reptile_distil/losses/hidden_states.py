@@ -15,8 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from reptile_distil.errors import ModelError
-from reptile_distil.losses.distillation import in_float
-from reptile_distil.models.classifier import OutputName, Outputs
+from reptile_distil.models.classifier import OutputName, Outputs, in_float
 from reptile_distil.models.layer_map import LayerMap, resolve_layer_map
 
 HIDDEN_STATES: frozenset[OutputName] = frozenset({"hidden_states"})

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from reptile_distil.errors import ModelError
-from reptile_distil.losses.distillation import in_float
 from reptile_distil.losses.hidden_states import share_of_tokens
-from reptile_distil.models.classifier import OutputName, Outputs, Projections
+from reptile_distil.models.classifier import OutputName, Outputs, Projections, in_float
 
 
 @dataclass(frozen=True)

@@ -344,13 +344,18 @@ class Ensemble(nn.Module):
         )
 
 
+def in_float(tensor: Tensor) -> Tensor:
+    """In float32 at least: half precision loses small probabilities, and autocast may have produced it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def mean_logits(logits: Tensor, *, temperature: float, multi_label: bool = False) -> Tensor:
     """Logits (B, C) whose probabilities at temperature T are the mean of those of several models' logits (K, B, C).
 
     Of a single logit, the values' mean; of a multi-label task each label has a probability of its own. In float32 at
     least: half precision, which autocast may have produced, would round the mean.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = in_float(logits)
     if logits.shape[2] == 1 and not multi_label:
         return logits.mean(dim=0)
     tempered = logits / temperature
