@@ -251,7 +251,8 @@ class HeadroomTable:
     def to_csv(self, *, with_differences: bool = False) -> str:
         """Every score of every student and of who taught it (step 0), in fractions; the differences over seeds.
 
-        Their column `seed` is "all", or where some are missing those that there are, such as "1 3".
+        Their column `seed` is "all", or where some are missing those that there are, such as "1 3", as for what a row
+        has over the first one.
         """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -263,19 +264,20 @@ class HeadroomTable:
                     for metric, value in scores.items():
                         about = (task, row, seed, measured.targets, *rows, model, step, seconds)
                         writer.writerow((*about, metric, f"{value:.6g}"))
-        for room in self.rooms() if with_differences else ():
+        for columns, compared in self._differences() if with_differences else ():
             for name in ("difference", "low", "high"):
-                if (value := getattr(room, name)) is not None:
-                    seeds = " ".join(map(str, room.seeds)) if self._num_missing(room) else "all"
-                    of_seeds = (room.task, room.row, seeds, room.targets, "", "", "student minus frozen", "", "")
-                    writer.writerow((*of_seeds, name, f"{value:.6g}"))
-        for gain in self.gains() if with_differences else ():
-            for name in ("difference", "low", "high"):
-                if (value := getattr(gain, name)) is not None:
-                    seeds = " ".join(map(str, gain.seeds))
-                    of_seeds = (gain.task, gain.row, seeds, FROZEN, "", "", f"student minus {gain.first_row}", "", "")
-                    writer.writerow((*of_seeds, name, f"{value:.6g}"))
+                if (value := getattr(compared, name)) is not None:
+                    writer.writerow((*columns, "", "", name, f"{value:.6g}"))
         return file.getvalue()
+
+    def _differences(self) -> Iterator[tuple[tuple[str, ...], Room | Gain]]:
+        """Rooms, then gains, each with the first columns of its lines of the CSV."""
+        for room in self.rooms():
+            seeds = " ".join(map(str, room.seeds)) if self._num_missing(room) else "all"
+            yield (room.task, room.row, seeds, room.targets, "", "", "student minus frozen"), room
+        for gain in self.gains():
+            seeds = " ".join(map(str, gain.seeds))
+            yield (gain.task, gain.row, seeds, FROZEN, "", "", f"student minus {gain.first_row}"), gain
 
 
 def _points(measured: Measured) -> Iterator[tuple[str, int, float, Scores]]:
