@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 _SECONDS_BETWEEN_SIGNALS = 0.5
+_SECONDS_TO_DIE = 10.0
 
 
 @contextlib.contextmanager
@@ -45,17 +46,37 @@ def end_trees(controllers: Sequence[int], has_ended: Callable[[int], bool], seco
     finally:
         for pid in controllers:
             if not has_ended(pid):
-                _kill_tree(pid)
+                killed = _kill_tree(pid)
                 while not has_ended(pid):
                     time.sleep(0.01)
+                _wait_until_gone(killed)
 
 
-def _kill_tree(pid: int) -> None:
+def _kill_tree(pid: int) -> list[int]:
+    """Returns the processes that it has killed; those that are no children of this one may take a moment to die."""
     os.kill(pid, signal.SIGSTOP)  # it is to start nothing more
+    killed = []
     for child in _children_of(pid):
         with contextlib.suppress(ProcessLookupError):
-            _kill_tree(child)
+            killed += _kill_tree(child)
     os.kill(pid, signal.SIGKILL)
+    return [*killed, pid]
+
+
+def _wait_until_gone(pids: Sequence[int]) -> None:
+    until = time.monotonic() + _SECONDS_TO_DIE
+    while any(_is_running(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process is there that has not ended; one whose parent has only not asked for it yet has."""
+    if Path("/proc/self/stat").exists():
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return False
+    row = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return row.stdout.strip()[:1] not in ("", "Z")
 
 
 def _children_of(pid: int) -> list[int]:
