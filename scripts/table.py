@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
 
     from reptile_distil.errors import ConfigError
-    from reptile_distil.tables.config import commands, describe_table, load_table_config
+    from reptile_distil.tables.commands import commands
+    from reptile_distil.tables.config import describe_table, load_table_config
 
     if arguments.engine is not None:
         arguments.overrides.append(f"engine.name={arguments.engine}")

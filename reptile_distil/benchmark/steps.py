@@ -30,6 +30,7 @@ from reptile_distil.data.order import length_grouped_batches
 from reptile_distil.data.tasks import get_task
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.checkpoints import CheckpointDistiller
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
@@ -38,7 +39,6 @@ from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher, count_parameters
 from reptile_distil.models.cost import plain_batch
 from reptile_distil.models.pretrained import load_pretrained

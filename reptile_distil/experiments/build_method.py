@@ -20,6 +20,7 @@ from reptile_distil.config.sections import TEACHER_MOVES, ReptileConfig, Role, T
 from reptile_distil.data.batches import Batches
 from reptile_distil.errors import ConfigError
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw, fresh_eps
 from reptile_distil.methods.checkpoints import CheckpointDistiller, Weights
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
@@ -29,7 +30,7 @@ from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, adamw, fresh_eps
+from reptile_distil.methods.step import GradientStep
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runtime.processes import ALONE, Processes

@@ -29,6 +29,7 @@ from reptile_distil.models.layer_map import LayerMap, encoder_layers, resolve_la
 from reptile_distil.runs.folder import check_writable
 from reptile_distil.runs.resume import Recovery
 from reptile_distil.runs.state import weights_fingerprint
+from reptile_distil.runtime.files import nearest_place
 from reptile_distil.runtime.launcher import launched_several
 from reptile_distil.runtime.measuring import explain_out_of_memory, free_memory
 from reptile_distil.training.loop import count_steps
@@ -257,7 +258,7 @@ def disk_needed(runs: Sequence[RunPlan]) -> int:
 
 def free_bytes(path: Path) -> int:
     """Bytes that are free where the folder `path` is, or would be made."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(nearest_place(path)).free
 
 
 def check_room(folder: Path, needed: int, free: int) -> None:
@@ -267,12 +268,6 @@ def check_room(folder: Path, needed: int, free: int) -> None:
             f"{folder}: about {needed / 1e9:.2f} GB are needed, but only {free / 1e9:.2f} GB are free; "
             "make room, lower checkpoint.keep, or give another runs_dir"
         )
-
-
-def _existing(path: Path) -> Path:
-    """The path itself where it exists, else the nearest folder above it that does."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _size_of(folder: Path) -> int:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.losses.distillation import DistillationLoss, LossTerms, labels_of, task_loss_of
+from reptile_distil.methods.adamw import divide_by_magnitude
 from reptile_distil.methods.step import (
     GradientStep,
     Logs,
@@ -40,7 +41,6 @@ from reptile_distil.methods.step import (
     check_not_negative,
     check_teaches,
     check_trainable,
-    divide_by_magnitude,
     split_batch,
     teacher_moves_now,
 )

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import has_closed_form
 from reptile_distil.losses.distillation import DistillationLoss, LossTerms
+from reptile_distil.methods.adamw import ADAMW, AdamwName, add_decay, divide_by_magnitude, fresh_eps
 from reptile_distil.methods.reptile_variants import (
     Ablation,
     InnerLearner,
@@ -38,18 +39,13 @@ from reptile_distil.methods.reptile_variants import (
     check_no_inner_step,
 )
 from reptile_distil.methods.step import (
-    ADAMW,
-    AdamwName,
     GradientStep,
     Logs,
-    add_decay,
     check_choice,
     check_not_negative,
     check_trainable,
     difference_of,
     difference_on_common_rows,
-    divide_by_magnitude,
-    fresh_eps,
     in_chunks,
     teacher_moves_now,
 )

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from reptile_distil.data.batches import Batch
 from reptile_distil.inner_step import can_share_forward
 from reptile_distil.losses.distillation import LossTerms, task_loss_of
-from reptile_distil.methods.step import ADAMW, AdamwName, GradientStep, Logs, can_be_fused, decay_groups, forget_moments
+from reptile_distil.methods.adamw import ADAMW, AdamwName, can_be_fused, decay_groups, forget_moments
+from reptile_distil.methods.step import GradientStep, Logs
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.layer_map import ParameterPair, part_of_model
 from reptile_distil.runtime.processes import local_part

@@ -46,6 +46,7 @@ from reptile_distil.runtime.files import (
     finished_name,
     is_endless_link,
     make_folder,
+    nearest_place,
     read_json,
     remove,
     remove_folder,
@@ -271,7 +272,7 @@ class RunFolder:
 
 def check_reachable(path: Path) -> None:
     """Raises `RunError` where no folder can be made at `path`: a file, or a link to nothing, lies there or above it."""
-    nearest = _nearest(path)
+    nearest = nearest_place(path)
     if nearest.is_dir():
         return
     if nearest.exists():
@@ -284,15 +285,9 @@ def check_reachable(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raises `RunError` where no folder can be made at `path`, or nothing written into it."""
     check_reachable(path)
-    nearest = _nearest(path)
+    nearest = nearest_place(path)
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(f"{nearest}: cannot be written; give another runs_dir or output_dir")
-
-
-def _nearest(path: Path) -> Path:
-    """The path itself where there is something, if only a link, else what is nearest to it above."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def describe_environment(device: str) -> dict[str, Any]:

@@ -253,12 +253,18 @@ def check_replaceable(path: Path, *, makes_folders: bool = False) -> None:
         _refuse_special(path)
         folder = path.absolute().parent
         if makes_folders:
-            folder = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
+            folder = nearest_place(folder)
         if not folder.is_dir():
             missing = not folder.exists()
             raise OSError(errno.ENOENT if missing else errno.ENOTDIR, f"{folder} is no folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, f"nothing can be written into {folder}")
+
+
+def nearest_place(path: Path) -> Path:
+    """The path itself where there is something, if only a link to nothing, else what is nearest to it above."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def _refuse_special(path: Path) -> None:

@@ -6,7 +6,6 @@ the command line goes above all of them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from reptile_distil.config.combinations import has_effect, left_aside, refuse_idle_options
-from reptile_distil.config.config import Config, check_config, check_keys, given_settings, listed, parse_overrides
+from reptile_distil.config.config import Config, check_config, check_keys, given_settings, parse_overrides
 from reptile_distil.config.defining_settings import flatten
 from reptile_distil.config.messages import COMMAND_LINE, describe, explain
 from reptile_distil.config.sections import MethodName, Role
 from reptile_distil.config.table_sections import EngineConfig, TableKeys
-from reptile_distil.config.yaml_files import find_config, merge_layer, parse_yaml, read_layers
+from reptile_distil.config.yaml_files import find_config, merge_layer, read_layers
 from reptile_distil.data import toy
 from reptile_distil.data.tasks import GLUE, Task, get_task
 from reptile_distil.errors import ConfigError, did_you_mean
@@ -211,57 +210,6 @@ def describe_table(table: TableConfig) -> str:
     return describe(table.keys) + describe(table.common, without=_OF_THE_CELL)
 
 
-def commands(table: TableConfig, start: Sequence[str], path: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The words of one command per cell, which runs that cell; any order and any number at once will do.
-
-    `start` are those that start this script, for example `python scripts/table.py`.
-    The teachers come first. A student's command started before its teacher is there fine-tunes it, or waits for the
-    command that is at it.
-    """
-    own = ("tasks", "methods", "seeds", "engine")
-    kept = [item for item in listed(overrides) if item.partition("=")[0].partition(".")[0] not in own]
-    tasks = {cell.task.name: task for cell in table.cells for task in table.keys.tasks if _name(task) == cell.task.name}
-    keeping = {(cell.task.name, cell.seed) for cell in table.cells if cell.config.teacher.keep_epochs}
-    for cell in table.cells:
-        task = tasks[cell.task.name]
-        cell_of_one = [f"tasks=[{task if isinstance(task, str) else json.dumps(task)}]"]
-        cell_of_one += [f"methods=[{_as_yaml(cell.row)}]", f"seeds=[{cell.seed}]"]
-        # Whichever comes first fine-tunes the teacher, for all of them.
-        is_tuned = cell.row == TEACHER or cell.config.teacher.finetuned is None
-        cell_of_one += ["teacher.keep_epochs=true"] if is_tuned and (cell.task.name, cell.seed) in keeping else []
-        cell_of_one += ["engine.name=local"] if table.keys.engine.name != "local" else []
-        of_cell = [word for item in kept for word in _for_cell(item, cell)]
-        yield [*start, "--config", str(path), *of_cell, *cell_of_one, "--only-runs"]
-
-
-def _for_cell(override: str, cell: Cell) -> list[str]:
-    """What the command that runs one cell has of an override of the whole table's."""
-    given = given_settings([override])
-    if override.partition("=")[0].partition(".")[0] == "variants":
-        variant = parse_overrides([override])["variants"].get(cell.row)
-        return [] if variant is None else [f"variants={json.dumps({cell.row: variant})}"]
-    if cell.row == TEACHER:
-        return [override]
-    if not all(has_effect(key, {cell.config.method}) for key in given):
-        return []
-    left = [key for key in given if left_aside(key, cell.config) is not None]
-    alone = [f"{key}={json.dumps(value)}" for key, value in given.items()] if left else [override]
-    # What other cells have a use for counts among the settings of this one, too.
-    return [
-        f"per_task={json.dumps({cell.task.name: parse_overrides([item])})}" if item.partition("=")[0] in left else item
-        for item in alone
-    ]
-
-
-def _as_yaml(row: str) -> str:
-    """A row's name as it stands in a list, in quotes where it would be read as something else: 0.5, or null."""
-    try:
-        is_plain = parse_yaml(f"[{row}]", "a row's name") == [row]
-    except ConfigError:
-        is_plain = False
-    return row if is_plain else json.dumps(row)
-
-
 def _cells(keys: TableKeys, shared: Mapping[str, Any], origins: Mapping[str, str], path: str) -> Iterator[Cell]:
     """Every cell, checked: the teachers, then task by task and seed by seed the methods, so that pairs come early."""
     students, teachers = [], []
@@ -311,7 +259,7 @@ def _cell(
     values: dict[str, Any] = {}
     where = dict(origins)
     merge_layer(values, shared, {}, path)
-    name = _name(task)
+    name = task_name(task)
     if name in keys.per_task:
         merge_layer(values, keys.per_task[name], where, f"{origins['per_task']}, per_task.{name}")
     values["method"] = row if row in METHODS or is_plugin(row) else "kd"
@@ -335,7 +283,7 @@ def _check(values: Mapping[str, Any], origins: Mapping[str, str], path: str) -> 
 
 def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
     """Raises `ConfigError` for names that are given twice, or mean nothing, or what they cannot mean here."""
-    tasks = [_name(task) for task in keys.tasks]
+    tasks = [task_name(task) for task in keys.tasks]
     given: dict[str, list[Any]] = {"tasks": tasks, "methods": keys.methods, "seeds": keys.seeds}
     for key, items in given.items():
         for item in items:
@@ -427,7 +375,8 @@ def _check_per_task(keys: TableKeys, tasks: Collection[str], origins: Mapping[st
             raise ConfigError(f"{origins['per_task']}: per_task: unknown task {name!r}{did_you_mean(name, known)}")
 
 
-def _name(task: str | dict[str, Any]) -> str:
+def task_name(task: str | dict[str, Any]) -> str:
+    """Name of one of a table's `tasks`: GLUE's, or a mapping that has it."""
     return task if isinstance(task, str) else str(task.get("name"))
 
 

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from reptile_distil.data.batches import Batch
 from reptile_distil.errors import ConfigError, ReptileDistilError, RunError, first_sentence
-from reptile_distil.methods.step import Logs, Transformers4AdamW
+from reptile_distil.methods.adamw import Transformers4AdamW
+from reptile_distil.methods.step import Logs
 from reptile_distil.models.half_precision import mark_changed
 from reptile_distil.runtime.compute import without_compiling
 from reptile_distil.runtime.measuring import is_out_of_memory

@@ -11,12 +11,12 @@ import torch
 from reptile_distil.audit.one_step import OneStepAudit, steps_from, take_steps
 from reptile_distil.data.batches import StepBatches
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.runtime.interrupts import Interrupted
 from tests.helpers.models import batch, bert

@@ -20,7 +20,8 @@ from reptile_distil.export.model_card import render_card
 from reptile_distil.export.report import make_report
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.plugin_names import folder_name
-from reptile_distil.tables.config import commands, load_table_config
+from reptile_distil.tables.commands import commands
+from reptile_distil.tables.config import load_table_config
 from tests.builders.conftest import write_package
 from tests.helpers.experiments import epochs_of, weights_of
 from tests.helpers.models import batch, bert

@@ -8,7 +8,8 @@ import pytest
 from reptile_distil.errors import ConfigError, RunError
 from reptile_distil.experiments.dry_run import plan_distillation
 from reptile_distil.runs.records import read_results
-from reptile_distil.tables.config import commands, load_table_config
+from reptile_distil.tables.commands import commands
+from reptile_distil.tables.config import load_table_config
 from tests.helpers.experiments import epochs_of
 from tests.helpers.paths import TINY_TABLE
 

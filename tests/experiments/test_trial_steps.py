@@ -8,8 +8,8 @@ from reptile_distil.data.batches import Batches
 from reptile_distil.data.features import Features
 from reptile_distil.experiments.trial_steps import TrialSteps, mean_seconds, run_trial_steps
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.kd import KnowledgeDistiller
-from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.training.cuda_graphs import GraphedSteps

@@ -9,10 +9,10 @@ from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiments import build_method
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import ADAMW, Transformers4AdamW, adamw, decay_groups, fresh_eps
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
-from reptile_distil.methods.step import ADAMW, Transformers4AdamW, adamw, decay_groups, fresh_eps
 from reptile_distil.models.classifier import Student, Teacher
 from tests.helpers.models import batch, bert
 from tests.oracles.adamw import LiteralAdamw

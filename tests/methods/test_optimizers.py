@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.checkpoints import CheckpointDistiller
 from reptile_distil.methods.cotrain import CoTrainer
 from reptile_distil.methods.finetune import FineTuner
@@ -14,7 +15,6 @@ from reptile_distil.methods.lgtm import InfluenceDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.prokt import ProKTDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.step import adamw
 from tests.helpers.models import batch, bert
 
 

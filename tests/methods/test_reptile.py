@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptile_distil.errors import LayerMapError
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.step import adamw
 from tests.helpers.models import batch, bert, changed, classifier, weights, with_rows
 from tests.oracles.reptile import literal_step, literal_student_first_step
 

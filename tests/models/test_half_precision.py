@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation, TeacherRegularization
-from reptile_distil.methods.step import GradientStep, adamw
+from reptile_distil.methods.step import GradientStep
 from reptile_distil.models.classifier import Classifier, Student, Teacher
 from reptile_distil.models.half_precision import HalfPrecisionWeights, mark_changed
 from tests.helpers.models import batch, bert, classifier, masked_kinds

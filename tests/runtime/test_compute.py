@@ -11,8 +11,8 @@ import torch
 from reptile_distil.errors import ConfigError
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.runtime import compute
 from reptile_distil.runtime.compute import choose_precision, compile_forward, set_attention, use_precision

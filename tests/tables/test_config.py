@@ -8,7 +8,8 @@ import pytest
 
 from reptile_distil.config.config import load_config
 from reptile_distil.errors import ConfigError
-from reptile_distil.tables.config import METHODS, commands, describe_table, load_table_config
+from reptile_distil.tables.commands import commands
+from reptile_distil.tables.config import METHODS, describe_table, load_table_config
 from tests.helpers.paths import CONFIGS, TINY_TABLE
 
 START = ("python", "scripts/table.py")

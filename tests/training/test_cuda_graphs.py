@@ -16,11 +16,11 @@ from reptile_distil.experiments import experiment, setup
 from reptile_distil.experiments.build_task import build_task
 from reptile_distil.experiments.experiment import Experiment
 from reptile_distil.losses.distillation import DistillationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.reptile_variants import Ablation
-from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.runs.state import load_optimizer, optimizer_tensors, optimizer_values

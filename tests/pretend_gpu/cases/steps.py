@@ -10,11 +10,11 @@ from reptile_distil.losses.attention_maps import AttentionLoss
 from reptile_distil.losses.distillation import DistillationLoss
 from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss
 from reptile_distil.losses.relations import RelationLoss
+from reptile_distil.methods.adamw import adamw
 from reptile_distil.methods.finetune import FineTuner
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.metadistil import MetaDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
-from reptile_distil.methods.step import adamw
 from reptile_distil.models.classifier import Student, Teacher
 from reptile_distil.models.toy import toy_tokenizer
 from tests.helpers.models import bert
