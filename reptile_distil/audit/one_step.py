@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -62,7 +64,11 @@ class OneStepAudit:
     takes_steps: bool = True
 
     def measure(self, batches: StepBatches, probe: Batch, *, seed: int) -> dict[str, float]:
-        """The student's task loss on the rows of `probe`, which are none of the batch's, with the student as it is...
+        """`measure_rows`, means over the rows of `probe`."""
+        return {name: float(np.mean(values)) for name, values in self.measure_rows(batches, probe, seed=seed).items()}
+
+    def measure_rows(self, batches: StepBatches, probe: Batch, *, seed: int) -> dict[str, NDArray[np.float64]]:
+        """Task losses (R,) on the R rows of `probe`, which are none of the batch's, with the student as it is...
 
         - `before`: without a step;
         - `frozen`: after one step of `kd` on the batch from the teacher as it was at the start;
@@ -70,9 +76,9 @@ class OneStepAudit:
         - `moved`: ... from the teacher after one more step of the method on the same batch;
         - `other`: ... from the other teacher.
 
-        Under Reptile also `knows`, the part of equation 2's difference that the batch has a say in:
-        ‖theta_S - theta_S'‖ / ‖theta_T - theta_S'‖ over the matched weights. Dropout masks follow from `seed`. Models
-        and optimizers are as before afterwards.
+        Under Reptile also `knows`, a single number: the part of equation 2's difference that the batch has a say in,
+        ‖theta_S - theta_S'‖ / ‖theta_T - theta_S'‖ over the matched weights; left out where there is no difference.
+        Dropout masks follow from `seed`. Models and optimizers are as before afterwards.
         """
         state = _State([self.student, self.teacher, self.loss], self.optimizers)
         losses = {BEFORE: self._probe(probe), FROZEN: self._after_kd(self.frozen, batches.batch, probe, seed)}
@@ -92,7 +98,7 @@ class OneStepAudit:
             state.restore()
         return losses
 
-    def _after_kd(self, teacher: Teacher, batch: Batch, probe: Batch, seed: int) -> float:
+    def _after_kd(self, teacher: Teacher, batch: Batch, probe: Batch, seed: int) -> NDArray[np.float64]:
         torch.manual_seed(seed)
         KnowledgeDistiller(
             teacher,
@@ -105,11 +111,14 @@ class OneStepAudit:
         return self._probe(probe)
 
     @torch.no_grad()
-    def _probe(self, probe: Batch) -> float:
+    def _probe(self, probe: Batch) -> NDArray[np.float64]:
         self.student.eval()
-        return float(task_loss(self.student(probe), labels_of(probe)))
+        logits, labels = self.student(probe), labels_of(probe)
+        of_rows = [task_loss(logits[row : row + 1], labels[row : row + 1]) for row in range(len(labels))]
+        losses: NDArray[np.float64] = torch.stack(of_rows).double().cpu().numpy()
+        return losses
 
-    def _part_that_knows(self, batches: StepBatches, seed: int) -> dict[str, float]:
+    def _part_that_knows(self, batches: StepBatches, seed: int) -> dict[str, NDArray[np.float64]]:
         method = self.method
         if not isinstance(method, ReptileDistiller) or method.inner_learner is not None:
             return {}
@@ -126,7 +135,8 @@ class OneStepAudit:
             # Copies: equation 2 takes the gradients' memory. One without a gradient stays where it is.
             steps = [pair.student.grad.clone() for pair in method.pairs if pair.student.grad is not None]
             gap = method.update_teacher()
-        return {KNOWS: float(nn.utils.get_total_norm(steps) / gap)}
+        # Without one, as at a learning rate of 0 from a common start, there is nothing to have a part of.
+        return {KNOWS: np.asarray(float(nn.utils.get_total_norm(steps) / gap))} if float(gap) else {}
 
 
 class _State:
@@ -175,6 +185,15 @@ def _copy_state(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[Any, d
     return groups, states
 
 
+class RowLosses(NamedTuple):
+    """What was measured of one batch, row by row."""
+
+    rows: NDArray[np.int64]
+    """Which of the held-out rows, (R,)."""
+    losses: Mapping[str, NDArray[np.float64]]
+    """By name, those of `OneStepAudit.measure_rows`, (R,)."""
+
+
 @dataclass
 class Stage:
     """What was measured at one point of a run: for each batch, the values of `OneStepAudit.measure`."""
@@ -182,6 +201,13 @@ class Stage:
     step: int
     """Steps that were taken before it."""
     measured: list[Mapping[str, float]] = field(default_factory=list)
+    by_row: list[RowLosses] = field(default_factory=list)
+    """The same before means were taken, of each batch; empty where only these are known."""
+
+    def add(self, rows: NDArray[np.int64], values: Mapping[str, NDArray[np.float64]]) -> None:
+        """One batch's `OneStepAudit.measure_rows` on these held-out rows (R,)."""
+        self.measured.append({name: float(np.mean(of_rows)) for name, of_rows in values.items()})
+        self.by_row.append(RowLosses(rows, {name: of_rows for name, of_rows in values.items() if of_rows.ndim}))
 
     def column(self, name: str) -> list[float]:
         """One value of each batch (N,); empty where it was not measured."""

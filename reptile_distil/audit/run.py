@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from reptile_distil.models.pretrained import load_finetuned
 from reptile_distil.models.tokenizer import Tokenizers, check_same_tokenizer, load_tokenizer
 from reptile_distil.runtime.randomness import random_numbers_repeated
 from reptile_distil.training.loop import count_steps
+
+logger = logging.getLogger(__name__)
 
 
 class AuditSettings(NamedTuple):
@@ -149,10 +152,14 @@ class _Audit:
 
     def _measure(self, step: int) -> Stage:
         stage, ahead = Stage(step), steps_from(self.train, step)
+        if not any(group["lr"] for group in self.one_step.student_optimizer.param_groups):
+            logger.warning(
+                "step %d: the learning rate is 0 there, so that no step changes the student: choose a later stage", step
+            )
         for index in tqdm(range(self.settings.num_batches), desc=f"auditing at step {step}", disable=None, leave=False):
             rng = np.random.default_rng([step, index])
             rows = np.sort(rng.choice(self.probes.num_rows, size=self.settings.num_probe_rows, replace=False))
-            stage.measured.append(self.one_step.measure(next(ahead), self.probes.batch(rows), seed=index))
+            stage.add(rows, self.one_step.measure_rows(next(ahead), self.probes.batch(rows), seed=index))
         return stage
 
 

@@ -113,7 +113,7 @@ def compare_paired(
         np.mean,
         # Not BCa: it is NaN for equal differences, and covers no better than the plain percentile for n <= 10.
         method="percentile",
-        confidence_level=_expanded(confidence, n),
+        confidence_level=expanded_level(confidence, n),
         random_state=np.random.default_rng(seed),
         **options,
     ).confidence_interval
@@ -242,7 +242,7 @@ def paired_bootstrap(
     return PairedComparison(observed, float(low), float(high), p_value, n)
 
 
-def _expanded(confidence: float, n: int) -> float:
+def expanded_level(confidence: float, n: int) -> float:
     """The level at which the percentile interval of a mean of n is about as wide as Student's at `confidence`.
 
     Percentiles of resampled means know neither the n / (n - 1) of the variance nor the tails of Student's t:

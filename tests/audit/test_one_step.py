@@ -195,6 +195,25 @@ def test_the_part_that_knows_the_batch_is_the_inner_step_beside_the_difference(n
     assert 0 < measured["knows"] < 1
 
 
+def test_where_no_weight_differs_no_part_of_it_knows_the_batch():
+    built = build("interpolate")
+    method, teacher, _, optimizer, _ = built
+    frozen = copy.deepcopy(teacher)
+    for pair in method.pairs:
+        pair.student.data.copy_(pair.teacher.data)
+    method.inner_lr = optimizer.param_groups[0]["lr"] = 0.0
+    assert "knows" not in audit_of(built, frozen).measure(given("interpolate", 9), batch(16, seed=99), seed=7)
+
+
+def test_losses_are_those_of_each_row():
+    built, frozen = after_some_steps("interpolate")
+    probe = batch(16, seed=99)
+    measured = audit_of(built, frozen).measure_rows(given("interpolate", 9), probe, seed=7)
+    expected = [loss_on(built[2], {name: rows[row : row + 1] for name, rows in probe.items()}) for row in range(16)]
+    assert measured["before"] == pytest.approx(expected, abs=1e-12)
+    assert all(losses.shape == (16,) for name, losses in measured.items() if name != "knows")
+
+
 def test_steps_go_on_from_any_step_over_the_end_of_an_epoch():
     class Numbered:
         num_batches = 3

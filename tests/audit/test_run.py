@@ -60,6 +60,13 @@ def test_a_stage_is_measured_again_to_the_bit_whatever_was_measured_before_it(co
     assert late.measured == both[1].measured != both[0].measured
 
 
+def test_that_no_step_changes_the_student_is_said(config, caplog):
+    (stage,) = audit(config("method=reptile", "train.warmup_ratio=0.5"), FEW._replace(stages=(0,)), lambda stages: None)
+    assert stage.column("before") == stage.column("frozen")
+    assert "step 0: the learning rate is 0 there, so that no step changes the student" in caplog.text
+    assert [len(of.rows) for of in stage.by_row] == 2 * [FEW.num_probe_rows]
+
+
 def test_the_last_stage_is_before_the_last_step(config):
     (late,) = audit(config("method=reptile"), FEW._replace(stages=(0.99,)), lambda stages: None)
     assert late.step == 7
