@@ -142,8 +142,13 @@ def pairs_needed(std: float, difference: float, *, power: float = 0.8, confidenc
 
     The smallest n for which the two-sided paired t-test at 1 - `confidence` finds a true mean difference of
     `difference` with probability `power`, where the pairs' differences are normal with standard deviation `std`, in the
-    same unit. The power is exact: that of the noncentral t distribution. A permutation test of n pairs has about
-    the same; from fewer than 6 no p is below 0.05, so n is 6 at least at the default `confidence`.
+    same unit. The power is exact: that of the noncentral t distribution.
+
+    The permutation test of `compare_paired` needs more at small n. From fewer than 6 pairs no p is below 0.05, so n is
+    6 at least at the default `confidence`. From 6 itself p is below 0.05 only where all six differences have one sign,
+    and so for the least n at any `confidence`: there the probability of that, Phi(|difference| / std)^n +
+    Phi(-|difference| / std)^n, must reach `power` too. For larger n the t-test alone decides; at the defaults the
+    permutation test has up to 0.04 less power than that at n = 7, and 0.01 less at n = 10.
 
     A `std` that was itself measured on few pairs is rough, and n goes with its square: of 5 pairs it can be off by a
     factor of 2.9 upwards, of 20 by 1.5.
@@ -166,7 +171,14 @@ def pairs_needed(std: float, difference: float, *, power: float = 0.8, confidenc
         return of_normal
     # With the spread known, fewer would do: the search goes up from there.
     n = max(least, of_normal)
-    while std and stats.nct.sf(stats.t.ppf(two_sided, n - 1), n - 1, abs(difference) / std * math.sqrt(n)) < power:
+    effect = abs(difference) / std if std else math.inf
+
+    def power_of(n: int) -> float:
+        of_t_test = float(stats.nct.sf(stats.t.ppf(two_sided, n - 1), n - 1, effect * math.sqrt(n)))
+        of_one_sign = float(stats.norm.cdf(effect) ** n + stats.norm.cdf(-effect) ** n)
+        return min(of_one_sign, of_t_test) if n == least else of_t_test
+
+    while math.isfinite(effect) and power_of(n) < power:
         n += 1
     return n
 

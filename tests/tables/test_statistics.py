@@ -320,6 +320,19 @@ def test_no_fewer_pairs_are_needed_than_can_give_a_small_p():
     assert compare_paired([1.0] * 6, [0.0] * 6).p_value < 0.05 < compare_paired([1.0] * 5, [0.0] * 5).p_value
 
 
+@pytest.mark.parametrize(
+    ("std", "all_of_one_sign", "expected"),
+    [(0.55, 0.8100, 6), (0.60, 0.7454, 7), (0.69, 0.6320, 7)],  # Phi(1 / std)^6
+)
+def test_of_the_fewest_pairs_all_must_have_one_sign(std, all_of_one_sign, expected):
+    """The t-test of six pairs has a power of 0.94, 0.90 and 0.81; below 0.05 is only the p of six equal signs."""
+    differences = np.random.default_rng(0).normal(1.0, std, (20_000, 6))
+    same = np.abs(np.sign(differences).sum(axis=1)) == 6
+    assert same.mean() == pytest.approx(all_of_one_sign, abs=0.015)
+    assert all((compare(one).p_value < 0.05) == alike for one, alike in zip(differences[:40], same[:40], strict=True))
+    assert pairs_needed(std, 1.0) == pairs_needed(10 * std, -10.0) == expected
+
+
 def test_for_many_pairs_t_and_normal_distribution_need_the_same_number():
     below, above = (pairs_needed(1.0, difference) for difference in (0.028022, 0.028015))
     assert 0 <= above - below <= 10
