@@ -34,6 +34,9 @@ Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 TIE = 1e-9
 """Two values of a test statistic are tied when they differ by no more than this part of its largest value."""
 
+ROUNDING = 1e-12
+"""Two scores are equal when they differ by no more than this part of the larger magnitude: it is rounding error."""
+
 _LIKE_NORMAL = 10_000
 """Of more pairs than this, t and normal distribution ask for the same number but two."""
 
@@ -84,6 +87,9 @@ def compare_paired(
     are symmetric about 0: the part of the 2^n sign flips whose mean is as far from 0 as the observed one. All flips are
     taken where 2^n <= num_resamples (n <= 13 by default), else num_resamples random ones, counted as (b + 1) / (m + 1).
 
+    A difference of at most `ROUNDING` (1e-12) of the larger magnitude of its two scores counts as 0: equal means can
+    differ by that much where their terms were added in another order.
+
     The interval is the expanded percentile bootstrap (Hesterberg: What Teachers Should Know About the Bootstrap. The
     American Statistician 69, 2015), the plain one for large n.
 
@@ -102,7 +108,7 @@ def compare_paired(
     """
     _check_settings(confidence, num_resamples)
     first_scores, second_scores = _numbers(first=first, second=second)
-    differences = first_scores.astype(float) - second_scores.astype(float)
+    differences = _differences(first_scores.astype(float), second_scores.astype(float))
     mean, n = float(np.mean(differences)), len(differences)
     if n == 1:  # scipy refuses a single pair; both of its sign flips are as far from 0 as itself.
         return PairedComparison(mean, math.nan, math.nan, 1.0, n)
@@ -262,6 +268,13 @@ def _expanded(confidence: float, n: int) -> float:
     """
     t = special.stdtrit(n - 1, (1 - confidence) / 2)
     return float(1 - 2 * special.ndtr(math.sqrt(n / (n - 1)) * t))
+
+
+def _differences(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """First minus second (n,), 0 where that is rounding error."""
+    differences: NDArray[Any] = first - second
+    differences[np.abs(differences) <= ROUNDING * np.maximum(np.abs(first), np.abs(second))] = 0.0
+    return differences
 
 
 def _check_settings(confidence: float, num_resamples: int) -> None:

@@ -147,6 +147,16 @@ def test_the_p_value_equals_the_literal_enumeration_and_scipy(seed):
     assert p_value == pytest.approx(reference.pvalue)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0, -1e9])
+def test_differences_that_are_rounding_error_are_none(scale):
+    """0.1 + 0.2 is 0.30000000000000004; a difference of 1e-9 is a small one, but it is there."""
+    first, second = np.full(6, scale * (0.1 + 0.2)), np.full(6, scale * 0.3)
+    assert (first != second).all()
+    assert compare_paired(first, second) == compare_paired(second, first) == (0.0, 0.0, 0.0, 1.0, 6)
+    assert compare_paired(first[:1], second[:1]).mean_difference == 0
+    assert compare_paired(second * (1 + 1e-9), second).p_value == 2 / 2**6
+
+
 def test_beyond_num_resamples_flips_are_sampled_and_never_give_0():
     """Of 99 flips of 20 equal signs none reaches 20 (chance 99 / 2^19): (0 + 1) / (99 + 1)."""
     assert compare(np.ones(20), num_resamples=99).p_value == 1 / 100
