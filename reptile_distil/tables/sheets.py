@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.runtime.text_tables import Bold, Cell
-from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks, pairs_for_a_point
+from reptile_distil.tables.comparisons import (
+    Comparison,
+    compare,
+    compare_over_tasks,
+    pairs_for_a_point,
+    weighs_tasks_unevenly,
+)
 from reptile_distil.tables.config import TEACHER
 from reptile_distil.tables.data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED, PublishedRow
@@ -59,7 +65,9 @@ def difference_sheet(data: TableData) -> Sheet | None:
     rows: list[list[Cell]] = []
     for row, baseline in pairs_to_compare(data):
         found = [compare(data, row, baseline, task=task, columns=columns_of(task)) for task in tasks]
-        cells = [(describe_comparison(comparison),) for comparison in [*found, compare_over_tasks(data, row, baseline)]]
+        cells = [(describe_comparison(comparison, len(data.seeds)),) for comparison in found]
+        over_tasks = compare_over_tasks(data, row, baseline)
+        cells.append((describe_comparison(over_tasks, len(data.seeds) * len(tasks)),))
         rows.append([(f"{row} - {baseline}",), *cells])
     return Sheet(["difference", *map(title, tasks), "over tasks"], [rows]) if rows else None
 
@@ -91,14 +99,20 @@ def notes(data: TableData) -> list[str]:
             "the median over n measurements, one for all runs of the same shapes on a machine; on a busy one it means "
             "little."
         )
-    if pairs_to_compare(data):
+    if compared := pairs_to_compare(data):
+        uneven = (
+            " Over tasks every pair weighs alike, so that a task with more finished pairs weighs more: a difference "
+            "there can contradict the means over tasks."
+        )
         paragraphs.append(
             "Differences in points of the mean of a task's scores, with a 95 % interval and a two-sided p. Over seeds, "
             "and over the (task, seed) cells: permutation test of paired differences, bootstrap interval; with few "
             "seeds p cannot be small (3 seeds: 0.25, 5 seeds: 0.0625 at best). One seed: McNemar's test or a paired "
             "bootstrap over the rows of the dev set, which says nothing of other seeds."
+            + uneven
+            * any(weighs_tasks_unevenly(data, row, baseline) for row, baseline in compared)
         )
-    needed = [(row, baseline, pairs_for_a_point(data, row, baseline)) for row, baseline in pairs_to_compare(data)]
+    needed = [(row, baseline, pairs_for_a_point(data, row, baseline)) for row, baseline in compared]
     if said := [f"{row} and {baseline} {number:,}" for row, baseline, number in needed if number is not None]:
         paragraphs.append(
             "How many (task, seed) cells a study would need, by the spread of the differences here, to show a point "
@@ -155,8 +169,8 @@ def published_scores(row: PublishedRow, task: Task) -> tuple[float, ...]:
     return () if task.is_own else tuple(row.scores.get(task.name, ()))
 
 
-def describe_comparison(comparison: Comparison | None) -> str:
-    """`+1.2 [0.8, 1.9] p=0.250 n=3`, without the parts that are undefined."""
+def describe_comparison(comparison: Comparison | None, planned: int) -> str:
+    """`+1.2 [0.8, 1.9] p=0.250 n=3`, without the parts that are undefined; `n=2 of 3` where 3 pairs were planned."""
     if comparison is None:
         return "-"
     parts = [f"{comparison.difference:+z.1f}"]
@@ -164,8 +178,14 @@ def describe_comparison(comparison: Comparison | None) -> str:
         parts.append(f"[{comparison.low:z.1f}, {comparison.high:z.1f}]")
     if not math.isnan(comparison.p_value):
         parts.append(f"p={comparison.p_value:.3g}" if comparison.p_value >= 0.001 else "p<0.001")
-    sizes = {"seeds": f"n={comparison.n}", "cells": f"n={comparison.n}", "": "n=1, no test"}
-    return " ".join([*parts, sizes.get(comparison.test, f"({comparison.test}, {comparison.n} rows)")])
+    if comparison.test in ("seeds", "cells"):
+        parts.append(_out_of(comparison.n, planned))
+    elif comparison.test:
+        one_of_several = f", {_out_of(1, planned)}" if planned > 1 else ""
+        parts.append(f"({comparison.test}, {comparison.n} rows{one_of_several})")
+    else:
+        parts.append(f"{_out_of(1, planned)}, no test")
+    return " ".join(parts)
 
 
 def _task_column(data: TableData, task: Task) -> dict[str, Cell]:
@@ -201,8 +221,13 @@ def _mean_and_deviation(entry: Entry, *, best: bool) -> str:
 
 def _count(entries: Sequence[Entry], planned: int) -> str:
     n, num_undefined = entries[0].n, max(entry.num_undefined for entry in entries)
-    text = f"n={n}" if n == planned else f"n={n} of {planned}"
+    text = _out_of(n, planned)
     return f"{text}, {num_undefined} undefined" if num_undefined else text
+
+
+def _out_of(n: int, planned: int) -> str:
+    """`n=3`, or `n=2 of 3`."""
+    return f"n={n}" if n == planned else f"n={n} of {planned}"
 
 
 def _size(millions: float | None) -> str:
