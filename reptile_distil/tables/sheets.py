@@ -50,8 +50,7 @@ def score_sheet(data: TableData) -> Sheet:
     tasks = task_order(data.tasks)
     header = ["method", *(f"{title(task)} {score_names(task)}" for task in tasks), average_name(tasks)]
     header += ["M parameters", *(f"speed-up, batch {size}" for size in BATCH_SIZES)]
-    columns = [_task_column(data, task) for task in tasks]
-    columns.append(_column(data, [{row: data.averages(row) for row in data.rows}]))
+    columns = [_column(data, scores) for scores in _score_columns(data)]
     sizes: list[dict[str, Cell]] = [{row: (_size(data.parameters(row)),) for row in data.rows}]
     sizes += [{row: (_speedup(data, row, size),) for row in data.rows} for size in BATCH_SIZES]
     ours = [[(row,), *(column[row] for column in [*columns, *sizes])] for row in data.rows]
@@ -87,9 +86,10 @@ def notes(data: TableData) -> list[str]:
             else "each of the best epoch, on that very set or on training rows held out for the choice"
         )
     )
+    all_there = " of those with all their seeds" if _is_one_left_out(data) else ""
     paragraphs = [
         f"Scores on the dev sets in percent, {chosen}: mean ± sample standard deviation "
-        f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student. "
+        f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student{all_there}. "
         "The mean over tasks takes the mean of a task's scores, over the seeds that were run on every task.",
     ]
     if lengths:
@@ -100,6 +100,7 @@ def notes(data: TableData) -> list[str]:
             "little."
         )
     if compared := pairs_to_compare(data):
+        is_uneven = any(weighs_tasks_unevenly(data, row, baseline) for row, baseline in compared)
         uneven = (
             " Over tasks every pair weighs alike, so that a task with more finished pairs weighs more: a difference "
             "there can contradict the means over tasks."
@@ -108,9 +109,7 @@ def notes(data: TableData) -> list[str]:
             "Differences in points of the mean of a task's scores, with a 95 % interval and a two-sided p. Over seeds, "
             "and over the (task, seed) cells: permutation test of paired differences, bootstrap interval; with few "
             "seeds p cannot be small (3 seeds: 0.25, 5 seeds: 0.0625 at best). One seed: McNemar's test or a paired "
-            "bootstrap over the rows of the dev set, which says nothing of other seeds."
-            + uneven
-            * any(weighs_tasks_unevenly(data, row, baseline) for row, baseline in compared)
+            f"bootstrap over the rows of the dev set, which says nothing of other seeds.{uneven if is_uneven else ''}"
         )
     needed = [(row, baseline, pairs_for_a_point(data, row, baseline)) for row, baseline in compared]
     if said := [f"{row} and {baseline} {number:,}" for row, baseline, number in needed if number is not None]:
@@ -188,28 +187,52 @@ def describe_comparison(comparison: Comparison | None, planned: int) -> str:
     return " ".join(parts)
 
 
-def _task_column(data: TableData, task: Task) -> dict[str, Cell]:
-    return _column(data, [{row: data.scores(row, task, [column]) for row in data.rows} for column in columns_of(task)])
+_RowScores = dict[str, BySeed]
+"""One score of each row, by seed."""
 
 
-def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, Cell]:
+def _score_columns(data: TableData) -> list[list[_RowScores]]:
+    """The columns of scores, each with one score or several: those of the tasks, then the mean over them."""
+    columns = [
+        [{row: data.scores(row, task, [column]) for row in data.rows} for column in columns_of(task)]
+        for task in task_order(data.tasks)
+    ]
+    return [*columns, [{row: data.averages(row) for row in data.rows}]]
+
+
+def _column(data: TableData, scores: Sequence[_RowScores]) -> dict[str, Cell]:
     """The cell of each row: its entry for each of the scores, the best student's bold, and n."""
     entries = {row: [summarise_scores(by_row[row]) for by_row in scores] for row in data.rows}
+    best = [_best_students(data, by_row) for by_row in scores]
     cells: dict[str, Cell] = {}
     for row, of_row in entries.items():
         pieces: list[str] = []
         for index, entry in enumerate(of_row):
-            rivals = [other[index].mean for name, other in entries.items() if name in data.students]
             pieces += [" / "] * (index > 0)
-            pieces.append(_mean_and_deviation(entry, best=row in data.students and _is_best(entry.mean, rivals)))
+            pieces.append(_mean_and_deviation(entry, best=row in best[index]))
         cells[row] = (*pieces, f" ({_count(of_row, data.planned(row))})")
     return cells
 
 
-def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
-    """Whether no student's score is higher as it is printed."""
-    known = [rival for rival in rivals if rival is not None]
-    return mean is not None and len(known) > 1 and round(mean, 1) >= round(max(known), 1)
+def _best_students(data: TableData, by_row: _RowScores) -> set[str]:
+    """Those of which none is better as it is printed, of the students with all their seeds; none of a single one."""
+    means = {row: entry.mean for row, entry in _student_entries(data, by_row) if entry.n == data.planned(row)}
+    rounded = {row: round(mean, 1) for row, mean in means.items() if mean is not None}
+    return {row for row, mean in rounded.items() if len(rounded) > 1 and mean == max(rounded.values())}
+
+
+def _is_one_left_out(data: TableData) -> bool:
+    """Whether a student has a mean, but not of all its seeds, and so is not among those that may be the best."""
+    return any(
+        entry.mean is not None and entry.n != data.planned(row)
+        for scores in _score_columns(data)
+        for by_row in scores
+        for row, entry in _student_entries(data, by_row)
+    )
+
+
+def _student_entries(data: TableData, by_row: _RowScores) -> list[tuple[str, Entry]]:
+    return [(row, summarise_scores(by_row[row])) for row in data.students]
 
 
 def _mean_and_deviation(entry: Entry, *, best: bool) -> str:

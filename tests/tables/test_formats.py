@@ -172,6 +172,37 @@ def test_equal_best_scores_are_both_bold_and_a_single_student_is_not():
     assert "**" not in to_markdown([score_sheet(table_of(["rte"], {("rte", "kd"): [(0.5,)]}))], [])
 
 
+@pytest.mark.parametrize(
+    ("scores", "bold", "is_left_out"),
+    [
+        ({"kd": (0.6, 0.6), "reptile": (0.7, None), "finetune": (0.5, 0.5)}, {"kd"}, True),
+        ({"kd": (0.6, 0.6), "reptile": (0.5, None), "finetune": (0.5, 0.5)}, {"kd"}, True),
+        ({"kd": (0.6, 0.6), "reptile": (0.7, None)}, set(), True),  # nobody is left to be better than
+        ({"kd": (0.6, None), "reptile": (None, 0.7)}, set(), True),
+        ({"kd": (0.6, 0.6), "reptile": (None, None), "finetune": (0.5, 0.5)}, {"kd"}, False),  # a dash
+        ({"kd": (0.6, 0.6), "reptile": (0.7, 0.7), "teacher": (0.9, None)}, {"reptile"}, False),
+    ],
+)
+def test_the_best_student_is_one_with_all_its_seeds_and_the_note_says_where_one_is_left_out(scores, bold, is_left_out):
+    runs = {("rte", row): [None if one is None else (one,) for one in of_row] for row, of_row in scores.items()}
+    data = table_of(["rte"], runs, seeds=(1, 2))
+    for row in score_sheet(data).groups[0]:
+        marked = [any(isinstance(piece, Bold) for piece in cell) for cell in row[1:3]]
+        assert marked == [row[0][0] in bold] * 2
+    said = "Bold: the best student of those with all their seeds." if is_left_out else "Bold: the best student."
+    assert said in notes(data)[0]
+
+
+def test_a_mean_over_tasks_of_some_seeds_is_not_the_best_though_one_of_its_tasks_has_them_all():
+    of_kd = {("rte", "kd"): [(0.5,)] * 2, ("sst2", "kd"): [(0.5,)] * 2}
+    of_reptile = {("rte", "reptile"): [(0.6,)] * 2, ("sst2", "reptile"): [(0.9,), None]}
+    of_finetune = {("rte", "finetune"): [(0.4,)] * 2, ("sst2", "finetune"): [(0.4,)] * 2}
+    data = table_of(["rte", "sst2"], of_kd | of_reptile | of_finetune, seeds=(1, 2))
+    kd, reptile, _ = score_sheet(data).groups[0]
+    assert [isinstance(cell[0], Bold) for cell in kd[1:4]] == [True, False, True]
+    assert [isinstance(cell[0], Bold) for cell in reptile[1:4]] == [False, True, False]
+
+
 def test_the_worst_mcc_is_a_score_and_undefined_is_not():
     data = table_of(["cola"], {("cola", "kd"): [(-0.5,)], ("cola", "finetune"): [(None,)]})
     kd, finetune = score_sheet(data).groups[0]
