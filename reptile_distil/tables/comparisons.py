@@ -72,6 +72,12 @@ def compare_over_tasks(data: TableData, row: str, baseline: str) -> Comparison |
     return Comparison(*compare_paired(*zip(*pairs, strict=True)), "cells") if len(pairs) > 1 else None
 
 
+def weighs_tasks_unevenly(data: TableData, row: str, baseline: str) -> bool:
+    """Whether `compare_over_tasks` compares the two by more cells of one task than of another."""
+    numbers = {len(cells) for cells in _cells_by_task(data, row, baseline).values()}
+    return len(numbers) > 1 and compare_over_tasks(data, row, baseline) is not None
+
+
 def pairs_for_a_point(data: TableData, row: str, baseline: str) -> int | None:
     """How many (task, seed) cells a study would need to show a row one point ahead of, or behind, `baseline`.
 
@@ -84,11 +90,17 @@ def pairs_for_a_point(data: TableData, row: str, baseline: str) -> int | None:
 
 
 def _pairs_over_tasks(data: TableData, row: str, baseline: str) -> list[tuple[float, float]]:
-    cells: list[tuple[float | None, float | None]] = []
+    by_task = _cells_by_task(data, row, baseline)
+    return _defined_pairs([cell for cells in by_task.values() for cell in cells])
+
+
+def _cells_by_task(data: TableData, row: str, baseline: str) -> dict[str, list[tuple[float | None, float | None]]]:
+    """The scores of both rows, by task, of the seeds that both have."""
+    by_task: dict[str, list[tuple[float | None, float | None]]] = {}
     for task in data.tasks:
         first, second = (data.scores(name, task, columns_of(task)) for name in (row, baseline))
-        cells += [(first[seed], second[seed]) for seed in first if seed in second]
-    return _defined_pairs(cells)
+        by_task[task.name] = [(first[seed], second[seed]) for seed in first if seed in second]
+    return by_task
 
 
 def _defined_pairs(pairs: Sequence[tuple[float | None, float | None]]) -> list[tuple[float, float]]:

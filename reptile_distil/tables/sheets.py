@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 from reptile_distil.data.tasks import GLUE, Task
 from reptile_distil.models.cost import BATCH_SIZES
 from reptile_distil.runtime.text_tables import Bold, Cell
-from reptile_distil.tables.comparisons import Comparison, compare, compare_over_tasks, pairs_for_a_point
+from reptile_distil.tables.comparisons import (
+    Comparison,
+    compare,
+    compare_over_tasks,
+    pairs_for_a_point,
+    weighs_tasks_unevenly,
+)
 from reptile_distil.tables.config import TEACHER
 from reptile_distil.tables.data import BySeed, Entry, TableData, columns_of, glue_average, summarise_scores
 from reptile_distil.tables.published import PUBLISHED, PublishedRow
@@ -44,8 +50,7 @@ def score_sheet(data: TableData) -> Sheet:
     tasks = task_order(data.tasks)
     header = ["method", *(f"{title(task)} {score_names(task)}" for task in tasks), average_name(tasks)]
     header += ["M parameters", *(f"speed-up, batch {size}" for size in BATCH_SIZES)]
-    columns = [_task_column(data, task) for task in tasks]
-    columns.append(_column(data, [{row: data.averages(row) for row in data.rows}]))
+    columns = [_column(data, scores) for scores in _score_columns(data)]
     sizes: list[dict[str, Cell]] = [{row: (_size(data.parameters(row)),) for row in data.rows}]
     sizes += [{row: (_speedup(data, row, size),) for row in data.rows} for size in BATCH_SIZES]
     ours = [[(row,), *(column[row] for column in [*columns, *sizes])] for row in data.rows]
@@ -59,7 +64,9 @@ def difference_sheet(data: TableData) -> Sheet | None:
     rows: list[list[Cell]] = []
     for row, baseline in pairs_to_compare(data):
         found = [compare(data, row, baseline, task=task, columns=columns_of(task)) for task in tasks]
-        cells = [(describe_comparison(comparison),) for comparison in [*found, compare_over_tasks(data, row, baseline)]]
+        cells = [(describe_comparison(comparison, len(data.seeds)),) for comparison in found]
+        over_tasks = compare_over_tasks(data, row, baseline)
+        cells.append((describe_comparison(over_tasks, len(data.seeds) * len(tasks)),))
         rows.append([(f"{row} - {baseline}",), *cells])
     return Sheet(["difference", *map(title, tasks), "over tasks"], [rows]) if rows else None
 
@@ -79,9 +86,10 @@ def notes(data: TableData) -> list[str]:
             else "each of the best epoch, on that very set or on training rows held out for the choice"
         )
     )
+    all_there = " of those with all their seeds" if _is_one_left_out(data) else ""
     paragraphs = [
         f"Scores on the dev sets in percent, {chosen}: mean ± sample standard deviation "
-        f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student. "
+        f"over n of the seeds {_listed(set(data.seeds))}. Bold: the best student{all_there}. "
         "The mean over tasks takes the mean of a task's scores, over the seeds that were run on every task.",
     ]
     if lengths:
@@ -91,14 +99,19 @@ def notes(data: TableData) -> list[str]:
             "the median over n measurements, one for all runs of the same shapes on a machine; on a busy one it means "
             "little."
         )
-    if pairs_to_compare(data):
+    if compared := pairs_to_compare(data):
+        is_uneven = any(weighs_tasks_unevenly(data, row, baseline) for row, baseline in compared)
+        uneven = (
+            " Over tasks every pair weighs alike, so that a task with more finished pairs weighs more: a difference "
+            "there can contradict the means over tasks."
+        )
         paragraphs.append(
             "Differences in points of the mean of a task's scores, with a 95 % interval and a two-sided p. Over seeds, "
             "and over the (task, seed) cells: permutation test of paired differences, bootstrap interval; with few "
             "seeds p cannot be small (3 seeds: 0.25, 5 seeds: 0.0625 at best). One seed: McNemar's test or a paired "
-            "bootstrap over the rows of the dev set, which says nothing of other seeds."
+            f"bootstrap over the rows of the dev set, which says nothing of other seeds.{uneven if is_uneven else ''}"
         )
-    needed = [(row, baseline, pairs_for_a_point(data, row, baseline)) for row, baseline in pairs_to_compare(data)]
+    needed = [(row, baseline, pairs_for_a_point(data, row, baseline)) for row, baseline in compared]
     if said := [f"{row} and {baseline} {number:,}" for row, baseline, number in needed if number is not None]:
         paragraphs.append(
             "How many (task, seed) cells a study would need, by the spread of the differences here, to show a point "
@@ -155,8 +168,8 @@ def published_scores(row: PublishedRow, task: Task) -> tuple[float, ...]:
     return () if task.is_own else tuple(row.scores.get(task.name, ()))
 
 
-def describe_comparison(comparison: Comparison | None) -> str:
-    """`+1.2 [0.8, 1.9] p=0.250 n=3`, without the parts that are undefined."""
+def describe_comparison(comparison: Comparison | None, planned: int) -> str:
+    """`+1.2 [0.8, 1.9] p=0.250 n=3`, without the parts that are undefined; `n=2 of 3` where 3 pairs were planned."""
     if comparison is None:
         return "-"
     parts = [f"{comparison.difference:+z.1f}"]
@@ -164,32 +177,62 @@ def describe_comparison(comparison: Comparison | None) -> str:
         parts.append(f"[{comparison.low:z.1f}, {comparison.high:z.1f}]")
     if not math.isnan(comparison.p_value):
         parts.append(f"p={comparison.p_value:.3g}" if comparison.p_value >= 0.001 else "p<0.001")
-    sizes = {"seeds": f"n={comparison.n}", "cells": f"n={comparison.n}", "": "n=1, no test"}
-    return " ".join([*parts, sizes.get(comparison.test, f"({comparison.test}, {comparison.n} rows)")])
+    if comparison.test in ("seeds", "cells"):
+        parts.append(_out_of(comparison.n, planned))
+    elif comparison.test:
+        one_of_several = f", {_out_of(1, planned)}" if planned > 1 else ""
+        parts.append(f"({comparison.test}, {comparison.n} rows{one_of_several})")
+    else:
+        parts.append(f"{_out_of(1, planned)}, no test")
+    return " ".join(parts)
 
 
-def _task_column(data: TableData, task: Task) -> dict[str, Cell]:
-    return _column(data, [{row: data.scores(row, task, [column]) for row in data.rows} for column in columns_of(task)])
+_RowScores = dict[str, BySeed]
+"""One score of each row, by seed."""
 
 
-def _column(data: TableData, scores: Sequence[dict[str, BySeed]]) -> dict[str, Cell]:
+def _score_columns(data: TableData) -> list[list[_RowScores]]:
+    """The columns of scores, each with one score or several: those of the tasks, then the mean over them."""
+    columns = [
+        [{row: data.scores(row, task, [column]) for row in data.rows} for column in columns_of(task)]
+        for task in task_order(data.tasks)
+    ]
+    return [*columns, [{row: data.averages(row) for row in data.rows}]]
+
+
+def _column(data: TableData, scores: Sequence[_RowScores]) -> dict[str, Cell]:
     """The cell of each row: its entry for each of the scores, the best student's bold, and n."""
     entries = {row: [summarise_scores(by_row[row]) for by_row in scores] for row in data.rows}
+    best = [_best_students(data, by_row) for by_row in scores]
     cells: dict[str, Cell] = {}
     for row, of_row in entries.items():
         pieces: list[str] = []
         for index, entry in enumerate(of_row):
-            rivals = [other[index].mean for name, other in entries.items() if name in data.students]
             pieces += [" / "] * (index > 0)
-            pieces.append(_mean_and_deviation(entry, best=row in data.students and _is_best(entry.mean, rivals)))
+            pieces.append(_mean_and_deviation(entry, best=row in best[index]))
         cells[row] = (*pieces, f" ({_count(of_row, data.planned(row))})")
     return cells
 
 
-def _is_best(mean: float | None, rivals: Sequence[float | None]) -> bool:
-    """Whether no student's score is higher as it is printed."""
-    known = [rival for rival in rivals if rival is not None]
-    return mean is not None and len(known) > 1 and round(mean, 1) >= round(max(known), 1)
+def _best_students(data: TableData, by_row: _RowScores) -> set[str]:
+    """Those of which none is better as it is printed, of the students with all their seeds; none of a single one."""
+    means = {row: entry.mean for row, entry in _student_entries(data, by_row) if entry.n == data.planned(row)}
+    rounded = {row: round(mean, 1) for row, mean in means.items() if mean is not None}
+    return {row for row, mean in rounded.items() if len(rounded) > 1 and mean == max(rounded.values())}
+
+
+def _is_one_left_out(data: TableData) -> bool:
+    """Whether a student has a mean, but not of all its seeds, and so is not among those that may be the best."""
+    return any(
+        entry.mean is not None and entry.n != data.planned(row)
+        for scores in _score_columns(data)
+        for by_row in scores
+        for row, entry in _student_entries(data, by_row)
+    )
+
+
+def _student_entries(data: TableData, by_row: _RowScores) -> list[tuple[str, Entry]]:
+    return [(row, summarise_scores(by_row[row])) for row in data.students]
 
 
 def _mean_and_deviation(entry: Entry, *, best: bool) -> str:
@@ -201,8 +244,13 @@ def _mean_and_deviation(entry: Entry, *, best: bool) -> str:
 
 def _count(entries: Sequence[Entry], planned: int) -> str:
     n, num_undefined = entries[0].n, max(entry.num_undefined for entry in entries)
-    text = f"n={n}" if n == planned else f"n={n} of {planned}"
+    text = _out_of(n, planned)
     return f"{text}, {num_undefined} undefined" if num_undefined else text
+
+
+def _out_of(n: int, planned: int) -> str:
+    """`n=3`, or `n=2 of 3`."""
+    return f"n={n}" if n == planned else f"n={n} of {planned}"
 
 
 def _size(millions: float | None) -> str:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from reptile_distil.data.tasks import GLUE
 from reptile_distil.errors import RunError
 from reptile_distil.runtime.text_tables import Bold, markdown_table, terminal_table
+from reptile_distil.tables.comparisons import Comparison
 from reptile_distil.tables.config import load_table_config
 from reptile_distil.tables.data import TableData, collect, columns_of
 from reptile_distil.tables.formats import to_csv, to_latex, to_markdown, to_terminal, write_table
-from reptile_distil.tables.sheets import average_name, difference_sheet, notes, score_sheet
+from reptile_distil.tables.sheets import average_name, describe_comparison, difference_sheet, notes, score_sheet
 from tests.helpers import records as helper
 from tests.helpers.paths import CONFIGS, FIXTURES, TINY_TABLE
 from tests.helpers.tables import cells_of
@@ -170,6 +172,37 @@ def test_equal_best_scores_are_both_bold_and_a_single_student_is_not():
     assert "**" not in to_markdown([score_sheet(table_of(["rte"], {("rte", "kd"): [(0.5,)]}))], [])
 
 
+@pytest.mark.parametrize(
+    ("scores", "bold", "is_left_out"),
+    [
+        ({"kd": (0.6, 0.6), "reptile": (0.7, None), "finetune": (0.5, 0.5)}, {"kd"}, True),
+        ({"kd": (0.6, 0.6), "reptile": (0.5, None), "finetune": (0.5, 0.5)}, {"kd"}, True),
+        ({"kd": (0.6, 0.6), "reptile": (0.7, None)}, set(), True),  # nobody is left to be better than
+        ({"kd": (0.6, None), "reptile": (None, 0.7)}, set(), True),
+        ({"kd": (0.6, 0.6), "reptile": (None, None), "finetune": (0.5, 0.5)}, {"kd"}, False),  # a dash
+        ({"kd": (0.6, 0.6), "reptile": (0.7, 0.7), "teacher": (0.9, None)}, {"reptile"}, False),
+    ],
+)
+def test_the_best_student_is_one_with_all_its_seeds_and_the_note_says_where_one_is_left_out(scores, bold, is_left_out):
+    runs = {("rte", row): [None if one is None else (one,) for one in of_row] for row, of_row in scores.items()}
+    data = table_of(["rte"], runs, seeds=(1, 2))
+    for row in score_sheet(data).groups[0]:
+        marked = [any(isinstance(piece, Bold) for piece in cell) for cell in row[1:3]]
+        assert marked == [row[0][0] in bold] * 2
+    said = "Bold: the best student of those with all their seeds." if is_left_out else "Bold: the best student."
+    assert said in notes(data)[0]
+
+
+def test_a_mean_over_tasks_of_some_seeds_is_not_the_best_though_one_of_its_tasks_has_them_all():
+    of_kd = {("rte", "kd"): [(0.5,)] * 2, ("sst2", "kd"): [(0.5,)] * 2}
+    of_reptile = {("rte", "reptile"): [(0.6,)] * 2, ("sst2", "reptile"): [(0.9,), None]}
+    of_finetune = {("rte", "finetune"): [(0.4,)] * 2, ("sst2", "finetune"): [(0.4,)] * 2}
+    data = table_of(["rte", "sst2"], of_kd | of_reptile | of_finetune, seeds=(1, 2))
+    kd, reptile, _ = score_sheet(data).groups[0]
+    assert [isinstance(cell[0], Bold) for cell in kd[1:4]] == [True, False, True]
+    assert [isinstance(cell[0], Bold) for cell in reptile[1:4]] == [False, True, False]
+
+
 def test_the_worst_mcc_is_a_score_and_undefined_is_not():
     data = table_of(["cola"], {("cola", "kd"): [(-0.5,)], ("cola", "finetune"): [(None,)]})
     kd, finetune = score_sheet(data).groups[0]
@@ -182,6 +215,65 @@ def test_every_baseline_is_compared_with_every_student_once():
     rows = [row[0] for row in difference_sheet(data).groups[0]]
     assert rows == [("reptile - kd",), ("kd - finetune",), ("reptile - finetune",)]
     assert difference_sheet(table_of(["rte"], {("rte", "kd"): [(0.5,)]})) is None
+
+
+EVENLY = "Over tasks every pair weighs alike"
+
+
+def test_a_comparison_says_how_many_of_the_pairs_that_were_planned_it_has():
+    """Reptile is ahead on MRPC's three seeds, behind in the mean over tasks, of which RTE has one of its three."""
+    of_mrpc = {"kd": [(0.6, 0.6)] * 3, "reptile": [(0.63, 0.63)] * 3}
+    of_rte = {"kd": [(0.6,)] * 3, "reptile": [(0.552,), None, None]}
+    scores = {("mrpc", row): of_row for row, of_row in of_mrpc.items()}
+    scores |= {("rte", row): of_row for row, of_row in of_rte.items()}
+    data = table_of(["mrpc", "rte"], scores, seeds=(1, 2, 3))
+    kd, reptile = score_sheet(data).groups[0]
+    assert "60.0" in "".join(kd[3])
+    assert "".join(reptile[3]) == "59.1 (n=1 of 3)"
+    (row,) = difference_sheet(data).groups[0]
+    assert [cell.split(" ", 1)[0] for (cell,) in row[1:]] == ["+3.0", "-4.8", "+1.1"]
+    assert [cell[cell.index("n=") :] for (cell,) in row[1:]] == ["n=3", "n=1 of 3, no test", "n=4 of 6"]
+    sheets = [difference_sheet(data)]
+    assert "n=4 of 6 |" in to_markdown(sheets, notes(data))
+    assert r"n=4 of 6 \\" in to_latex(sheets, notes(data))
+    (line,) = [line for line in csv.DictReader(to_csv(data).splitlines()) if line["pairs_kd"] == "4"]
+    assert (line["method"], line["task"], line["delta_kd"]) == ("reptile", "all", "1.05")
+    (note,) = [note for note in notes(data) if EVENLY in note]
+    assert note.endswith("weighs more: a difference there can contradict the means over tasks.")
+
+
+@pytest.mark.parametrize(
+    ("of_rte", "of_sst2", "has_note", "n"),
+    [
+        ((0.5, 0.6), (0.5, 0.6), False, "n=4"),
+        ((0.5, 0.6), (0.5, None), True, "n=3 of 4"),
+        ((0.5, None), (None, 0.6), False, "n=2 of 4"),
+        ((0.5, 0.6), (None, None), True, "n=2 of 4"),  # a whole task is missing
+        ((0.5, None), (None, None), False, None),  # nothing is compared over tasks
+    ],
+)
+def test_the_notes_say_that_tasks_weigh_unevenly_only_where_they_do(of_rte, of_sst2, has_note, n):
+    scores = {("rte", "kd"): of_rte, ("sst2", "kd"): of_sst2}
+    scores = {key: [None if score is None else (score,) for score in of_row] for key, of_row in scores.items()}
+    scores |= {(task, "finetune"): [(0.5,), (0.5,)] for task in ("rte", "sst2")}
+    data = table_of(["rte", "sst2"], scores, seeds=(1, 2))
+    assert any(EVENLY in note for note in notes(data)) == has_note
+    ((*_, (over_tasks,)),) = difference_sheet(data).groups[0]
+    assert over_tasks == "-" if n is None else over_tasks.endswith(" " + n)
+
+
+@pytest.mark.parametrize(
+    ("test", "planned", "expected"),
+    [
+        ("McNemar", 1, "(McNemar, 277 rows)"),
+        ("McNemar", 3, "(McNemar, 277 rows, n=1 of 3)"),
+        ("", 1, "n=1, no test"),
+        ("", 3, "n=1 of 3, no test"),
+    ],
+)
+def test_a_comparison_of_one_seed_says_of_how_many(test, planned, expected):
+    found = Comparison(1.0, math.nan, math.nan, math.nan, 277 if test else 1, test)
+    assert describe_comparison(found, planned) == f"+1.0 {expected}"
 
 
 def test_many_problems_are_counted_not_listed():

@@ -147,6 +147,16 @@ def test_the_p_value_equals_the_literal_enumeration_and_scipy(seed):
     assert p_value == pytest.approx(reference.pvalue)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0, -1e9])
+def test_differences_that_are_rounding_error_are_none(scale):
+    """0.1 + 0.2 is 0.30000000000000004; a difference of 1e-9 is a small one, but it is there."""
+    first, second = np.full(6, scale * (0.1 + 0.2)), np.full(6, scale * 0.3)
+    assert (first != second).all()
+    assert compare_paired(first, second) == compare_paired(second, first) == (0.0, 0.0, 0.0, 1.0, 6)
+    assert compare_paired(first[:1], second[:1]).mean_difference == 0
+    assert compare_paired(second * (1 + 1e-9), second).p_value == 2 / 2**6
+
+
 def test_beyond_num_resamples_flips_are_sampled_and_never_give_0():
     """Of 99 flips of 20 equal signs none reaches 20 (chance 99 / 2^19): (0 + 1) / (99 + 1)."""
     assert compare(np.ones(20), num_resamples=99).p_value == 1 / 100
@@ -318,6 +328,19 @@ def test_no_fewer_pairs_are_needed_than_can_give_a_small_p():
     assert pairs_needed(0.0, 1.0) == pairs_needed(1e-9, 1.0) == 6
     assert pairs_needed(0.0, 1.0, confidence=0.9) == 5
     assert compare_paired([1.0] * 6, [0.0] * 6).p_value < 0.05 < compare_paired([1.0] * 5, [0.0] * 5).p_value
+
+
+@pytest.mark.parametrize(
+    ("std", "all_of_one_sign", "expected"),
+    [(0.55, 0.8100, 6), (0.60, 0.7454, 7), (0.69, 0.6320, 7)],  # Phi(1 / std)^6
+)
+def test_of_the_fewest_pairs_all_must_have_one_sign(std, all_of_one_sign, expected):
+    """The t-test of six pairs has a power of 0.94, 0.90 and 0.81; below 0.05 is only the p of six equal signs."""
+    differences = np.random.default_rng(0).normal(1.0, std, (20_000, 6))
+    same = np.abs(np.sign(differences).sum(axis=1)) == 6
+    assert same.mean() == pytest.approx(all_of_one_sign, abs=0.015)
+    assert all((compare(one).p_value < 0.05) == alike for one, alike in zip(differences[:40], same[:40], strict=True))
+    assert pairs_needed(std, 1.0) == pairs_needed(10 * std, -10.0) == expected
 
 
 def test_for_many_pairs_t_and_normal_distribution_need_the_same_number():
