@@ -226,10 +226,9 @@ class HeadroomTable:
         lines = []
         for room in self.rooms():
             said = _SAID[room.targets].format(**self.settings._asdict())
-            compared = "-" if room.difference is None else _with_interval(room)
             num_seeds, num_missing = len(room.seeds), self._num_missing(room)
             seeds = f"{num_seeds} of {num_seeds + num_missing}" if num_missing else str(num_seeds)
-            scores = (percent(room.teacher), percent(room.student), compared)
+            scores = (percent(room.teacher), percent(room.student), _with_interval(room))
             lines.append([room.task, room.row, said, seeds, *scores])
         header = [
             "task",
@@ -326,8 +325,10 @@ def _defined(value: float) -> float | None:
 
 
 def _with_interval(room: Room | Gain) -> str:
+    if room.difference is None:
+        return percent(None)
     interval = [percent(end) if end is None else f"{100 * end:+.1f}" for end in (room.low, room.high)]
-    return f"{100 * (room.difference or 0.0):+.1f} [{', '.join(interval)}]"
+    return f"{100 * room.difference:+.1f} [{', '.join(interval)}]"
 
 
 def _name(cell: Cell) -> str:

@@ -294,6 +294,12 @@ def test_an_undefined_score_is_no_number(measured, monkeypatch):
     assert {tuple(room[4:]) for room in table.rooms()} == {(None,) * 5}
     assert all(line.endswith("| - | - | - |") for line in _squeezed(table.to_markdown()).splitlines()[2:])
 
+    with_gain = two_rows([table], lambda students: students["frozen"])
+    assert [tuple(gain[4:]) for gain in with_gain.gains()] == [(None,) * 3]
+    assert _squeezed(with_gain.to_markdown()).endswith("| toy-sentence | more-kd | kd | 2 | - |")
+    written = csv.DictReader(io.StringIO(with_gain.to_csv(with_differences=True)))
+    assert not [line for line in written if "minus" in line["model"]]
+
 
 def _squeezed(text):
     return re.sub(" +", " ", text)
