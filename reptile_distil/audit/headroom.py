@@ -87,9 +87,21 @@ class Measured:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
-        """From what `to_json` gave. Raises `TypeError` and `KeyError` for anything else."""
+        """From what `to_json` gave. Raises `ValueError`, `TypeError` and `KeyError` for anything else."""
         points = tuple(Point(**point) for point in values["points"])
+        steps = [point.step for point in points]
+        if not steps or steps != sorted(set(steps)):
+            raise ValueError("points: expected at least one, and ascending steps")
+        of_teacher = values["teacher_scores"]
+        for scores in (*(point.scores for point in points), *(() if of_teacher is None else (of_teacher,))):
+            if not scores or not all(type(score) in (int, float) for score in dict(scores).values()):
+                raise ValueError("scores: expected a number by each name")
         arrays = {name: np.asarray(values[name]) for name in ("predictions", "references")}
+        predictions, references = arrays.values()
+        if predictions.shape != references.shape or not references.ndim or not references.size:
+            raise ValueError("predictions and references: expected one of each for every row")
+        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+            raise ValueError("predictions and references: expected numbers")
         return cls(**{**values, "points": points, **arrays})
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -319,6 +320,39 @@ def test_what_does_not_fit_is_measured_again(measured, caplog, fault):
     assert table.failures == {}
     assert len(reports) == {"damaged": 1, "of other settings": 5}[fault]
     assert sum("measured again" in message for message in caplog.messages) == len(reports)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"points": []}, "points: expected at least one"),
+        ({"points": [Point(step, 0.1, {"accuracy": 0.5})._asdict() for step in (4, 2)]}, "ascending steps"),
+        ({"points": [Point(4, 0.1, {})._asdict()]}, "scores: expected a number"),
+        ({"teacher_scores": {"accuracy": "high"}}, "scores: expected a number"),
+        ({"predictions": [0, 1]}, "predictions and references: expected one of each"),
+        ({"predictions": [], "references": []}, "predictions and references: expected one of each"),
+        ({"predictions": ["a"], "references": ["b"]}, "predictions and references: expected numbers"),
+    ],
+)
+def test_a_damaged_file_is_measured_again(measured, tmp_path, monkeypatch, caplog, damage, reason):
+    table, again = copy_of(measured, tmp_path), measured[0].measured["toy-sentence", "kd", 2]
+    path = next(table.output.glob("*seed2-oracle.json"))
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "measured": {**kept["measured"], **damage}}))
+    measuring = []
+    monkeypatch.setattr(Headroom, "measure", lambda self, targets: measuring.append(targets) or again[targets])
+    table.run(lambda: None)
+    assert measuring == ["oracle"]
+    (said,) = [message for message in caplog.messages if "measured again" in message]
+    assert re.search(rf"oracle\.json cannot be read \(.*{reason}", said)
+    assert json.loads(path.read_text())["measured"] == kept["measured"]
+
+
+def copy_of(measured, folder, *overrides, settings=FEW):
+    """A table of seed 2 whose folder is a copy of the measured one."""
+    shutil.copytree(measured[1], folder, dirs_exist_ok=True)
+    overrides = [*TABLE, "seeds=[2]", f"runs_dir={folder}", *overrides]
+    return HeadroomTable.of_table(load_table_config(TINY_TABLE, overrides), settings)
 
 
 def test_a_task_that_fails_does_not_stop_the_others(measured, tmp_path, monkeypatch):
