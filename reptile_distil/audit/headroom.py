@@ -39,6 +39,9 @@ from reptile_distil.training.metrics import Scores
 
 LABELS, FROZEN, AVERAGED, MORE, ORACLE = "labels", "frozen", "averaged", "more_labels", "oracle"
 
+_ONLY_OF = {"times": MORE, "num_teachers": AVERAGED}
+"""Of `HeadroomSettings`, those that matter to the students of one kind of targets alone."""
+
 Logits = NDArray[np.float32]
 
 
@@ -178,10 +181,13 @@ class Headroom:
             raise DataError(lack)
         self.experiment.fit_teacher(wait=True)
 
-    def identity(self) -> dict[str, Any]:
-        """The settings and files that decide what is measured."""
-        settings = self.config.defining_settings("kd") | self.settings._asdict()
-        return {"settings": settings, "inputs": digest_inputs(self.config, self.experiment.task, "kd")}
+    def decisive_settings(self, targets: str) -> dict[str, Any]:
+        """The settings that decide what is measured of the student of these targets."""
+        return keep_decisive(self.config.defining_settings("kd") | self.settings._asdict(), targets)
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of the files that decide what is measured, once the frozen teacher is there."""
+        return digest_inputs(self.config, self.experiment.task, "kd")
 
     def measure(self, targets: str) -> Measured:
         """The student of these targets."""
@@ -326,6 +332,11 @@ class Headroom:
             predictions_of(logits, probes),
             np.asarray(probes.features["label"]),
         )
+
+
+def keep_decisive(settings: Mapping[str, Any], targets: str) -> dict[str, Any]:
+    """Of settings, those that matter to the student of these targets."""
+    return {key: value for key, value in settings.items() if _ONLY_OF.get(key, targets) == targets}
 
 
 def spread(num_steps: int, num_points: int) -> list[int]:
