@@ -97,7 +97,7 @@ class Gain(NamedTuple):
 class HeadroomTable:
     """Students of kd, each measured for all targets.
 
-    Raises `ConfigError` as `check_headroom` does, and where there are none.
+    Raises `ConfigError` as `check_headroom` does, where there are none, and where two would have the same files.
     """
 
     cells: Sequence[Cell]
@@ -117,6 +117,13 @@ class HeadroomTable:
             raise ConfigError("methods has no student: headroom is that of kd, so give methods=[kd]")
         for cell in self.cells:
             check_headroom(cell.config, self.settings)
+        by_file: dict[str, Cell] = {}
+        for cell in self.cells:
+            if (other := by_file.setdefault(_file_name(cell), cell)) is not cell:
+                raise ConfigError(
+                    f"task {other.task.name} with row {other.row} and task {cell.task.name} with row {cell.row} would "
+                    f"have the same files, {_file_name(cell)}-*.json: give one of them another name"
+                )
 
     @classmethod
     def of_table(cls, table: TableConfig, settings: HeadroomSettings) -> HeadroomTable:
@@ -189,7 +196,7 @@ class HeadroomTable:
             logger.error("%s: %s", name, self.failures[name])
 
     def _path(self, cell: Cell, targets: str) -> Path:
-        return self.output / f"{_name(cell).replace(' ', '-')}-{targets}.json"
+        return self.output / f"{_file_name(cell)}-{targets}.json"
 
     def _run(self, cell: Cell, report: Callable[[], None], *, overwrite: bool) -> None:
         headroom = Headroom(cell.config, self.settings)
@@ -363,6 +370,10 @@ def _with_interval(room: Room | Gain) -> str:
 
 def _name(cell: Cell) -> str:
     return f"{cell.task.name} {cell.row} seed{cell.seed}"
+
+
+def _file_name(cell: Cell) -> str:
+    return _name(cell).replace(" ", "-")
 
 
 class _Kept(NamedTuple):

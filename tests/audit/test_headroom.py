@@ -526,6 +526,14 @@ def test_a_table_without_a_student_of_kd_is_refused(tmp_path):
         table_of(tmp_path, "methods=[teacher]")
 
 
+def test_students_that_would_have_the_same_files_are_refused(tmp_path):
+    own = "text: [text], label: label, labels: ['0', '1'], metrics: [accuracy], files: {train: t.tsv, dev: d.tsv}"
+    tasks = f"tasks=[{{name: a, {own}}}, {{name: a-b, {own}}}]"
+    rows = ("methods=[b-c,c]", "variants={b-c: {method: kd}, c: {method: kd}}")
+    with pytest.raises(ConfigError, match=r"^task a with row b-c and task a-b with row c .*, a-b-c-seed1-\*\.json"):
+        table_of(tmp_path, tasks, *rows)
+
+
 def test_a_search_is_refused(tmp_path):
     search = "search={keys: {train.lr: {low: 1e-5, high: 1e-4}}, trials: 2}"
     with pytest.raises(ConfigError, match="search has no effect on headroom"):
