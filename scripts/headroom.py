@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--times", type=int, default=8, help="labels of the better informed teacher, in multiples (8)")
     parser.add_argument("--teachers", type=int, default=3, help="how many teachers are averaged (3)")
     parser.add_argument("--points", type=int, default=5, help="points of a run at which its student is scored (5)")
+    parser.add_argument("--overwrite", action="store_true", help="measure again what was measured with other settings")
     arguments = parser.parse_intermixed_args(argv)
 
     from reptile_distil.config.yaml_files import find_config, read_layers
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def report() -> None:  # after each student, so that a command that is stopped has left something
         write_text(as_csv, headroom.to_csv())
 
-    headroom.run(report)
+    headroom.run(report, overwrite=arguments.overwrite)
     if any(headroom.measured.values()):
         write_text(as_csv, headroom.to_csv(with_differences=True))
         markdown = headroom.to_markdown()

@@ -39,6 +39,9 @@ from reptile_distil.training.metrics import Scores
 
 LABELS, FROZEN, AVERAGED, MORE, ORACLE = "labels", "frozen", "averaged", "more_labels", "oracle"
 
+_ONLY_OF = {"times": MORE, "num_teachers": AVERAGED}
+"""Of `HeadroomSettings`, those that matter to the students of one kind of targets alone."""
+
 Logits = NDArray[np.float32]
 
 
@@ -87,9 +90,21 @@ class Measured:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
-        """From what `to_json` gave. Raises `TypeError` and `KeyError` for anything else."""
+        """From what `to_json` gave. Raises `ValueError`, `TypeError` and `KeyError` for anything else."""
         points = tuple(Point(**point) for point in values["points"])
+        steps = [point.step for point in points]
+        if not steps or steps != sorted(set(steps)):
+            raise ValueError("points: expected at least one, and ascending steps")
+        of_teacher = values["teacher_scores"]
+        for scores in (*(point.scores for point in points), *(() if of_teacher is None else (of_teacher,))):
+            if not scores or not all(type(score) in (int, float) for score in dict(scores).values()):
+                raise ValueError("scores: expected a number by each name")
         arrays = {name: np.asarray(values[name]) for name in ("predictions", "references")}
+        predictions, references = arrays.values()
+        if predictions.shape != references.shape or not references.ndim or not references.size:
+            raise ValueError("predictions and references: expected one of each for every row")
+        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+            raise ValueError("predictions and references: expected numbers")
         return cls(**{**values, "points": points, **arrays})
 
 
@@ -166,10 +181,13 @@ class Headroom:
             raise DataError(lack)
         self.experiment.fit_teacher(wait=True)
 
-    def identity(self) -> dict[str, Any]:
-        """The settings and files that decide what is measured."""
-        settings = self.config.defining_settings("kd") | self.settings._asdict()
-        return {"settings": settings, "inputs": digest_inputs(self.config, self.experiment.task, "kd")}
+    def decisive_settings(self, targets: str) -> dict[str, Any]:
+        """The settings that decide what is measured of the student of these targets."""
+        return keep_decisive(self.config.defining_settings("kd") | self.settings._asdict(), targets)
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of the files that decide what is measured, once the frozen teacher is there."""
+        return digest_inputs(self.config, self.experiment.task, "kd")
 
     def measure(self, targets: str) -> Measured:
         """The student of these targets."""
@@ -314,6 +332,11 @@ class Headroom:
             predictions_of(logits, probes),
             np.asarray(probes.features["label"]),
         )
+
+
+def keep_decisive(settings: Mapping[str, Any], targets: str) -> dict[str, Any]:
+    """Of settings, those that matter to the student of these targets."""
+    return {key: value for key, value in settings.items() if _ONLY_OF.get(key, targets) == targets}
 
 
 def spread(num_steps: int, num_points: int) -> list[int]:

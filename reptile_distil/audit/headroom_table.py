@@ -18,11 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reptile_distil.audit.headroom import FROZEN, Headroom, HeadroomSettings, Measured, check_headroom
+from reptile_distil.audit.headroom import (
+    FROZEN,
+    Headroom,
+    HeadroomSettings,
+    Measured,
+    check_headroom,
+    keep_decisive,
+)
 from reptile_distil.audit.summary import CONFIDENCE
 from reptile_distil.config.config import Config
-from reptile_distil.errors import ConfigError, DataError, ReptileDistilError
+from reptile_distil.errors import ConfigError, DataError, ReptileDistilError, RunError
 from reptile_distil.experiments.build_task import build_task
+from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.each_line_once import each_line_once
 from reptile_distil.runtime.files import make_folder, read_json, write_text
 from reptile_distil.runtime.measuring import free_memory
@@ -33,6 +41,10 @@ from reptile_distil.training.metrics import Scores, compute_scores
 logger = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 1_000
+
+_OPTIONS = {"times": "--times", "num_teachers": "--teachers", "num_points": "--points"}
+_DAMAGED = (ValueError, TypeError, KeyError)
+"""What reading a damaged file raises."""
 
 _SAID = {
     "labels": "the labels alone",
@@ -85,7 +97,7 @@ class Gain(NamedTuple):
 class HeadroomTable:
     """Students of kd, each measured for all targets.
 
-    Raises `ConfigError` as `check_headroom` does, and where there are none.
+    Raises `ConfigError` as `check_headroom` does, where there are none, and where two would have the same files.
     """
 
     cells: Sequence[Cell]
@@ -105,6 +117,13 @@ class HeadroomTable:
             raise ConfigError("methods has no student: headroom is that of kd, so give methods=[kd]")
         for cell in self.cells:
             check_headroom(cell.config, self.settings)
+        by_file: dict[str, Cell] = {}
+        for cell in self.cells:
+            if (other := by_file.setdefault(_file_name(cell), cell)) is not cell:
+                raise ConfigError(
+                    f"task {other.task.name} with row {other.row} and task {cell.task.name} with row {cell.row} would "
+                    f"have the same files, {_file_name(cell)}-*.json: give one of them another name"
+                )
 
     @classmethod
     def of_table(cls, table: TableConfig, settings: HeadroomSettings) -> HeadroomTable:
@@ -130,17 +149,31 @@ class HeadroomTable:
         output = Path(config.runs_dir, config.task_name, f"headroom-seed{config.seed}")
         return cls([cell], settings, output, stops_at_faults=True)
 
-    def run(self, report: Callable[[], None]) -> None:
+    def run(self, report: Callable[[], None], *, overwrite: bool = False) -> None:
         """Measures what is not there yet; `report` is called after each student. What fails is left out, and noted.
 
-        Raises `DataError`, before the first student, where a cell has too few rows.
+        Raises `RunError`, before anything is measured, where a student was measured with other settings before, unless
+        `overwrite`, which measures such students again; `DataError` where a cell has too few rows.
         """
         with each_line_once("reptile_distil.experiments"):
+            if not overwrite:
+                self._check_settings()
             self._check_rows()
             for cell in self.cells:
                 with self._noted(_name(cell)):
-                    self._run(cell, report)
+                    self._run(cell, report, overwrite=overwrite)
                 free_memory()
+
+    def _check_settings(self) -> None:
+        for cell in self.cells:
+            try:
+                headroom = Headroom(cell.config, self.settings)
+            except ReptileDistilError:  # said when the cell has its turn
+                continue
+            for targets in headroom.targets:
+                with contextlib.suppress(*_DAMAGED):  # said when the student has its turn
+                    if kept := _load(self._path(cell, targets)):
+                        kept.check_settings(headroom, targets)
 
     def _check_rows(self) -> None:
         for cell in self.cells:
@@ -162,20 +195,24 @@ class HeadroomTable:
             self.failures[name] = " ".join(str(error).split())
             logger.error("%s: %s", name, self.failures[name])
 
-    def _run(self, cell: Cell, report: Callable[[], None]) -> None:
+    def _path(self, cell: Cell, targets: str) -> Path:
+        return self.output / f"{_file_name(cell)}-{targets}.json"
+
+    def _run(self, cell: Cell, report: Callable[[], None], *, overwrite: bool) -> None:
         headroom = Headroom(cell.config, self.settings)
         headroom.fit_teacher()
-        identity = headroom.identity()
+        inputs = headroom.inputs()
         found = self.measured.setdefault((cell.task.name, cell.row, cell.seed), {})
         for targets in headroom.targets:
             with self._noted(f"{_name(cell)}, {targets}"):
-                path = self.output / f"{_name(cell).replace(' ', '-')}-{targets}.json"
-                kept = _read(path, identity)
+                path = self._path(cell, targets)
+                kept = _read(path, headroom, targets, inputs, overwrite=overwrite)
                 measured = found[targets] = kept or headroom.measure(targets)
                 score = percent(_defined(_mean(measured.points[-1].scores)))
                 logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
                 if kept is None:
                     make_folder(self.output)
+                    identity = {"settings": headroom.decisive_settings(targets), "inputs": inputs}
                     write_text(path, json.dumps({"identity": identity, "measured": measured.to_json()}))
                     report()
 
@@ -226,10 +263,9 @@ class HeadroomTable:
         lines = []
         for room in self.rooms():
             said = _SAID[room.targets].format(**self.settings._asdict())
-            compared = "-" if room.difference is None else _with_interval(room)
             num_seeds, num_missing = len(room.seeds), self._num_missing(room)
             seeds = f"{num_seeds} of {num_seeds + num_missing}" if num_missing else str(num_seeds)
-            scores = (percent(room.teacher), percent(room.student), compared)
+            scores = (percent(room.teacher), percent(room.student), _with_interval(room))
             lines.append([room.task, room.row, said, seeds, *scores])
         header = [
             "task",
@@ -326,23 +362,70 @@ def _defined(value: float) -> float | None:
 
 
 def _with_interval(room: Room | Gain) -> str:
+    if room.difference is None:
+        return percent(None)
     interval = [percent(end) if end is None else f"{100 * end:+.1f}" for end in (room.low, room.high)]
-    return f"{100 * (room.difference or 0.0):+.1f} [{', '.join(interval)}]"
+    return f"{100 * room.difference:+.1f} [{', '.join(interval)}]"
 
 
 def _name(cell: Cell) -> str:
     return f"{cell.task.name} {cell.row} seed{cell.seed}"
 
 
-def _read(path: Path, identity: Mapping[str, Any]) -> Measured | None:
-    """What was measured before, if it was of the same settings and files."""
+def _file_name(cell: Cell) -> str:
+    return _name(cell).replace(" ", "-")
+
+
+class _Kept(NamedTuple):
+    """What was measured before."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    inputs: Any
+    measured: Measured
+
+    def check_settings(self, headroom: Headroom, targets: str) -> None:
+        """Raises `RunError` where a setting that matters to these targets is another one now, naming the first."""
+        both = (keep_decisive(self.settings, targets), headroom.decisive_settings(targets))
+        old, new = ({_OPTIONS.get(key, key): value for key, value in settings.items()} for settings in both)
+        remedy = "give another runs_dir (or a table's output), remove the file, or run again with --overwrite"
+        RunFolder(self.path, remedy=remedy).check_same("a student", old, new)
+
+    def has_settings(self, headroom: Headroom, targets: str) -> bool:
+        """Whether there is no such setting."""
+        try:
+            self.check_settings(headroom, targets)
+        except RunError:
+            return False
+        return True
+
+
+def _load(path: Path) -> _Kept | None:
+    """What lies there, if anything does. Raises one of `_DAMAGED` for what cannot be read."""
     if not path.exists():
         return None
+    kept = read_json(path)
+    identity = kept["identity"]
+    return _Kept(path, dict(identity["settings"]), identity["inputs"], Measured.from_json(kept["measured"]))
+
+
+def _read(
+    path: Path, headroom: Headroom, targets: str, inputs: Mapping[str, str], *, overwrite: bool
+) -> Measured | None:
+    """What was measured before, if it was of the same settings and files.
+
+    Raises `RunError` for other settings, unless `overwrite`.
+    """
     try:
-        kept = read_json(path)
-        if kept["identity"] == json.loads(json.dumps(identity)):
-            return Measured.from_json(kept["measured"])
-        logger.warning("%s is of other settings, rows or models: measured again", path)
-    except (ValueError, TypeError, KeyError) as error:
+        kept = _load(path)
+    except _DAMAGED as error:
         logger.warning("%s cannot be read (%s): measured again", path, error)
+        return None
+    if kept is None:
+        return None
+    if not overwrite:
+        kept.check_settings(headroom, targets)
+    if kept.inputs == inputs and kept.has_settings(headroom, targets):
+        return kept.measured
+    logger.warning("%s is of other settings, rows or models: measured again", path)
     return None

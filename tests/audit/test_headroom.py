@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -294,25 +295,125 @@ def test_an_undefined_score_is_no_number(measured, monkeypatch):
     assert {tuple(room[4:]) for room in table.rooms()} == {(None,) * 5}
     assert all(line.endswith("| - | - | - |") for line in _squeezed(table.to_markdown()).splitlines()[2:])
 
+    with_gain = two_rows([table], lambda students: students["frozen"])
+    assert [tuple(gain[4:]) for gain in with_gain.gains()] == [(None,) * 3]
+    assert _squeezed(with_gain.to_markdown()).endswith("| toy-sentence | more-kd | kd | 2 | - |")
+    written = csv.DictReader(io.StringIO(with_gain.to_csv(with_differences=True)))
+    assert not [line for line in written if "minus" in line["model"]]
+
 
 def _squeezed(text):
     return re.sub(" +", " ", text)
 
 
-@pytest.mark.parametrize("fault", ["damaged", pytest.param("of other settings", marks=pytest.mark.slow)])
-def test_what_does_not_fit_is_measured_again(measured, caplog, fault):
-    _, folder, _ = measured
-    one = [*TABLE, "seeds=[2]"]
-    if fault == "damaged":
-        table = table_of(folder, *one)
-        next(table.output.glob("*seed2-oracle.json")).write_text("{")
-    else:
-        table = table_of(folder, *one, "train.lr=2e-3")
-    reports = []
-    table.run(lambda: reports.append(1))
-    assert table.failures == {}
-    assert len(reports) == {"damaged": 1, "of other settings": 5}[fault]
-    assert sum("measured again" in message for message in caplog.messages) == len(reports)
+ALL = {"frozen", "labels", "averaged", "more_labels", "oracle"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_was_measured_on_other_rows_is_measured_again(measured, tmp_path, monkeypatch, caplog, overwrite):
+    table, measuring = copy_of(measured, tmp_path), measured_by_nobody(measured, monkeypatch)
+    path = next(table.output.glob("*seed2-oracle.json"))
+    kept = json.loads(path.read_text())
+    changed = {**kept["identity"], "inputs": {**kept["identity"]["inputs"], "teacher": "another"}}
+    path.write_text(json.dumps({**kept, "identity": changed}))
+    table.run(lambda: None, overwrite=overwrite)
+    assert measuring == ["oracle"]
+    assert sum("measured again" in message for message in caplog.messages) == 1
+    assert json.loads(path.read_text()) == kept
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "difference", "concerned"),
+    [
+        ((), {"num_points": 3}, "--points = 2, not 3", ALL),
+        ((), {"num_teachers": 3}, "--teachers = 2, not 3", {"averaged"}),
+        ((), {"times": 3}, "--times = 2, not 3", {"more_labels"}),
+        (
+            ["train.lr=2e-3"],
+            {},
+            "train.lr = 0.001, not 0.002",
+            ALL,
+        ),
+    ],
+)
+def test_what_was_measured_with_other_settings_is_refused_unless_it_is_overwritten(
+    measured, tmp_path, monkeypatch, overrides, settings, difference, concerned
+):
+    monkeypatch.setattr(Headroom, "lack_of_rows", lambda self: "")
+    measuring = measured_by_nobody(measured, monkeypatch)
+    table = copy_of(measured, tmp_path, *overrides, settings=FEW._replace(**settings))
+    before = contents(table.output)
+    with pytest.raises(RunError, match=rf"\.json: holds a student with {difference}; .* again with --overwrite$"):
+        table.run(lambda: None)
+    assert (measuring, contents(table.output)) == ([], before)
+    table.run(lambda: None, overwrite=True)
+    assert (table.failures, set(measuring)) == ({}, concerned)
+    again = copy_of(measured, tmp_path / "none", *overrides, settings=table.settings)
+    again.output = table.output
+    again.run(lambda: pytest.fail("measured again"))
+
+
+def test_another_setting_of_the_last_cell_is_said_before_the_first_is_measured(measured, tmp_path, monkeypatch):
+    measuring = measured_by_nobody(measured, monkeypatch)
+    table = copy_of(measured, tmp_path, "seeds=[1,2]", "train.lr=2e-3")
+    for path in table.output.glob("*seed1-*.json"):
+        path.unlink()
+    with pytest.raises(RunError, match=r"seed2-frozen\.json: holds a student"):
+        table.run(lambda: None)
+    assert measuring == []
+
+
+def test_a_file_that_has_all_options_is_read(measured, tmp_path):
+    """As files once had, whatever the targets: what does not matter to them may differ."""
+    table = copy_of(measured, tmp_path)
+    for path in table.output.glob("*.json"):
+        kept = json.loads(path.read_text())
+        settings = {"times": 9, "num_teachers": 9, **kept["identity"]["settings"]}
+        path.write_text(json.dumps({**kept, "identity": {**kept["identity"], "settings": settings}}))
+    table.run(lambda: pytest.fail("measured again"))
+    assert len(table.measured["toy-sentence", "kd", 2]) == 5
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"points": []}, "points: expected at least one"),
+        ({"points": [Point(step, 0.1, {"accuracy": 0.5})._asdict() for step in (4, 2)]}, "ascending steps"),
+        ({"points": [Point(4, 0.1, {})._asdict()]}, "scores: expected a number"),
+        ({"teacher_scores": {"accuracy": "high"}}, "scores: expected a number"),
+        ({"predictions": [0, 1]}, "predictions and references: expected one of each"),
+        ({"predictions": [], "references": []}, "predictions and references: expected one of each"),
+        ({"predictions": ["a"], "references": ["b"]}, "predictions and references: expected numbers"),
+    ],
+)
+def test_a_damaged_file_is_measured_again(measured, tmp_path, monkeypatch, caplog, damage, reason):
+    table, measuring = copy_of(measured, tmp_path), measured_by_nobody(measured, monkeypatch)
+    path = next(table.output.glob("*seed2-oracle.json"))
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "measured": {**kept["measured"], **damage}}))
+    table.run(lambda: None)
+    assert measuring == ["oracle"]
+    (said,) = [message for message in caplog.messages if "measured again" in message]
+    assert re.search(rf"oracle\.json cannot be read \(.*{reason}", said)
+    assert json.loads(path.read_text())["measured"] == kept["measured"]
+
+
+def copy_of(measured, folder, *overrides, settings=FEW):
+    """A table of seed 2 whose folder is a copy of the measured one."""
+    shutil.copytree(measured[1], folder, dirs_exist_ok=True)
+    overrides = [*TABLE, "seeds=[2]", f"runs_dir={folder}", *overrides]
+    return HeadroomTable.of_table(load_table_config(TINY_TABLE, overrides), settings)
+
+
+def measured_by_nobody(measured, monkeypatch):
+    """From now on students are those of seed 2, untrained; the targets of which they were asked for."""
+    again, asked = measured[0].measured["toy-sentence", "kd", 2], []
+    monkeypatch.setattr(Headroom, "measure", lambda self, targets: asked.append(targets) or again[targets])
+    return asked
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
 
 
 def test_a_task_that_fails_does_not_stop_the_others(measured, tmp_path, monkeypatch):
@@ -423,6 +524,14 @@ def test_each_warning_of_the_rows_is_said_once(tmp_path, caplog):
 def test_a_table_without_a_student_of_kd_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"methods has no student: .* give methods=\[kd\]"):
         table_of(tmp_path, "methods=[teacher]")
+
+
+def test_students_that_would_have_the_same_files_are_refused(tmp_path):
+    own = "text: [text], label: label, labels: ['0', '1'], metrics: [accuracy], files: {train: t.tsv, dev: d.tsv}"
+    tasks = f"tasks=[{{name: a, {own}}}, {{name: a-b, {own}}}]"
+    rows = ("methods=[b-c,c]", "variants={b-c: {method: kd}, c: {method: kd}}")
+    with pytest.raises(ConfigError, match=r"^task a with row b-c and task a-b with row c .*, a-b-c-seed1-\*\.json"):
+        table_of(tmp_path, tasks, *rows)
 
 
 def test_a_search_is_refused(tmp_path):
