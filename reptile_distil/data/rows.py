@@ -31,6 +31,10 @@ _NO_LABEL = ("", "-1", "-1.0", "null", "none", "nan")
 """What a file may hold where a row has no label, capitals aside."""
 _LARGEST_SCORE = 1e16
 """Up to this size squared errors, and their sum over a batch, stay finite in float32."""
+_NAMES_NOT_FLAGS = (
+    "a list holds the names of the labels that a text has, each once, and no 0 or 1 for each label: these need columns "
+    "of their own, task.label=[...]"
+)
 _FLAGS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 
@@ -156,6 +160,8 @@ def parse_own_labels(
                 wanted = "others have: label all rows of a test file, or none" if is_test else "training needs one"
                 reason = f"has no label (found {value!r}), and {wanted}"
             raise DataError(f"{name_row(row)}: {reason}") from None
+    if task.multi_label and not task.label_columns:
+        _refuse_flags_as_names(task, values, name_row)
     return labels
 
 
@@ -192,10 +198,36 @@ def _parse_label_set(task: Task, value: Any) -> list[float]:
         return [flag for flag in flags if flag is not None]
     if value is None:
         raise ValueError("no list of labels")
-    names = value if isinstance(value, list) else [name.strip() for name in value.split(task.label_separator)]
+    names = _names_of_set(task, value)
     allowed = {name: index for index, name in enumerate(task.label_names)}
-    chosen = {class_index(name, allowed) for name in names if name or isinstance(value, list)}
+    chosen = {class_index(name, allowed) for name in names}
+    if len(chosen) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"names the label {twice!r} {names.count(twice)} times: {_NAMES_NOT_FLAGS}")
     return [float(index in chosen) for index in range(task.num_labels)]
+
+
+def _names_of_set(task: Task, value: str | list[str]) -> list[str]:
+    """The names of a row's labels, from a list or from a text with separators."""
+    if isinstance(value, list):
+        return value
+    return [name for name in map(str.strip, value.split(task.label_separator)) if name]
+
+
+def _refuse_flags_as_names(task: Task, values: Sequence[Any], name_row: Callable[[int], str]) -> None:
+    """Raises `DataError` where two labels are called 0 and 1, and rows of a 0 and a 1 for each would read as names.
+
+    Each such row has both labels, so that none repeats a name; only that their order changes shows what they mean.
+    """
+    if set(task.label_names) != {"0", "1"}:
+        return
+    sets = [_names_of_set(task, value) for value in values]
+    other = next((row for row, names in enumerate(sets) if names != sets[0]), None)
+    if other is not None and all(len(names) == 2 for names in sets):
+        raise DataError(
+            f"{name_row(other)}: every row has both labels, here as {', '.join(sets[other])}, before as "
+            f"{', '.join(sets[0])}: {_NAMES_NOT_FLAGS}"
+        )
 
 
 def has_lone_surrogate(text: str) -> bool:

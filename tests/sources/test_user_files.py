@@ -382,6 +382,52 @@ def test_a_set_of_labels_that_is_none_is_refused_with_its_line(tmp_path, content
         load(tmp_path, "a.csv", **MULTI, **options)
 
 
+NUMBERS = {**MULTI, "label_names": ("0", "1")}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "options", "place"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "a", "label": []}\n{"text": "b", "label": [1, 1]}\n',
+            NUMBERS,
+            "line 2: names the label '1' 2",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": [1, 0]}\n{"text": "b", "label": [0, 1]}\n',
+            NUMBERS,
+            "line 2: every row has",
+        ),
+        ("a.json", '[{"text": "a", "label": ["fun", "sad", "fun"]}]', MULTI, "row 1: names the label 'fun' 2 times"),
+        (
+            "a.csv",
+            "text,label\na,fun;fun\n",
+            {**MULTI, "label_separator": ";"},
+            "line 2: names the label 'fun' 2 times",
+        ),
+        (
+            "a.csv",
+            'text,label\na,"0,1"\nb,"1,0"\n',
+            NUMBERS,
+            "line 3: every row has both labels, here as 1, 0, before as",
+        ),
+    ],
+)
+def test_zeros_and_ones_in_a_list_of_names_are_refused(tmp_path, file, content, options, place):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(
+        DataError, match=rf"{file}, {place}.*names of the labels that a text has, .* no 0 or 1 for each"
+    ):
+        load(tmp_path, file, **options)
+
+
+def test_labels_that_are_called_0_and_1_may_be_listed(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": [1, 0]}\n{"text": "b", "label": [1]}\n')
+    assert load(tmp_path, "a.jsonl", **NUMBERS)["label"] == [[1.0, 1.0], [0.0, 1.0]]
+
+
 def test_a_list_of_labels_is_refused_where_a_row_has_one(tmp_path):
     write_sets(tmp_path, "a.jsonl")
     with pytest.raises(DataError, match=r"the label is a list, .*: a task with multi_label: true takes lists"):
