@@ -463,6 +463,10 @@ def test_a_set_of_labels_that_holds_another_number_is_refused_with_its_row(wrong
             {"multi_label": True},
             "accuracy is no metric of a multi-label task; its metrics are f1_macro, .*did you mean",
         ),
+        (
+            {**MULTI, "label_names": ("a,b", "c")},
+            "the label 'a,b' contains ',', .* also in files of predictions: give another task.label_separator",
+        ),
         ({"metrics": ("macro_f1",)}, "macro_f1 is no metric of a task with 2 classes; .*did you mean 'f1_macro'"),
         ({"metrics": ("f1",), "label_names": ("a", "b", "c")}, "f1 is no metric of a task with 3 classes"),
         ({"metrics": ("f1_macro",), "label_names": ()}, "of a regression task, .*; its metrics are pearson, spearmanr"),
