@@ -505,7 +505,8 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ),
         ("a.jsonl", '{"text": "a", "label": true}\n', "a.jsonl, line 1", "true for 'label'"),
         ("a.jsonl", '{"text": "a", "label": 1}\n', "a.jsonl, line 1", "label '1' is a number"),
-        ("a.jsonl", '{"text": "a", "label": "no"}\n\n{"text": "a", "label": "no"}', "a.jsonl, line 2", "empty line"),
+        ("a.jsonl", '{"text": "a", "label": "no"}\n\n{"text": "a", "label": "x"}', "a.jsonl, line 3", "unknown label"),
+        ("a.jsonl", "\n \n", "a.jsonl", "is empty"),
     ],
 )
 def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, place, reason):

@@ -44,6 +44,15 @@ def test_empty_texts_are_counted(tmp_path, caplog):
     assert line.endswith("train.csv: lines with an empty text: 2, the first is 3")
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "lines.json"])
+def test_blank_lines_between_rows_of_json_are_left_out_and_counted(tmp_path, caplog, name):
+    rows = [json.dumps({"text": text, "label": label}) for text, label in ROWS]
+    (tmp_path / name).write_text(f"\n{rows[0]}\n \t\n{rows[1]}\n{rows[2]}\n\n\n")
+    assert load(tmp_path, name)["text"] == [text for text, _ in ROWS]
+    (line,) = caplog.messages
+    assert line.endswith(f"{name}: empty lines left out: 2, the first is line 1")
+
+
 # Formats
 
 WRITERS = {
