@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reptile_distil.data.tasks import TRANSFER, Task
-from reptile_distil.errors import DataError, first_sentence
+from reptile_distil.errors import DataError, first_sentence, looks_like
 from reptile_distil.runtime.files import open_regular
 
 if TYPE_CHECKING:
@@ -239,7 +239,9 @@ def class_index(value: str, allowed: Mapping[str, int]) -> int:
     """Class index of a label; raises `ValueError` for an unknown one."""
     if value not in allowed:
         remedy = "correct the row, or name it in the labels of a task of your own"
-        raise ValueError(f"unknown label {value!r}, allowed: {', '.join(allowed)}; {remedy}")
+        raise ValueError(
+            f"unknown label {value!r}, allowed: {', '.join(allowed)}{looks_like(value, allowed)}; {remedy}"
+        )
     return allowed[value]
 
 
@@ -267,8 +269,8 @@ def read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str)
         wanted += labels
     missing = [name for name in wanted if name not in dataset.column_names]
     if missing:
-        found = ", ".join(dataset.column_names)
-        raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {found}")
+        columns_are = names_of_columns(missing[0], dataset.column_names)
+        raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {columns_are}")
     if len(dataset) == 0:
         raise DataError(f"{source}: {split} has no rows")
     columns = _read_columns(dataset, wanted, f"{source}: {split}")
@@ -295,6 +297,12 @@ def label_columns(task: Task, split: str, columns: Sequence[str], source: str) -
     if split == TRANSFER and any(name in columns for name in labels):
         logger.info("%s: column %s is not read: transfer rows have no labels", source, ", ".join(labels))
     return () if split == TRANSFER else labels
+
+
+def names_of_columns(wanted: str, found: Iterable[str]) -> str:
+    """The columns that are found, in quotes, and which of them looks like the wanted one that is not there."""
+    names = list(map(str, found))
+    return ", ".join(map(repr, names)) + looks_like(wanted, names)
 
 
 def class_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:
@@ -395,7 +403,7 @@ def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source
 def _position(file: Path, header: Sequence[str], name: str) -> int:
     """Position of a column; raises `DataError` when it is missing or there twice."""
     if name not in header:
-        raise DataError(f"{file}, line 1: no column {name!r}, the columns are {', '.join(header)}")
+        raise DataError(f"{file}, line 1: no column {name!r}, the columns are {names_of_columns(name, header)}")
     if header.count(name) > 1:
         raise DataError(f"{file}, line 1: the column {name!r} is there {header.count(name)} times")
     return header.index(name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reptile_distil.data import toy
-from reptile_distil.data.rows import Rows, class_names, digest_dataset, read_dataset
+from reptile_distil.data.rows import Rows, class_names, digest_dataset, names_of_columns, read_dataset
 from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.each_line_once import log_once
@@ -132,7 +132,7 @@ def own_label_names(task: Task, path: Path | None) -> tuple[str, ...]:
     if dataset is None:
         return ()
     if task.label_column not in dataset.column_names:
-        found = ", ".join(dataset.column_names)
+        found = names_of_columns(task.label_column, dataset.column_names)
         raise DataError(f"task {task.name}: {split} has no column {task.label_column!r}, the columns are {found}")
     return class_names(dataset, task.label_column) or ()
 

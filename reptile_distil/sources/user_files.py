@@ -13,6 +13,7 @@ from reptile_distil.data.rows import (
     Rows,
     has_lone_surrogate,
     label_columns,
+    names_of_columns,
     parse_own_labels,
     read_lines,
     select_columns,
@@ -232,7 +233,7 @@ def _rows_of_columns(file: Path, columns: dict[str, Any], texts: Sequence[str]) 
         if not isinstance(columns.get(name), list | dict):
             raise DataError(
                 f"{file}: expected a list of objects, or an object with a list of values for {name!r}; its keys are "
-                f"{', '.join(columns)}"
+                f"{names_of_columns(name, columns)}"
             )
     kept = {name: values for name, values in columns.items() if isinstance(values, list | dict)}
     keys = {name: list(values) if isinstance(values, dict) else len(values) for name, values in kept.items()}
@@ -298,7 +299,7 @@ def _json_label(place: str, row: dict[str, Any], key: str, *, is_flag: bool) -> 
 def _json_text(place: str, row: dict[str, Any], key: str) -> str:
     """A text, or a number as a text; raises `DataError` for anything else."""
     if key not in row:
-        raise DataError(f"{place}: no key {key!r}, the keys are {', '.join(row)}")
+        raise DataError(f"{place}: no key {key!r}, the keys are {names_of_columns(key, row)}")
     value = row[key]
     if isinstance(value, _Constant):
         raise DataError(f"{place}: not JSON: {value.name} is no JSON")

@@ -53,6 +53,38 @@ def test_blank_lines_between_rows_of_json_are_left_out_and_counted(tmp_path, cap
     assert line.endswith(f"{name}: empty lines left out: 2, the first is line 1")
 
 
+CAFE = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("content", "label", "reason"),
+    [
+        (f"text,label\na,{CAFE[1]}\n", CAFE[0], f"; '{CAFE[1]}' and '{CAFE[0]}' look alike, but differ in Unicode"),
+        (f"text,label\na,{CAFE[0]}\n", CAFE[1], f"; '{CAFE[0]}' and '{CAFE[1]}' look alike, but differ in Unicode"),
+        (
+            "text,label\na, yes\n",
+            "yes",
+            "unknown label ' yes', allowed: no, yes; ' yes' has a blank before it; correct",
+        ),
+        ("text,label\na,yes\n", "yes ", "; 'yes ' has a blank behind it; correct"),
+        ("text, label\na,yes\n", "yes", r"the columns are 'text', ' label'; ' label' has a blank before it$"),
+        ("text,labels\na,yes\n", "yes", r"the columns are 'text', 'labels'$"),
+    ],
+)
+def test_a_name_that_looks_like_the_wanted_one_is_told_from_it(tmp_path, content, label, reason):
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(DataError, match=reason):
+        load(tmp_path, "train.csv", label_names=("no", label))
+
+
+def test_a_key_of_json_that_looks_like_the_wanted_one_is_told_from_it(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "yes"}\n{"text ": "b", "label": "no"}\n')
+    with pytest.raises(
+        DataError, match=r"no key 'text', the keys are 'text ', 'label'; 'text ' has a blank behind it$"
+    ):
+        load(tmp_path, "a.jsonl")
+
+
 # Formats
 
 WRITERS = {
@@ -98,7 +130,7 @@ def test_a_packed_file_that_is_none_or_cut_off_is_one_sentence(tmp_path, content
     ("content", "reason"),
     [
         ('{"text": 3, "label": "yes"}', "expected a list of objects, or an object with a list of values for 'text'"),
-        ('{"data": [{"text": "a", "label": "yes"}]}', "its keys are data"),
+        ('{"data": [{"text": "a", "label": "yes"}]}', "its keys are 'data'"),
         ('{"text": ["a", "b"], "label": ["yes"]}', "the columns 'text' and 'label' do not have the same rows"),
         ('{"text": {"0": "a"}, "label": {"1": "yes"}}', "the columns 'text' and 'label' do not have the same rows"),
         ('[["a", "yes"]]', r"row 1: expected an object, found \["),
@@ -381,7 +413,7 @@ def test_a_set_of_labels_may_be_columns_of_0_and_1(tmp_path, file):
     [
         ('text,label\na,"fun,glad"\n', {}, "line 2: unknown label 'glad', allowed: fun, sad"),
         ("text,fun,sad\na,1,2\n", {"label_columns": ("fun", "sad")}, "'2' in the label column 'sad', expected 0 or 1"),
-        ("text,fun\na,1\n", {"label_columns": ("fun", "sad")}, "no column 'sad', the columns are text, fun"),
+        ("text,fun\na,1\n", {"label_columns": ("fun", "sad")}, "no column 'sad', the columns are 'text', 'fun'"),
         ("text,fun,sad\na,1,\n", {"label_columns": ("fun", "sad")}, "'' in the label column 'sad'"),
     ],
 )
