@@ -417,7 +417,7 @@ def test_rows_are_drawn_from_the_whole_split_in_the_cache(load):
 
 def test_a_missing_file_is_said_as_without_a_cache(load):
     (load.data / "train.tsv").unlink()
-    with pytest.raises(DataError, match=r"train\.tsv cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"train\.tsv: no such file or folder"):
         load()
 
 

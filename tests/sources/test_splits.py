@@ -517,7 +517,9 @@ def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, 
 
 @pytest.mark.parametrize("name", ["nope.parquet", "nope.PARQUET", "saved"])
 def test_a_parquet_file_or_folder_that_is_not_there_is_missing_and_not_unknown(tmp_path, name):
-    sentence = rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder$"
+    sentence = (
+        rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder \(started in .*\): data\.path=DIR gives "
+    )
     with pytest.raises(DataError, match=sentence):
         load_split(own_task(name), "train", tmp_path)
     with pytest.raises(DataError, match=sentence):
@@ -548,5 +550,26 @@ def test_an_own_file_that_is_no_file_is_refused_and_never_waited_for(tmp_path):
 
 
 def test_an_own_file_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"train\.csv cannot be read: No such file"):
+    with pytest.raises(DataError) as caught:
         load_split(own_task(), "train", tmp_path)
+    assert str(caught.value) == (
+        f"task.files.train: {tmp_path}/train.csv: no such file or folder (started in {Path.cwd()}): data.path=DIR "
+        "gives another folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_an_own_file_in_a_folder_that_is_missing_is_said_with_the_folder_and_where_it_was_looked_for(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_split(own_task(name), "train", Path("my_task"))
+    assert str(caught.value) == (
+        f"data.path = my_task: no such folder (started in {tmp_path}), in which task.files.train = {name} is looked "
+        "for: data.path=DIR gives another folder"
+    )
+    with pytest.raises(DataError, match=rf"^task\.files\.train: {name}: no such file .*data\.path=DIR gives another"):
+        load_split(own_task(name), "train", None)
+    with pytest.raises(DataError, match=rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder$"):
+        load_split(own_task(f"{tmp_path}/{name}"), "train", Path("my_task"))
