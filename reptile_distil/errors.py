@@ -6,6 +6,7 @@ The scripts print the message and exit with code 2; nothing else in the package 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -90,3 +91,25 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'epochs'?` for the known name that is most like `name`; empty where none is."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {prefix + close[0]!r}?" if close else ""
+
+
+def looks_like(name: str, known: Iterable[str]) -> str:
+    """`; ' label' has a blank before it`: what tells `name` from a known one that looks like it; empty where none does.
+
+    That is a blank at an end, or the spelling in Unicode (é as one character, or as e with an accent).
+    """
+    for other in known:
+        if _composed(name) != _composed(other):
+            continue
+        if name.strip() == other.strip():
+            return "".join(f"; {text!r} has a blank {_side(text)} it" for text in (name, other) if text != text.strip())
+        return f"; {name!r} and {other!r} look alike, but differ in Unicode (NFC or NFD): spell both in one way"
+    return ""
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _side(text: str) -> str:
+    return "before" if text != text.lstrip() else "behind"

@@ -1,4 +1,4 @@
-"""Which scores a kind of task has: what the configuration and the tasks share; neither imports the other."""
+"""Which scores and names a kind of task has: what the configuration and the tasks share; neither imports the other."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def fault_in_metrics(metrics: Sequence[str], *, num_labels: int, multi_label: bo
     if wrong is None:
         return None
     return f"{wrong} is no metric of {kind}; its metrics are {', '.join(allowed)}{did_you_mean(wrong, allowed)}"
+
+
+def fault_in_names(names: Sequence[str], separator: str) -> str | None:
+    """What is wrong with the label names of a multi-label task, whose predictions are joined; None where nothing is."""
+    wrong = next((name for name in names if separator in name), None)
+    if wrong is None:
+        return None
+    return (
+        f"the label {wrong!r} contains {separator!r}, which stands between the labels of a row, also in files of "
+        "predictions: give another task.label_separator"
+    )

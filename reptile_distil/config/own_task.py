@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from reptile_distil.config.sections import PathText, Section
-from reptile_distil.metric_names import fault_in_metrics
+from reptile_distil.metric_names import fault_in_metrics, fault_in_names
 
 
 class OwnTaskConfig(Section):
@@ -77,6 +77,8 @@ class OwnTaskConfig(Section):
             fault = fault_in_metrics(
                 self.metrics, num_labels=len(self.labels or columns), multi_label=self.has_label_sets
             )
+            if fault is None and self.has_label_sets:
+                fault = fault_in_names(self.labels or columns, self.label_separator)
             if fault is not None:
                 raise ValueError(fault)
         return self

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+_LARGEST_MEAN, _SMALLEST_DEVIATION, _LARGEST_DEVIATION = 10.0, 0.1, 10.0
+"""Of the labels of a regression, which fine-tuning reaches with the usual learning rates and numbers of steps."""
+
+FORMAT = 2
 """Goes up whenever the same source would give other arrays: another reader, another layout."""
 
 
@@ -63,13 +66,23 @@ def load_features(
     """The tokenised rows of a split, or `max_rows` drawn from them, from the cache where they are in it.
 
     The cache holds whole splits. Without one, only the drawn rows are tokenised. A cache that cannot be written is
-    done without, with a warning. Raises `DataError` as `load_split` does, and for a split without rows.
+    done without, with a warning. Another warning says where the scores to train on are far from the size of 1. Raises
+    `DataError` as `load_split` does, and for a split without rows.
     """
     if source.task.is_generated:  # no slower than the cache, and what generates the rows may change
         cache = None
     key = None if cache is None else _key(source, tokenizer, max_length)
     if cache is None or key is None:
-        return _tokenize(source, tokenizer, max_length, max_rows=max_rows, check_rows=check_rows)
+        rows = _tokenize(source, tokenizer, max_length, max_rows=max_rows, check_rows=check_rows)
+    else:
+        rows = draw_rows(_load_whole(source, tokenizer, max_length, cache, key, check_rows=check_rows), max_rows)
+    _warn_of_scores(source, rows)
+    return rows
+
+
+def _load_whole(
+    source: Source, tokenizer: Any, max_length: int, cache: Path, key: str, *, check_rows: bool
+) -> Features:
     features = _read_features(cache, key)
     if features is None:
         features = _tokenize(source, tokenizer, max_length, check_rows=check_rows)
@@ -78,7 +91,21 @@ def load_features(
             features = _read_features(cache, key) or features
     elif check_rows:
         source.check_num_rows(len(features))
-    return draw_rows(features, max_rows)
+    return features
+
+
+def _warn_of_scores(source: Source, rows: Features) -> None:
+    """A line in the log where an own regression's training labels are not of the size that a new head can learn."""
+    if source.split != "train" or not (source.task.is_own and source.task.is_regression) or rows.labels is None:
+        return
+    mean, deviation = float(rows.labels.mean()), float(rows.labels.std())
+    if abs(mean) > _LARGEST_MEAN or not _SMALLEST_DEVIATION <= deviation <= _LARGEST_DEVIATION:
+        line = (
+            f"{source.place}: the labels to train on have the mean {mean:.4g} and the standard deviation "
+            f"{deviation:.4g}: scale them to about 1 (0 to 5, as those of GLUE's STS-B, is well), or predictions stay "
+            "far from them, which a correlation does not show"
+        )
+        log_once(logger, line, logging.WARNING)
 
 
 def _tokenize(

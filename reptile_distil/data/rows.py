@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reptile_distil.data.tasks import TRANSFER, Task
-from reptile_distil.errors import DataError, first_sentence
+from reptile_distil.errors import DataError, first_sentence, looks_like
 from reptile_distil.runtime.files import open_regular
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ _NO_LABEL = ("", "-1", "-1.0", "null", "none", "nan")
 """What a file may hold where a row has no label, capitals aside."""
 _LARGEST_SCORE = 1e16
 """Up to this size squared errors, and their sum over a batch, stay finite in float32."""
+_NAMES_NOT_FLAGS = (
+    "a list holds the names of the labels that a text has, each once, and no 0 or 1 for each label: these need columns "
+    "of their own, task.label=[...]"
+)
 _FLAGS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 
@@ -156,6 +160,8 @@ def parse_own_labels(
                 wanted = "others have: label all rows of a test file, or none" if is_test else "training needs one"
                 reason = f"has no label (found {value!r}), and {wanted}"
             raise DataError(f"{name_row(row)}: {reason}") from None
+    if task.multi_label and not task.label_columns:
+        _refuse_flags_as_names(task, values, name_row)
     return labels
 
 
@@ -192,10 +198,36 @@ def _parse_label_set(task: Task, value: Any) -> list[float]:
         return [flag for flag in flags if flag is not None]
     if value is None:
         raise ValueError("no list of labels")
-    names = value if isinstance(value, list) else [name.strip() for name in value.split(task.label_separator)]
+    names = _names_of_set(task, value)
     allowed = {name: index for index, name in enumerate(task.label_names)}
-    chosen = {class_index(name, allowed) for name in names if name or isinstance(value, list)}
+    chosen = {class_index(name, allowed) for name in names}
+    if len(chosen) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"names the label {twice!r} {names.count(twice)} times: {_NAMES_NOT_FLAGS}")
     return [float(index in chosen) for index in range(task.num_labels)]
+
+
+def _names_of_set(task: Task, value: str | list[str]) -> list[str]:
+    """The names of a row's labels, from a list or from a text with separators."""
+    if isinstance(value, list):
+        return value
+    return [name for name in map(str.strip, value.split(task.label_separator)) if name]
+
+
+def _refuse_flags_as_names(task: Task, values: Sequence[Any], name_row: Callable[[int], str]) -> None:
+    """Raises `DataError` where two labels are called 0 and 1, and rows of a 0 and a 1 for each would read as names.
+
+    Each such row has both labels, so that none repeats a name; only that their order changes shows what they mean.
+    """
+    if set(task.label_names) != {"0", "1"}:
+        return
+    sets = [_names_of_set(task, value) for value in values]
+    other = next((row for row, names in enumerate(sets) if names != sets[0]), None)
+    if other is not None and all(len(names) == 2 for names in sets):
+        raise DataError(
+            f"{name_row(other)}: every row has both labels, here as {', '.join(sets[other])}, before as "
+            f"{', '.join(sets[0])}: {_NAMES_NOT_FLAGS}"
+        )
 
 
 def has_lone_surrogate(text: str) -> bool:
@@ -207,7 +239,9 @@ def class_index(value: str, allowed: Mapping[str, int]) -> int:
     """Class index of a label; raises `ValueError` for an unknown one."""
     if value not in allowed:
         remedy = "correct the row, or name it in the labels of a task of your own"
-        raise ValueError(f"unknown label {value!r}, allowed: {', '.join(allowed)}; {remedy}")
+        raise ValueError(
+            f"unknown label {value!r}, allowed: {', '.join(allowed)}{looks_like(value, allowed)}; {remedy}"
+        )
     return allowed[value]
 
 
@@ -235,8 +269,8 @@ def read_dataset(task: Task, split: str, dataset: datasets.Dataset, source: str)
         wanted += labels
     missing = [name for name in wanted if name not in dataset.column_names]
     if missing:
-        found = ", ".join(dataset.column_names)
-        raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {found}")
+        columns_are = names_of_columns(missing[0], dataset.column_names)
+        raise DataError(f"{source}: no column {missing[0]!r} in {split}, the columns are {columns_are}")
     if len(dataset) == 0:
         raise DataError(f"{source}: {split} has no rows")
     columns = _read_columns(dataset, wanted, f"{source}: {split}")
@@ -263,6 +297,12 @@ def label_columns(task: Task, split: str, columns: Sequence[str], source: str) -
     if split == TRANSFER and any(name in columns for name in labels):
         logger.info("%s: column %s is not read: transfer rows have no labels", source, ", ".join(labels))
     return () if split == TRANSFER else labels
+
+
+def names_of_columns(wanted: str, found: Iterable[str]) -> str:
+    """The columns that are found, in quotes, and which of them looks like the wanted one that is not there."""
+    names = list(map(str, found))
+    return ", ".join(map(repr, names)) + looks_like(wanted, names)
 
 
 def class_names(dataset: datasets.Dataset, column: str) -> tuple[str, ...] | None:
@@ -363,7 +403,7 @@ def _read_labels(task: Task, split: str, feature: Any, values: list[Any], source
 def _position(file: Path, header: Sequence[str], name: str) -> int:
     """Position of a column; raises `DataError` when it is missing or there twice."""
     if name not in header:
-        raise DataError(f"{file}, line 1: no column {name!r}, the columns are {', '.join(header)}")
+        raise DataError(f"{file}, line 1: no column {name!r}, the columns are {names_of_columns(name, header)}")
     if header.count(name) > 1:
         raise DataError(f"{file}, line 1: the column {name!r} is there {header.count(name)} times")
     return header.index(name)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from reptile_distil.errors import ConfigError, did_you_mean
-from reptile_distil.metric_names import fault_in_metrics
+from reptile_distil.metric_names import fault_in_metrics, fault_in_names
 
 TRANSFER = "transfer"
 """Name of the split of rows that have no labels, or whose labels are not read (see `transfer`)."""
@@ -80,6 +80,8 @@ class Task:
                 f"task {self.name}: has {len(self.label_columns)} label columns, but {len(names)} label names"
             )
         fault = fault_in_metrics(self.metrics, num_labels=len(names), multi_label=self.multi_label)
+        if fault is None and self.multi_label:
+            fault = fault_in_names(names, self.label_separator)
         if fault is not None:
             raise ConfigError(f"task {self.name}: {fault}")
         if self.multi_label and self.metrics and not names:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reptile_distil.data import toy
-from reptile_distil.data.rows import Rows, class_names, digest_dataset, read_dataset
+from reptile_distil.data.rows import Rows, class_names, digest_dataset, names_of_columns, read_dataset
 from reptile_distil.data.tasks import TRANSFER, Task
 from reptile_distil.errors import DataError, first_sentence
 from reptile_distil.runtime.each_line_once import log_once
@@ -87,7 +87,7 @@ def open_split(task: Task, split: str, path: Path | None) -> Source:
             place = f"hub data set {task.hub.name}"
             return _dataset_source(task, split, open_hub_dataset(task.hub, task.hub.splits[split]), place)
         if task.files is not None:
-            return _open_own(task, split, (path or Path()) / task.files[split])
+            return _open_own(task, split, task.files[split], path)
         if task.folder is None:
             raise DataError(f"task {task.name} has neither files of its own nor a place in GLUE")
         return _open_hub(task, split) if path is None else _open_folder(task, split, path)
@@ -128,30 +128,62 @@ def own_label_names(task: Task, path: Path | None) -> tuple[str, ...]:
     if task.hub is not None:
         dataset: datasets.Dataset | None = open_hub_dataset(task.hub, task.hub.splits[split])
     else:
-        dataset = _open_own_dataset(split, (path or Path()) / (task.files or {})[split])
+        dataset = _open_own_dataset(split, (task.files or {})[split], path)
     if dataset is None:
         return ()
     if task.label_column not in dataset.column_names:
-        found = ", ".join(dataset.column_names)
+        found = names_of_columns(task.label_column, dataset.column_names)
         raise DataError(f"task {task.name}: {split} has no column {task.label_column!r}, the columns are {found}")
     return class_names(dataset, task.label_column) or ()
 
 
-def _open_own(task: Task, split: str, place: Path) -> Source:
+def _open_own(task: Task, split: str, file: str, path: Path | None) -> Source:
     """A split in a file or folder of the user's own."""
-    dataset = _open_own_dataset(split, place)
+    place = _place(file, path)
+    dataset = _open_own_dataset(split, file, path)
     if dataset is not None:
         return _dataset_source(task, split, dataset, str(place))
-    return Source(task, split, str(place), partial(digest_files, place), partial(read_user_file, task, split, place))
+    return Source(task, split, str(place), partial(digest_files, place), partial(_read_own, task, split, file, path))
 
 
-def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
+def _place(file: str, path: Path | None) -> Path:
+    return (path or Path()) / file
+
+
+def _read_own(task: Task, split: str, file: str, path: Path | None) -> Rows:
+    """The rows of a text file; raises `DataError` as `read_user_file` does, and where it is not there."""
+    try:
+        return read_user_file(task, split, _place(file, path))
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _not_there(split, file, path) from None
+        raise
+
+
+def _not_there(split: str, file: str, path: Path | None) -> DataError:
+    """Says by which key a file or folder was looked for, and from where."""
+    key = "data.transfer.files" if split == TRANSFER else f"task.files.{split}"
+    started = f"(started in {Path.cwd()})"
+    if Path(file).is_absolute():
+        return DataError(f"{key}: {file}: no such file or folder")
+    if path is not None and not path.exists():
+        return DataError(
+            f"data.path = {path}: no such folder {started}, in which {key} = {file} is looked for: data.path=DIR gives "
+            "another folder"
+        )
+    return DataError(
+        f"{key}: {_place(file, path)}: no such file or folder {started}: data.path=DIR gives another folder"
+    )
+
+
+def _open_own_dataset(split: str, file: str, path: Path | None) -> datasets.Dataset | None:
     """A Parquet file, or what `datasets` has saved in a folder: a data set, or one for each split; else None.
 
     Raises `DataError` where nothing is there, unless its name is that of a text file, which is looked for when read.
     """
     import datasets
 
+    place = _place(file, path)
     if place.is_dir():
         for name in (split, _hub_split(split)):
             dataset = _open_saved_split(name, place)
@@ -164,8 +196,7 @@ def _open_own_dataset(split: str, place: Path) -> datasets.Dataset | None:
             f"{place}: no {split} split saved by datasets in this folder, which holds {', '.join(found) or 'nothing'}"
         )
     if not place.exists() and not is_text_file(place):
-        key = "data.transfer.files" if split == TRANSFER else f"task.files.{split}"
-        raise DataError(f"{key}: {place}: no such file or folder")
+        raise _not_there(split, file, path)
     if place.suffix.lower() == ".parquet":
         import pyarrow.parquet as parquet
 

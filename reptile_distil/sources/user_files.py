@@ -3,16 +3,17 @@
 import csv
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from reptile_distil.data.rows import (
     Field,
     Rows,
     has_lone_surrogate,
     label_columns,
+    names_of_columns,
     parse_own_labels,
     read_lines,
     select_columns,
@@ -28,6 +29,7 @@ TEXT_FILES = (".csv", ".tsv", ".json", ".jsonl")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LONGEST_FIELD = 2**31 - 1  # the largest that fits a C long everywhere; by default csv refuses more than 131,072
 _Rows = Iterator[tuple[int, Sequence[Any]]]
+_Line = TypeVar("_Line")
 
 
 class _Constant(NamedTuple):
@@ -73,20 +75,28 @@ def read_user_file(task: Task, split: str, file: Path) -> Rows:
 
 
 def _without_empty_lines(file: Path, rows: _Rows) -> _Rows:
-    """The rows of a CSV file without the lines that hold nothing, which one warning counts, up to its last row.
+    """The rows of a CSV file without the lines that hold nothing.
 
     Of a file of one column they stay: there an empty line may be an empty text.
     """
-    num_columns = 0
+    if (first := next(rows, None)) is None:
+        return
+    yield first
+    yield from rows if len(first[1]) < 2 else _leave_out(file, rows, lambda fields: not fields)
+
+
+def _leave_out(
+    file: Path, lines: Iterable[tuple[int, _Line]], is_empty: Callable[[_Line], bool]
+) -> Iterator[tuple[int, _Line]]:
+    """The lines without the empty ones, which one warning counts, up to the last that is not empty."""
     left_out: list[int] = []
     empty: list[int] = []
-    for number, fields in rows:
-        if not fields and num_columns > 1:
+    for number, line in lines:
+        if is_empty(line):
             empty.append(number)
             continue
         left_out, empty = left_out + empty, []
-        num_columns = num_columns or len(fields)
-        yield number, fields
+        yield number, line
     if left_out:
         logger.warning("%s: empty lines left out: %d, the first is line %d", file, len(left_out), left_out[0])
 
@@ -184,10 +194,7 @@ def _split_csv(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 def _split_jsonl(file: Path, texts: Sequence[str], labels: Sequence[str]) -> _Rows:
     """Yield the keys of the first object as a header, then the values of each; "" for unwanted ones."""
     header: list[str] | None = None
-    for number, line in read_lines(file):
-        if not line:
-            yield number, []
-            continue
+    for number, line in _leave_out(file, read_lines(file), lambda line: not line.strip()):
         row = _parse_json(f"{file}, line {number}", line)
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: expected an object, found {line[:40]}")
@@ -200,7 +207,7 @@ def _split_jsonl(file: Path, texts: Sequence[str], labels: Sequence[str]) -> _Ro
 def _split_json(file: Path, texts: Sequence[str], labels: Sequence[str]) -> _Rows:
     """As `_split_jsonl`, from a list of objects, or from an object of columns; rows are counted from 1."""
     lines = [line for _, line in read_lines(file)]
-    first = next((line for line in lines if line), "")
+    first = next((line for line in lines if line.strip()), "")
     if len(lines) > 1 and _is_json(first) and not _is_json("\n".join(lines)):  # lines of JSON by another name
         yield from _split_jsonl(file, texts, labels)
         return
@@ -226,7 +233,7 @@ def _rows_of_columns(file: Path, columns: dict[str, Any], texts: Sequence[str]) 
         if not isinstance(columns.get(name), list | dict):
             raise DataError(
                 f"{file}: expected a list of objects, or an object with a list of values for {name!r}; its keys are "
-                f"{', '.join(columns)}"
+                f"{names_of_columns(name, columns)}"
             )
     kept = {name: values for name, values in columns.items() if isinstance(values, list | dict)}
     keys = {name: list(values) if isinstance(values, dict) else len(values) for name, values in kept.items()}
@@ -292,7 +299,7 @@ def _json_label(place: str, row: dict[str, Any], key: str, *, is_flag: bool) -> 
 def _json_text(place: str, row: dict[str, Any], key: str) -> str:
     """A text, or a number as a text; raises `DataError` for anything else."""
     if key not in row:
-        raise DataError(f"{place}: no key {key!r}, the keys are {', '.join(row)}")
+        raise DataError(f"{place}: no key {key!r}, the keys are {names_of_columns(key, row)}")
     value = row[key]
     if isinstance(value, _Constant):
         raise DataError(f"{place}: not JSON: {value.name} is no JSON")

@@ -117,7 +117,9 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
     merge_layer(values, command, origins, COMMAND_LINE)
     for key, instead in _OF_THE_CELL.items():
         if values.get(key) not in (None, []) and origins[key] in (COMMAND_LINE, str(path)):
-            raise ConfigError(f"{origins[key]}: {key} = {values[key]!r}: a table has no {key}, give {instead}")
+            fault = f"{origins[key]}: {key} = {values[key]!r}: a table has no {key}, "
+            own_name = values[key].get("name") if isinstance(values[key], dict) else None
+            raise ConfigError(fault + (f"give {instead}" if own_name is None else _describe_in_tasks(own_name)))
     if isinstance(command.get("tasks"), list):
         values["tasks"] = [of_file.get(task, task) if isinstance(task, str) else task for task in values["tasks"]]
     own = {key: values.pop(key) for key in TableKeys.model_fields if key in values}
@@ -128,7 +130,7 @@ def load_table_config(path: str | Path, overrides: Sequence[str] = (), *, scores
         raise ConfigError(explain(error.errors(), own, origins, str(path), root=TableKeys)) from None
     _check_names(keys, origins)
     _refuse_options_of_other_engines(keys.engine, command)
-    _check_tasks(keys, origins, values.get("task"))
+    _check_tasks(keys, origins, values.get("task"), of_file)
     # Of the methods each cell has its own, so options of one are for the cells to judge.
     common = _check({**shared, "task": keys.tasks[0], "method": "finetune"}, origins, str(path))
     cells = tuple(_cells(keys, shared, origins, str(path)))
@@ -319,22 +321,33 @@ def _check_names(keys: TableKeys, origins: Mapping[str, str]) -> None:
             )
 
 
-def _check_tasks(keys: TableKeys, origins: Mapping[str, str], of_a_run: Any) -> None:
-    """Raises `ConfigError` for a name among `tasks` that no task has; `of_a_run` is the task of a file for a run."""
+def _check_tasks(keys: TableKeys, origins: Mapping[str, str], of_a_run: Any, of_file: Collection[str]) -> None:
+    """Raises `ConfigError` for a name among `tasks` that no task has.
+
+    `of_a_run` is the task of a file for a run, `of_file` are the own tasks in the table's file.
+    """
     own = of_a_run.get("name") if isinstance(of_a_run, dict) else None
     for name in keys.tasks:
         if not isinstance(name, str) or name in toy.TASKS:
             continue
         try:
-            get_task(name, toy.TASKS)
+            get_task(name, (*toy.TASKS, *of_file))
         except ConfigError as error:
             fault = f"{origins['tasks']}: tasks: {error}"
             if name == own:
                 fault = (
                     f"{origins['tasks']}: tasks: {name!r} is described under task, in {origins['task']}, which a table "
-                    f"does not read: describe it in tasks=[{{name: {name}, text: [...], metrics: [...], files: ...}}]"
+                    f"does not read: {_describe_in_tasks(name)}"
                 )
             raise ConfigError(fault) from None
+
+
+def _describe_in_tasks(name: str) -> str:
+    """What to do with a task of one's own that stands elsewhere."""
+    return (
+        "describe a task of your own in the list tasks itself, beside the names of others: "
+        f"tasks: [toy-sentence, {{name: {name}, text: [...], labels: [...], metrics: [...], files: {{...}}}}]"
+    )
 
 
 def _refuse_options_of_other_engines(engine: EngineConfig, command: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from reptile_distil.data.batches import Batches
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.processes import ALONE, Processes, is_sharded, local_part
+from reptile_distil.runtime.text_tables import with_sign
 from reptile_distil.training.metrics import Scores, compute_scores, predictions_from_logits, selection_score
 from reptile_distil.training.records import Evaluation
 
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 WEAK_TEACHER = 0.8
 """A teacher below this fraction of its first dev score is worth a warning."""
+_HOW_FAR_TEACHERS_MOVE = {
+    "reptile": "reptile.mu (or reptile.update=interpolate)",
+    **{name: f"{name}.teacher_lr" for name in ("metadistil", "prokt", "cotrain", "lgtm")},
+}
+"""By method, the setting whose smaller value lets the teacher move less."""
 
 
 @torch.no_grad()
@@ -106,6 +112,7 @@ class Evaluator:
         metrics: names of the scores.
         teacher: the teacher, or None; `score_teacher_at_start` comes before the first `evaluate`.
         teacher_moves: whether the teacher is evaluated after each epoch; a frozen one is evaluated at its start only.
+        method: the method that is run, whose settings are named where its teacher grows weak; empty: those of all.
         processes: those that share the work; each gets the same records.
     """
 
@@ -117,6 +124,7 @@ class Evaluator:
         *,
         teacher: Classifier | None = None,
         teacher_moves: bool = False,
+        method: str = "",
         processes: Processes = ALONE,
     ) -> None:
         self.student = student
@@ -124,6 +132,7 @@ class Evaluator:
         self.metrics = metrics
         self.teacher = teacher
         self.teacher_moves = teacher_moves
+        self.method = method
         self.processes = processes
         self.logits: dict[str, NDArray[np.float32]] = {}
         """By split, the student's logits (N, C) in the latest evaluation."""
@@ -200,9 +209,15 @@ class Evaluator:
                 "on %s the teacher now says the same for every row: that a student agrees with it means nothing", first
             )
         if start > 0 and score < WEAK_TEACHER * start:
+            mean = f", the mean of {' and '.join(self.metrics)}," if len(self.metrics) > 1 else ""
             logger.warning(
-                "the teacher's own dev score has fallen from %.4f to %.4f: it no longer knows the task it teaches; "
-                "try a smaller teacher_lr of the method or, of Reptile, a smaller mu or update: interpolate",
-                start,
-                score,
+                "the teacher's own score on %s%s has fallen from %s to %s: it no longer knows the task it teaches%s",
+                *(first, mean, with_sign(start), with_sign(score), self._how_to_move_less()),
             )
+
+    def _how_to_move_less(self) -> str:
+        """The settings that keep the teacher nearer to its start; empty for a method that has none."""
+        if not self.method:
+            return f"; try a smaller value of its method's setting: {', '.join(_HOW_FAR_TEACHERS_MOVE.values())}"
+        setting = _HOW_FAR_TEACHERS_MOVE.get(self.method)
+        return "" if setting is None else f"; try a smaller {setting}"

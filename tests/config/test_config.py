@@ -762,3 +762,14 @@ def test_a_way_to_compute_that_the_method_cannot_take_is_refused(overrides, mess
 )
 def test_a_way_to_compute_that_the_method_can_take_is_not_refused(overrides):
     load_config(CONFIGS / "rte.yaml", overrides)
+
+
+@pytest.mark.parametrize("given", ["labels: ['a,b', c], multi_label: true", "label: ['a,b', c]"])
+def test_a_label_that_contains_the_separator_of_labels_is_refused_with_the_remedy(tmp_path, given):
+    path, files = tmp_path / "mine.yaml", "files: {train: t.jsonl, dev: d.jsonl}"
+    path.write_text(f"extends: base.yaml\ntask: {{name: mine, text: [text], {given}, metrics: [f1_macro], {files}}}\n")
+    with pytest.raises(
+        ConfigError, match=r"mine\.yaml: .*the label 'a,b' contains ',', .*another task.label_separator$"
+    ):
+        load_config(path)
+    assert load_config(path, ["task.label_separator=;"]).task.label_separator == ";"

@@ -417,8 +417,30 @@ def test_rows_are_drawn_from_the_whole_split_in_the_cache(load):
 
 def test_a_missing_file_is_said_as_without_a_cache(load):
     (load.data / "train.tsv").unlink()
-    with pytest.raises(DataError, match=r"train\.tsv cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"train\.tsv: no such file or folder"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ((0, 20, 100), "the mean 40 and the standard deviation 43.2"),
+        ((31.0, 32.0, 33.0), "the mean 32 and the standard deviation 0.8165"),
+        ((1.00, 1.01, 1.02), "the mean 1.01 and the standard deviation 0.008165"),
+        ((0.0, 2.5, 5.0), None),
+    ],
+)
+def test_scores_that_are_far_from_the_size_of_1_are_warned_of_once(load, caplog, scores, found):
+    task = replace(TASK, label_names=(), metrics=("pearson",))
+    for split in ("train", "dev"):
+        rows = "".join(f"a\tb\t{score}\n" for score in scores)
+        (load.data / f"{split}.tsv").write_text(f"first\tsecond\tlabel\n{rows}")
+    for options in ({}, {}, {"cache": None}, {"split": "dev"}):
+        load(task=task, **options)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == (0 if found is None else 1)
+    if found is not None:
+        assert said[0].startswith(f"{load.data}/train.tsv: the labels to train on have {found}: scale them to about 1 ")
 
 
 # Where it lies

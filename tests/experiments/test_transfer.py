@@ -219,10 +219,10 @@ def test_a_transfer_file_that_has_changed_since_is_noticed(own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.jsonl", None, "gone.jsonl cannot be read: No such file"),
-        ("bad.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"bad.jsonl, line 2: no key 'text', the keys are txt"),
+        ("gone.jsonl", None, "data.transfer.files: .*gone.jsonl: no such file"),
+        ("bad.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"bad.jsonl, line 2: no key 'text', the keys are 'txt'"),
         ("bad.csv", "text,id\na,1\nb\n", r"bad.csv, line 3: expected 2 fields, found 1"),
-        ("bad.tsv", "review\na\n", r"bad.tsv, line 1: no column 'text', the columns are review"),
+        ("bad.tsv", "review\na\n", r"bad.tsv, line 1: no column 'text', the columns are 'review'"),
         ("empty.csv", "text\n", r"empty.csv has no rows"),
         ("rows.txt", "a\n", r"rows.txt: unknown kind of file"),
     ],

@@ -20,6 +20,7 @@ import yaml
 from reptile_distil import Experiment, cli
 from reptile_distil import __main__ as door
 from reptile_distil.config.config import load_config
+from reptile_distil.tables.config import load_table_config
 from tests.helpers.models import batch, bert
 from tests.helpers.paths import ROOT, TINY
 
@@ -199,7 +200,8 @@ def test_each_yaml_block_is_a_configuration(tmp_path, block):
         (tmp_path / file.name).symlink_to(file)
     extends = "" if "extends:" in block.text else "extends: quickstart.yaml\n"
     (tmp_path / "mine.yaml").write_text(extends + block.text, encoding="utf-8")
-    load_config(tmp_path / "mine.yaml")
+    load = load_table_config if "\ntasks:" in block.text else load_config
+    load(tmp_path / "mine.yaml")
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=of_pages(blocks("python")))

@@ -137,7 +137,7 @@ def test_windows_line_ends_a_byte_order_mark_and_empty_lines_at_the_end_are_fine
             "sst2",
             "text\tlabel\na\t1\n",
             "train.tsv, line 1",
-            "no column 'sentence', the columns are text, label",
+            "no column 'sentence', the columns are 'text', 'label'",
         ),
         ("sst2", "sentence\tlabel\tlabel\na\t1\t0\n", "train.tsv, line 1", "column 'label' is there 2 times"),
         ("sst2", SST2 + "a\t1\nb\t2\n", "train.tsv, line 3", "unknown label '2', allowed: 0, 1"),

@@ -151,7 +151,7 @@ def test_files_that_are_no_parquet_are_read_too(hub):
         ({"config": None}, r"give one of its configurations as task\.config .*'small', 'large'"),
         ({"revision": "v9"}, "me/reviews: the hub has this dataset, but not in this revision: check the name"),
         ({"splits": {"train": "all"}}, "has no split 'all', only train, validation, test: give task.splits"),
-        ({"label": "stars"}, "no column 'stars' in train, the columns are text, label, idx"),
+        ({"label": "stars"}, "no column 'stars' in train, the columns are 'text', 'label', 'idx'"),
         (
             {"name": "me/code", "config": None},
             "it is made by code, which is never run; task.revision=refs/convert/parquet",
@@ -168,7 +168,7 @@ def test_what_is_not_there_is_one_sentence(hub, options, message):
 
 
 def test_without_class_names_a_missing_label_column_is_named(hub):
-    with pytest.raises(DataError, match="train has no column 'stars', the columns are text, label, idx"):
+    with pytest.raises(DataError, match="train has no column 'stars', the columns are 'text', 'label', 'idx'"):
         own_label_names(task(labels=(), label="stars"), None)
 
 

@@ -301,7 +301,7 @@ def test_a_test_split_with_the_label_minus_one_is_unlabelled(tmp_path, task, dat
         ("stsb", stsb([2.0, -1.0]), r"row 1 of train: score '-1.0' is not in \[0, 5\]"),
         ("sst2", sst2(["a", None], [1, 1]), "row 1 of train has None for sentence, not a text"),
         ("sst2", sst2([], []), "train has no rows"),
-        ("rte", sst2(["a"], [1]), "no column 'sentence1' in train, the columns are sentence, label, idx"),
+        ("rte", sst2(["a"], [1]), "no column 'sentence1' in train, the columns are 'sentence', 'label', 'idx'"),
         ("sst2", sst2(["a"], [1]).remove_columns("label"), "no column 'label' in train"),
     ],
 )
@@ -473,7 +473,7 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ("a.xlsx", "", "a.xlsx", "unknown kind of file, expected .csv, .tsv, .json, .jsonl"),
         ("a.csv", "", "a.csv", "is empty"),
         ("a.csv", "text,label\n", "a.csv", "has no rows"),
-        ("a.csv", "text\na\n", "a.csv, line 1", "no column 'label', the columns are text"),
+        ("a.csv", "text\na\n", "a.csv, line 1", "no column 'label', the columns are 'text'"),
         ("a.csv", "text,text,label\na,b,yes\n", "a.csv, line 1", "the column 'text' is there 2 times"),
         ("a.csv", "text,label\na,yes\nb\n", "a.csv, line 3", "expected 2 fields, found 1"),
         ("a.csv", "text,label\na,yes,x\n", "a.csv, line 2", "expected 2 fields, found 3"),
@@ -487,7 +487,7 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ("a.csv", b"text,label\na,yes\n\xff,no\n", "a.csv, line 3", "not UTF-8 at byte 1"),
         ("a.tsv", 'text\tlabel\n"a\tb\tyes\n', "a.tsv, line 2", "expected 2 fields, found 3"),
         ("a.jsonl", "", "a.jsonl", "is empty"),
-        ("a.jsonl", '{"text": "a"}\n', "a.jsonl, line 1", "no column 'label', the columns are text"),
+        ("a.jsonl", '{"text": "a"}\n', "a.jsonl, line 1", "no column 'label', the columns are 'text'"),
         ("a.jsonl", '{"text": "a", "label": "yes"}\n{"text": "b"}\n', "a.jsonl, line 2", "no key 'label'"),
         ("a.jsonl", '{"text": "a", "label": "yes"}\n{\n', "a.jsonl, line 2", "not JSON"),
         ("a.jsonl", '{"text": "a", "text": "b", "label": "yes"}\n', "a.jsonl, line 1", "the key 'text' is given twice"),
@@ -505,7 +505,8 @@ def test_own_row_counts_are_checked_when_they_are_given(tmp_path):
         ),
         ("a.jsonl", '{"text": "a", "label": true}\n', "a.jsonl, line 1", "true for 'label'"),
         ("a.jsonl", '{"text": "a", "label": 1}\n', "a.jsonl, line 1", "label '1' is a number"),
-        ("a.jsonl", '{"text": "a", "label": "no"}\n\n{"text": "a", "label": "no"}', "a.jsonl, line 2", "empty line"),
+        ("a.jsonl", '{"text": "a", "label": "no"}\n\n{"text": "a", "label": "x"}', "a.jsonl, line 3", "unknown label"),
+        ("a.jsonl", "\n \n", "a.jsonl", "is empty"),
     ],
 )
 def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, place, reason):
@@ -516,7 +517,9 @@ def test_a_malformed_own_file_is_refused_with_its_line(tmp_path, name, content, 
 
 @pytest.mark.parametrize("name", ["nope.parquet", "nope.PARQUET", "saved"])
 def test_a_parquet_file_or_folder_that_is_not_there_is_missing_and_not_unknown(tmp_path, name):
-    sentence = rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder$"
+    sentence = (
+        rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder \(started in .*\): data\.path=DIR gives "
+    )
     with pytest.raises(DataError, match=sentence):
         load_split(own_task(name), "train", tmp_path)
     with pytest.raises(DataError, match=sentence):
@@ -547,5 +550,26 @@ def test_an_own_file_that_is_no_file_is_refused_and_never_waited_for(tmp_path):
 
 
 def test_an_own_file_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"train\.csv cannot be read: No such file"):
+    with pytest.raises(DataError) as caught:
         load_split(own_task(), "train", tmp_path)
+    assert str(caught.value) == (
+        f"task.files.train: {tmp_path}/train.csv: no such file or folder (started in {Path.cwd()}): data.path=DIR "
+        "gives another folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_an_own_file_in_a_folder_that_is_missing_is_said_with_the_folder_and_where_it_was_looked_for(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_split(own_task(name), "train", Path("my_task"))
+    assert str(caught.value) == (
+        f"data.path = my_task: no such folder (started in {tmp_path}), in which task.files.train = {name} is looked "
+        "for: data.path=DIR gives another folder"
+    )
+    with pytest.raises(DataError, match=rf"^task\.files\.train: {name}: no such file .*data\.path=DIR gives another"):
+        load_split(own_task(name), "train", None)
+    with pytest.raises(DataError, match=rf"^task\.files\.train: {tmp_path}/{name}: no such file or folder$"):
+        load_split(own_task(f"{tmp_path}/{name}"), "train", Path("my_task"))

@@ -44,6 +44,47 @@ def test_empty_texts_are_counted(tmp_path, caplog):
     assert line.endswith("train.csv: lines with an empty text: 2, the first is 3")
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "lines.json"])
+def test_blank_lines_between_rows_of_json_are_left_out_and_counted(tmp_path, caplog, name):
+    rows = [json.dumps({"text": text, "label": label}) for text, label in ROWS]
+    (tmp_path / name).write_text(f"\n{rows[0]}\n \t\n{rows[1]}\n{rows[2]}\n\n\n")
+    assert load(tmp_path, name)["text"] == [text for text, _ in ROWS]
+    (line,) = caplog.messages
+    assert line.endswith(f"{name}: empty lines left out: 2, the first is line 1")
+
+
+CAFE = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("content", "label", "reason"),
+    [
+        (f"text,label\na,{CAFE[1]}\n", CAFE[0], f"; '{CAFE[1]}' and '{CAFE[0]}' look alike, but differ in Unicode"),
+        (f"text,label\na,{CAFE[0]}\n", CAFE[1], f"; '{CAFE[0]}' and '{CAFE[1]}' look alike, but differ in Unicode"),
+        (
+            "text,label\na, yes\n",
+            "yes",
+            "unknown label ' yes', allowed: no, yes; ' yes' has a blank before it; correct",
+        ),
+        ("text,label\na,yes\n", "yes ", "; 'yes ' has a blank behind it; correct"),
+        ("text, label\na,yes\n", "yes", r"the columns are 'text', ' label'; ' label' has a blank before it$"),
+        ("text,labels\na,yes\n", "yes", r"the columns are 'text', 'labels'$"),
+    ],
+)
+def test_a_name_that_looks_like_the_wanted_one_is_told_from_it(tmp_path, content, label, reason):
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(DataError, match=reason):
+        load(tmp_path, "train.csv", label_names=("no", label))
+
+
+def test_a_key_of_json_that_looks_like_the_wanted_one_is_told_from_it(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "yes"}\n{"text ": "b", "label": "no"}\n')
+    with pytest.raises(
+        DataError, match=r"no key 'text', the keys are 'text ', 'label'; 'text ' has a blank behind it$"
+    ):
+        load(tmp_path, "a.jsonl")
+
+
 # Formats
 
 WRITERS = {
@@ -89,7 +130,7 @@ def test_a_packed_file_that_is_none_or_cut_off_is_one_sentence(tmp_path, content
     ("content", "reason"),
     [
         ('{"text": 3, "label": "yes"}', "expected a list of objects, or an object with a list of values for 'text'"),
-        ('{"data": [{"text": "a", "label": "yes"}]}', "its keys are data"),
+        ('{"data": [{"text": "a", "label": "yes"}]}', "its keys are 'data'"),
         ('{"text": ["a", "b"], "label": ["yes"]}', "the columns 'text' and 'label' do not have the same rows"),
         ('{"text": {"0": "a"}, "label": {"1": "yes"}}', "the columns 'text' and 'label' do not have the same rows"),
         ('[["a", "yes"]]', r"row 1: expected an object, found \["),
@@ -372,7 +413,7 @@ def test_a_set_of_labels_may_be_columns_of_0_and_1(tmp_path, file):
     [
         ('text,label\na,"fun,glad"\n', {}, "line 2: unknown label 'glad', allowed: fun, sad"),
         ("text,fun,sad\na,1,2\n", {"label_columns": ("fun", "sad")}, "'2' in the label column 'sad', expected 0 or 1"),
-        ("text,fun\na,1\n", {"label_columns": ("fun", "sad")}, "no column 'sad', the columns are text, fun"),
+        ("text,fun\na,1\n", {"label_columns": ("fun", "sad")}, "no column 'sad', the columns are 'text', 'fun'"),
         ("text,fun,sad\na,1,\n", {"label_columns": ("fun", "sad")}, "'' in the label column 'sad'"),
     ],
 )
@@ -380,6 +421,52 @@ def test_a_set_of_labels_that_is_none_is_refused_with_its_line(tmp_path, content
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=reason):
         load(tmp_path, "a.csv", **MULTI, **options)
+
+
+NUMBERS = {**MULTI, "label_names": ("0", "1")}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "options", "place"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "a", "label": []}\n{"text": "b", "label": [1, 1]}\n',
+            NUMBERS,
+            "line 2: names the label '1' 2",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": [1, 0]}\n{"text": "b", "label": [0, 1]}\n',
+            NUMBERS,
+            "line 2: every row has",
+        ),
+        ("a.json", '[{"text": "a", "label": ["fun", "sad", "fun"]}]', MULTI, "row 1: names the label 'fun' 2 times"),
+        (
+            "a.csv",
+            "text,label\na,fun;fun\n",
+            {**MULTI, "label_separator": ";"},
+            "line 2: names the label 'fun' 2 times",
+        ),
+        (
+            "a.csv",
+            'text,label\na,"0,1"\nb,"1,0"\n',
+            NUMBERS,
+            "line 3: every row has both labels, here as 1, 0, before as",
+        ),
+    ],
+)
+def test_zeros_and_ones_in_a_list_of_names_are_refused(tmp_path, file, content, options, place):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(
+        DataError, match=rf"{file}, {place}.*names of the labels that a text has, .* no 0 or 1 for each"
+    ):
+        load(tmp_path, file, **options)
+
+
+def test_labels_that_are_called_0_and_1_may_be_listed(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": [1, 0]}\n{"text": "b", "label": [1]}\n')
+    assert load(tmp_path, "a.jsonl", **NUMBERS)["label"] == [[1.0, 1.0], [0.0, 1.0]]
 
 
 def test_a_list_of_labels_is_refused_where_a_row_has_one(tmp_path):
@@ -416,6 +503,10 @@ def test_a_set_of_labels_that_holds_another_number_is_refused_with_its_row(wrong
         (
             {"multi_label": True},
             "accuracy is no metric of a multi-label task; its metrics are f1_macro, .*did you mean",
+        ),
+        (
+            {**MULTI, "label_names": ("a,b", "c")},
+            "the label 'a,b' contains ',', .* also in files of predictions: give another task.label_separator",
         ),
         ({"metrics": ("macro_f1",)}, "macro_f1 is no metric of a task with 2 classes; .*did you mean 'f1_macro'"),
         ({"metrics": ("f1",), "label_names": ("a", "b", "c")}, "f1 is no metric of a task with 3 classes"),

@@ -200,11 +200,33 @@ def test_a_name_that_is_no_tasks_is_said_with_its_file_and_where_its_own_task_be
         load_table_config(path)
     assert str(caught.value) == (
         f"{path}: tasks: 't' is described under task, in {tmp_path / 'run.yaml'}, which a table does not read: "
-        "describe it in tasks=[{name: t, text: [...], metrics: [...], files: ...}]"
+        "describe a task of your own in the list tasks itself, beside the names of others: "
+        "tasks: [toy-sentence, {name: t, text: [...], labels: [...], metrics: [...], files: {...}}]"
     )
     assert load_table_config(path, [f"tasks=[{own}]"]).tasks[0].is_own
     with pytest.raises(ConfigError, match=r"^command line: tasks: unknown task 'u', known: cola, .*, toy-regression$"):
         load_table_config(path, ["tasks=[u]"])
+
+
+def test_an_own_task_under_task_in_a_tables_own_file_is_told_where_it_belongs(write):
+    own = "{name: t, text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
+    path = write(f"task: {own}\ntasks: [toy-pair, t]\nmethods: [kd]\nseeds: [1]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_table_config(path)
+    assert str(caught.value).startswith(f"{path}: task = {{'name': 't', ")
+    assert str(caught.value).endswith(
+        "a table has no task, describe a task of your own in the list tasks itself, beside the names of others: "
+        "tasks: [toy-sentence, {name: t, text: [...], labels: [...], metrics: [...], files: {...}}]"
+    )
+
+
+def test_an_unknown_task_is_told_the_own_tasks_of_the_file(write):
+    own = "{name: my-task, text: [text], labels: [a, b], metrics: [f1], files: {train: t.csv, dev: d.csv}}"
+    path = write(f"tasks: [toy-pair, {own}]\nmethods: [kd]\nseeds: [1]\n")
+    with pytest.raises(
+        ConfigError, match=r"'my-tsk', known: cola, .*, toy-regression, my-task; did you mean 'my-task'\?$"
+    ):
+        load_table_config(path, ["tasks=[my-tsk]"])
 
 
 def test_commands_of_cells_load_where_other_own_tasks_have_settings(write):

@@ -2,16 +2,20 @@
 
 import logging
 import math
+import re
 
 import datasets
 import numpy as np
 import pytest
 import torch
 
+from reptile_distil.config.config import load_config
+from reptile_distil.config.defining_settings import flatten
 from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches, tokenize
 from reptile_distil.models.toy import toy_tokenizer
 from reptile_distil.training.evaluation import Evaluator, agreement
+from tests.helpers.paths import TINY
 
 
 class Oracle(torch.nn.Module):
@@ -89,7 +93,35 @@ def test_a_teacher_that_falls_below_four_fifths_of_its_start_is_warned_of(dev, l
     teacher.table = Oracle(wrong_on(labels, mistakes), dev).table
     with caplog.at_level(logging.WARNING):
         evaluator.evaluate()
-    assert ("has fallen from 1.0000 to" in caplog.text) == warned
+    assert ("score on dev has fallen from 100.00 % to" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ("reptile", "; try a smaller reptile.mu (or reptile.update=interpolate)"),
+        ("prokt", "; try a smaller prokt.teacher_lr"),
+        ("mine:Own", ""),
+        (
+            "",
+            "; try a smaller value of its method's setting: reptile.mu (or reptile.update=interpolate), "
+            "metadistil.teacher_lr, prokt.teacher_lr, cotrain.teacher_lr, lgtm.teacher_lr",
+        ),
+    ],
+)
+def test_a_teacher_that_has_fallen_is_said_in_percent_with_settings_that_there_are(dev, labels, caplog, method, remedy):
+    teacher, metrics = Oracle(labels, dev), ["accuracy", "f1_micro"]
+    options = {"teacher": teacher, "teacher_moves": True, "method": method}
+    evaluator = Evaluator(Oracle(labels, dev), {"dev": dev}, metrics, **options)
+    evaluator.score_teacher_at_start()
+    teacher.table = Oracle(wrong_on(labels, 20), dev).table
+    evaluator.evaluate()
+    assert caplog.messages[-1] == (
+        "the teacher's own score on dev, the mean of accuracy and f1_micro, has fallen from 100.00 % to 60.00 %: it no "
+        f"longer knows the task it teaches{remedy}"
+    )
+    values = flatten(load_config(TINY).model_dump())
+    assert set(re.findall(r"\w+\.\w+", remedy)) <= set(values)
 
 
 def test_agreement_on_sets_of_labels_is_the_fraction_of_rows_with_equal_sets():
