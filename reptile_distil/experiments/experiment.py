@@ -23,7 +23,12 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
-from reptile_distil.experiments.finished_run import check_place, open_finished_run, tidy_finished_run
+from reptile_distil.experiments.finished_run import (
+    check_place,
+    open_finished_run,
+    read_finished_run,
+    tidy_finished_run,
+)
 from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_named_teachers, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
@@ -163,7 +168,8 @@ class Experiment:
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
 
-        Raises `DataError` for a split without labels.
+        Raises `DataError` for a split without labels; without a `model`, `RunError` where this experiment's own run is
+        not finished, or was made with other settings.
         """
         scores = {}
         for name in self.scored_splits if split is None else (split,):
@@ -174,7 +180,10 @@ class Experiment:
         return scores
 
     def predict_split(self, split: str, *, model: str | Path | None = None) -> SplitPredictions:
-        """Predictions of the trained student, or of `model`, for each row of a split; scores where there are labels."""
+        """Predictions of the trained student, or of `model`, for each row of a split; scores where there are labels.
+
+        Raises `RunError` as `evaluate` does.
+        """
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
         logits = self._logits(classifier, batches)
@@ -184,17 +193,19 @@ class Experiment:
             scores = score_logits(logits, batches, self.task.metrics)
         return SplitPredictions(name_predictions(logits, self.task), labels, scores, self.task.label_separator)
 
-    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
-        """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order.
+    def predict(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, model: str | Path | None = None
+    ) -> list[Prediction]:
+        """Predictions of the trained student, or of `model`, for texts, or for pairs of them for a pair task, in order.
 
-        Raises `DataError` for anything else.
+        Raises `DataError` for anything else, and `RunError` as `evaluate` does.
         """
         import datasets
 
         rows = text_rows(texts, self.task)
         if not rows:
             return []
-        classifier, tokenizer = self._load_trained(None)
+        classifier, tokenizer = self._load_trained(model)
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
@@ -225,7 +236,7 @@ class Experiment:
     def _state(self) -> str:
         """How far the run is, in words; the reason where its folder cannot be read."""
         try:
-            results = self.folder.read_results(self.config.defining_settings(self.config.method))
+            results = read_finished_run(self.folder, self.config, self.config.method)
         except RunError as error:
             return str(error)
         if results is None:
@@ -234,7 +245,7 @@ class Experiment:
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
         # Refuses a run of another configuration.
-        self.folder.read_results(self.config.defining_settings(self.config.method))
+        read_finished_run(self.folder, self.config, self.config.method)
         return read(self.folder.path)
 
     def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
@@ -342,6 +353,18 @@ class Experiment:
         return Run(self.setup, "teacher", self.setup.prepare_teacher, recovery).run(interrupts, self.callbacks)
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
-        if model is None and not self.folder.model.is_dir():
-            raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
+        if model is None:
+            self._check_trained()
         return self.setup.load_trained(str(model or self.folder.model))
+
+    def _check_trained(self) -> None:
+        """Raises `RunError` where the student is not the one that this configuration trains to the end."""
+        model = self.folder.model
+        own = RunFolder(self.folder.path, remedy=f"its model is used all the same with model={str(model)!r}")
+        if read_finished_run(own, self.config, self.config.method) is not None:
+            return
+        if model.is_dir():
+            raise RunError(
+                f"{own.path}: this run is not finished; its best model so far is {model}, which model= takes"
+            )
+        raise RunError(f"{own.path}: no trained model yet; run fit() or scripts/distil.py first")

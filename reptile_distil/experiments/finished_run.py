@@ -53,6 +53,20 @@ def open_finished_run(
     settings, from other files than those that are there now, or with other code of the user's own; what is gone is not
     compared. Of many runs that are opened with one `known`, each input file is read once.
     """
+    results = read_finished_run(folder, config, role)
+    if results is None:
+        return None
+    _check(folder, results, role, task)
+    _compare_inputs(folder, results, digest_inputs(config, task, role, known))
+    _compare_code(folder, results, config, role)
+    return results
+
+
+def read_finished_run(folder: RunFolder, config: Config, role: Role) -> Results | None:
+    """The results of the run in `folder`; None where it is not finished. The files that it read are not compared.
+
+    Raises `RunError` where results.json is damaged, and where another method or other settings have made the run.
+    """
     if not folder.is_finished:
         return None
     results = read_results(folder.results, folder.remedy)
@@ -62,9 +76,6 @@ def open_finished_run(
             "runs_dir)"
         )
     folder.check_same("a finished run", results.decisive, config.defining_settings(role))
-    _check(folder, results, role, task)
-    _compare_inputs(folder, results, digest_inputs(config, task, role, known))
-    _compare_code(folder, results, config, role)
     return results
 
 
