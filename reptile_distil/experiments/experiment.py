@@ -24,6 +24,7 @@ from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseErro
 from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
 from reptile_distil.experiments.finished_run import (
+    check_model,
     check_place,
     open_finished_run,
     read_finished_run,
@@ -125,7 +126,7 @@ class Experiment:
         A signal (SIGTERM, Ctrl-C, SIGUSR1) writes a checkpoint and raises `Interrupted`. Where a teacher is needed and
         missing, it is fine-tuned first, into a run folder of its own that all methods share; where another process is
         at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
-        folder.
+        folder, and `RunError` where a finished run has lost its model.
         """
         results = self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
         return RunResults(results.to_dict())
@@ -138,13 +139,25 @@ class Experiment:
         folder, run = self.teacher_folder, self._fit_teacher
         return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait).to_dict())
 
+    def check_run(self, *, overwrite: bool = False) -> None:
+        """As `check_pair`, and that what lies in the student's folder is a run that `fit` would go on with or read.
+
+        Raises `RunError` where it is not, before a teacher is fine-tuned for hours.
+        """
+        folder, method = self.folder, self.config.method
+        check_place(folder, self.config, method)
+        if overwrite or self.processes.on_main(lambda: self.open_whole(folder, method)) is None:
+            self.recovery(folder, method, afresh=overwrite)
+        self.check_pair()
+
     def check_pair(self) -> None:
         """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
         So is the place of the student's run. Code of the user's own is imported. Where no teacher is to be
         fine-tuned, only those that are named are looked for, unless the student's run is finished; of one that is
-        finished, asks for its epochs if they are to teach. Raises `RunError` as `check_place` does, and `ModelError`,
-        `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is trained.
+        finished, asks for its model, and for its epochs if they are to teach. Raises `RunError` as `check_place` does,
+        and `ModelError`, `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is
+        trained.
         """
         check_place(self.folder, self.config, self.config.method)
         self.check_plugins()
@@ -152,6 +165,7 @@ class Experiment:
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
             check_pair(self.config, self.task)
         elif is_needed:
+            self.processes.on_main(lambda: check_model(self.teacher_folder))
             self.processes.on_main(lambda: teacher_epochs(self.config, stand_in=False))
         elif not self.processes.on_main(lambda: self.folder.is_finished):
             check_named_teachers(self.config, self.task)
@@ -266,7 +280,7 @@ class Experiment:
 
         A finished run is worth a line in the log, unless `quiet`.
         """
-        look = partial(open_finished_run, folder, self.config, self.task, role)
+        look = partial(self.open_whole, folder, role)
         check_place(folder, self.config, role)
         finished = partial(self.processes.on_main, lambda: None if overwrite else look())
         results = finished()
@@ -285,6 +299,13 @@ class Experiment:
             logger.info("%s is finished: nothing to run", folder.path)
         return results
 
+    def open_whole(self, folder: RunFolder, role: Role) -> Results | None:
+        """As `open_finished_run`. Raises `RunError` for a run without its model, too."""
+        results = open_finished_run(folder, self.config, self.task, role)
+        if results is not None:
+            check_model(folder)
+        return results
+
     def folder_for(self, role: Role) -> RunFolder:
         """The folder that a run of this role is written into."""
         return self.teacher_folder if role == "teacher" else self.folder
@@ -298,7 +319,7 @@ class Experiment:
             return self.setup.prepare_student(None), False
         if config.teacher.finetuned is not None:
             return self.setup.prepare_student(config.teacher.finetuned), False
-        if open_finished_run(teacher, config, self.task, "teacher") is not None:
+        if self.open_whole(teacher, "teacher") is not None:
             return self.setup.prepare_student(str(teacher.model)), False
         return self.setup.prepare_student(config.teacher.pretrained, stand_in=True), True
 
@@ -362,6 +383,7 @@ class Experiment:
         model = self.folder.model
         own = RunFolder(self.folder.path, remedy=f"its model is used all the same with model={str(model)!r}")
         if read_finished_run(own, self.config, self.config.method) is not None:
+            check_model(self.folder)
             return
         if model.is_dir():
             raise RunError(

@@ -79,6 +79,12 @@ def read_finished_run(folder: RunFolder, config: Config, role: Role) -> Results 
     return results
 
 
+def check_model(folder: RunFolder) -> None:
+    """Raises `RunError` where a finished run has no model any more, so that nothing can be done with it."""
+    if not (folder.model / "config.json").exists():
+        raise RunError(f"{folder.path}: is finished, but its model/ is gone; put it back, {folder.remedy}")
+
+
 def tidy_finished_run(folder: RunFolder, config: Config) -> None:
     """Removes what the end of a finished run has left where it was cut short: its checkpoints, unless they are to stay.
 
