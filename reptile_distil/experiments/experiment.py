@@ -34,7 +34,6 @@ from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_named_teachers, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.plugin_names import folder_name
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
 from reptile_distil.runs.records import Results
@@ -107,8 +106,7 @@ class Experiment:
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
         self.task = task or build_task(config)
         self.setup = Setup(config, self.task, self.device, self.processes)
-        runs = Path(config.runs_dir, config.task_name)
-        self.folder = RunFolder(config.output_dir or runs / f"{folder_name(config.method)}-seed{config.seed}")
+        self.folder = RunFolder(config.student_run)
         self.teacher_folder = RunFolder(
             config.teacher_run,
             remedy="give another runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite",
