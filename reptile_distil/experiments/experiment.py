@@ -248,7 +248,7 @@ class Experiment:
     def _state(self) -> str:
         """How far the run is, in words; the reason where its folder cannot be read."""
         try:
-            results = read_finished_run(self.folder, self.config, self.config.method)
+            results = read_finished_run(self.folder, self.config, self.task, self.config.method)
         except RunError as error:
             return str(error)
         if results is None:
@@ -257,7 +257,7 @@ class Experiment:
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
         # Refuses a run of another configuration.
-        read_finished_run(self.folder, self.config, self.config.method)
+        read_finished_run(self.folder, self.config, self.task, self.config.method)
         return read(self.folder.path)
 
     def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
@@ -380,7 +380,7 @@ class Experiment:
         """Raises `RunError` where the student is not the one that this configuration trains to the end."""
         model = self.folder.model
         own = RunFolder(self.folder.path, remedy=f"its model is used all the same with model={str(model)!r}")
-        if read_finished_run(own, self.config, self.config.method) is not None:
+        if read_finished_run(own, self.config, self.task, self.config.method) is not None:
             check_model(self.folder)
             return
         if model.is_dir():

@@ -23,6 +23,7 @@ from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runs.folder import RunFolder, check_reachable
 from reptile_distil.runs.records import Results, read_results
+from reptile_distil.runs.settings import is_of_data, is_of_models
 from reptile_distil.runtime.files import digest_files, is_endless_link
 from reptile_distil.sources.splits import open_split, open_transfer_file
 from reptile_distil.training.metrics import Scores
@@ -53,7 +54,8 @@ def open_finished_run(
     settings, from other files than those that are there now, or with other code of the user's own; what is gone is not
     compared. Of many runs that are opened with one `known`, each input file is read once.
     """
-    results = read_finished_run(folder, config, role)
+    known = {} if known is None else known
+    results = read_finished_run(folder, config, task, role, known)
     if results is None:
         return None
     _check(folder, results, role, task)
@@ -62,10 +64,13 @@ def open_finished_run(
     return results
 
 
-def read_finished_run(folder: RunFolder, config: Config, role: Role) -> Results | None:
-    """The results of the run in `folder`; None where it is not finished. The files that it read are not compared.
+def read_finished_run(
+    folder: RunFolder, config: Config, task: Task, role: Role, known: KnownDigests | None = None
+) -> Results | None:
+    """The results of the run in `folder`; None where it is not finished.
 
-    Raises `RunError` where results.json is damaged, and where another method or other settings have made the run.
+    Raises `RunError` where results.json is damaged, and where another method or other settings have made the run. Where
+    a setting names other files, these are compared: what they hold counts, not where they lie.
     """
     if not folder.is_finished:
         return None
@@ -75,8 +80,25 @@ def read_finished_run(folder: RunFolder, config: Config, role: Role) -> Results 
             f"{folder.path}: holds a finished run of {results.method}, not of {role}; give another output_dir (or "
             "runs_dir)"
         )
-    folder.check_same("a finished run", results.decisive, config.defining_settings(role))
+    known, decisive = {} if known is None else known, config.defining_settings(role)
+
+    def reads_the_same(key: str) -> bool:
+        if not (is_of_data(key) or is_of_models(key)):
+            return False
+        now = digest_inputs(config, task, role, known)
+        names = {name for name in results.inputs.keys() | now.keys() if _is_read_through(name, key, config, role)}
+        return bool(names) and all(results.inputs.get(name) == now.get(name) for name in names)
+
+    folder.check_same("a finished run", results.decisive, decisive, reads_the_same)
     return results
+
+
+def _is_read_through(name: str, key: str, config: Config, role: Role) -> bool:
+    """Whether an input, by what it is, is found by a setting."""
+    if is_of_data(key):
+        return name.endswith(" split") or name.startswith("transfer file ")
+    model, named = _models_read(config, role).get(name), config.defining_settings(role).get(key)
+    return model is not None and (model in named if isinstance(named, list) else model == named)
 
 
 def check_model(folder: RunFolder) -> None:

@@ -311,3 +311,33 @@ def test_a_finished_run_that_has_lost_its_model_is_said(call, tmp_path):
     assert not (runs / "reptile-seed42").exists()
     assert call("finetune", "--overwrite")[0] == 0
     assert call("distil", "method=kd", "--overwrite")[0] == 0
+
+
+def test_the_spelling_and_the_place_of_the_same_rows_do_not_matter(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = own("method=finetune", "data.path=.").fit()
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("train.csv", "dev.csv"):
+            shutil.copy(tmp_path / file, tmp_path / name)
+    (tmp_path / "other/dev.csv").write_text(TRAIN)
+    monkeypatch.chdir(tmp_path / "same")  # from where `.` is another folder
+    for path in (tmp_path, "..", ".", "../same"):
+        again = own("method=finetune", f"data.path={path}")
+        assert again.fit() == first
+        assert len(again.history) == 1
+    assert again.evaluate().keys() == {"dev"}
+    other = own("method=finetune", "data.path=../other")
+    for ask in (other.fit, other.evaluate, lambda: other.history):
+        with pytest.raises(RunError, match=r'holds a finished run with data.path = "\.", not "\.\./other"'):
+            ask()
+
+
+def test_the_same_teacher_elsewhere_is_the_same_and_another_is_not(own, teacher, tmp_path):
+    first = own("method=kd", f"teacher.finetuned={teacher}").fit()
+    shutil.copytree(teacher, tmp_path / "copy")
+    again = own("method=kd", f"teacher.finetuned={tmp_path}/copy")
+    assert again.fit() == first
+    change_weights(tmp_path / "copy")
+    with pytest.raises(RunError, match=r"holds a finished run with teacher\.finetuned = "):
+        again.fit()
