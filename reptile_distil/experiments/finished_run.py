@@ -135,9 +135,9 @@ def open_run_folder(given: str | Path, overrides: Sequence[str] = ()) -> Finishe
     as `open_finished_run` does, and where there is no finished run; `ConfigError` for a damaged config.yaml.
     """
     path = find_run(given)
-    folder = RunFolder(path, remedy="run it again with --overwrite")
+    folder = RunFolder(path, remedy="train it again with scripts/distil.py --overwrite (or finetune.py)")
     own = load_config(path / "config.yaml")
-    task, results = build_task(own), read_results(folder.results)
+    task, results = build_task(own), read_results(folder.results, folder.remedy)
     roles = {role: role for role in (*get_args(MethodName), "teacher")}
     if results.method not in roles and not is_plugin(results.method):
         raise RunError(f"{folder.results}: method: {results.method!r} is none of {', '.join(roles)}")

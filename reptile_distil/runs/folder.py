@@ -265,9 +265,11 @@ class RunFolder:
         found = read_record(file, PredictedSets, remedy) if multi_label else read_record(file, Predictions, remedy)
         return np.asarray(found.predictions), np.asarray(found.labels)
 
-    def read_environment(self) -> Environment:
-        """The versions that the run was made with. Raises `RunError`."""
-        return read_record(self._environment, Environment, "run again with --overwrite")
+    def read_environment(self) -> Environment | None:
+        """The versions that the run was made with; None where the file is gone. Raises `RunError`."""
+        if not os.path.lexists(self._environment):
+            return None
+        return read_record(self._environment, Environment, "remove it to do without the versions that it names")
 
     def _predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.json"
