@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trains_teacher = config.teacher.finetuned is None and config.needs_teacher(config.method)
     if trains_teacher or len(experiments) > 1:
         for experiment in experiments:
-            experiment.check_pair()
+            experiment.check_run(overwrite=arguments.overwrite)
     if trains_teacher:
         results.append(experiments[0].fit_teacher(wait=True))
     results += [experiment.fit(overwrite=arguments.overwrite) for experiment in experiments]

@@ -216,7 +216,8 @@ def _folders(config: Config) -> Iterator[tuple[str, Path]]:
         parents = [Path(config.data.path or ".", file).parent.resolve() for file in config.task.files.values()]
         data += [str(folder) for folder in parents if not Path.cwd().is_relative_to(folder)]
     hub = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    named = {"models": [*models, hub], "data": data, "runs": [config.runs_dir, config.output_dir]}
+    runs = [config.runs_dir, str(config.student_run)]
+    named: dict[str, list[str | None]] = {"models": [*models, hub], "data": [*data], "runs": [*runs]}
     for what, paths in named.items():
         for path in paths:
             folder = Path(path).expanduser().resolve() if path else Path.cwd()

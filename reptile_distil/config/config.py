@@ -44,7 +44,7 @@ from reptile_distil.config.yaml_files import (
     read_layers,
 )
 from reptile_distil.errors import ConfigError
-from reptile_distil.plugin_names import PluginName, is_plugin
+from reptile_distil.plugin_names import PluginName, folder_name, is_plugin
 
 
 def _task_kind(value: Any) -> str:
@@ -73,7 +73,7 @@ class Config(Section):
     runs_dir: PathText = "runs"
     """Folder of all run folders."""
     output_dir: PathText | None = None
-    """Run folder; null: runs_dir/<task>/<method>-seed<seed>."""
+    """Run folder, in which {seed} stands for the seed; null: runs_dir/<task>/<method>-seed<seed>."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto: cuda, else mps, else cpu."""
     num_threads: int | None = Field(None, ge=1, le=1024)
@@ -245,6 +245,13 @@ class Config(Section):
     def teacher_run(self) -> Path:
         """Folder of the run that fine-tunes the teacher of this task and seed."""
         return Path(self.runs_dir, self.task_name, f"teacher-seed{self.seed}")
+
+    @property
+    def student_run(self) -> Path:
+        """Folder of the run of `method`."""
+        if self.output_dir is not None:
+            return Path(self.output_dir.replace("{seed}", str(self.seed)))
+        return Path(self.runs_dir, self.task_name, f"{folder_name(self.method)}-seed{self.seed}")
 
     def needs_teacher(self, method: Role) -> bool:
         """Whether a run of the method needs a fine-tuned teacher, to learn from or to start from."""

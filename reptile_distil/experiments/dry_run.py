@@ -20,7 +20,7 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, LayerMapError, RunError
 from reptile_distil.experiments.build_task import VALIDATION
 from reptile_distil.experiments.experiment import Experiment
-from reptile_distil.experiments.finished_run import check_place, open_finished_run
+from reptile_distil.experiments.finished_run import check_place
 from reptile_distil.experiments.setup import Components
 from reptile_distil.experiments.teachers import TeacherLogits, keeps_training_logits
 from reptile_distil.experiments.trial_steps import TrialSteps, run_trial_steps
@@ -139,10 +139,12 @@ def plan_runs(config: Config, roles: Mapping[Role, bool]) -> Plan:
     models, tokenizers, layer map, run folders, memory of the device or room on the disk.
     """
     check_one_process()
-    runs = []
-    for role, overwrite in roles.items():
+    found = []
+    for role, overwrite in roles.items():  # all of them before one is measured, which takes a while
         experiment = experiment_for(config, role)
-        status = look(experiment, role, overwrite=overwrite)
+        found.append((role, experiment, look(experiment, role, overwrite=overwrite)))
+    runs = []
+    for role, experiment, status in found:
         measured = None if status.state == "finished" else measure(experiment, role, status)
         runs.append(RunPlan(role, status, measured, config))
     needed, free = disk_needed(runs), free_bytes(runs[0].status.folder)
@@ -166,7 +168,7 @@ def look(experiment: Experiment, role: Role, *, overwrite: bool) -> Status:
     folder = experiment.folder_for(role)
     check_writable(folder.path)
     check_place(folder, experiment.config, role)
-    if not overwrite and open_finished_run(folder, experiment.config, experiment.task, role) is not None:
+    if not overwrite and experiment.open_whole(folder, role) is not None:
         return Status(folder.path, "finished")
     recovery = experiment.recovery(folder, role, afresh=overwrite)
     return Status(folder.path, "new" if recovery.step is None else "unfinished", recovery)

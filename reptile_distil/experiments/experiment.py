@@ -23,12 +23,17 @@ from reptile_distil.data.tasks import Task
 from reptile_distil.errors import ConfigError, DataError, RunError, RunInUseError
 from reptile_distil.experiments.build_method import check_processes
 from reptile_distil.experiments.build_task import build_task, scored_splits
-from reptile_distil.experiments.finished_run import check_place, open_finished_run, tidy_finished_run
+from reptile_distil.experiments.finished_run import (
+    check_model,
+    check_place,
+    open_finished_run,
+    read_finished_run,
+    tidy_finished_run,
+)
 from reptile_distil.experiments.run import Run
 from reptile_distil.experiments.setup import Components, Setup, build_batches, check_named_teachers, check_pair
 from reptile_distil.experiments.teachers import teacher_epochs
 from reptile_distil.models.classifier import Classifier
-from reptile_distil.plugin_names import folder_name
 from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runs.history import read_epochs, read_steps
 from reptile_distil.runs.records import Results
@@ -101,8 +106,7 @@ class Experiment:
         self.config = config = config.with_values(precision=precision) if config.precision == "auto" else config
         self.task = task or build_task(config)
         self.setup = Setup(config, self.task, self.device, self.processes)
-        runs = Path(config.runs_dir, config.task_name)
-        self.folder = RunFolder(config.output_dir or runs / f"{folder_name(config.method)}-seed{config.seed}")
+        self.folder = RunFolder(config.student_run)
         self.teacher_folder = RunFolder(
             config.teacher_run,
             remedy="give another runs_dir, or fine-tune the teacher again with scripts/finetune.py --overwrite",
@@ -120,7 +124,7 @@ class Experiment:
         A signal (SIGTERM, Ctrl-C, SIGUSR1) writes a checkpoint and raises `Interrupted`. Where a teacher is needed and
         missing, it is fine-tuned first, into a run folder of its own that all methods share; where another process is
         at that already, this one waits. Raises `RunInUseError` where another process is running in the student's own
-        folder.
+        folder, and `RunError` where a finished run has lost its model.
         """
         results = self._run_once(self.folder, self.config.method, self._fit_student, overwrite=overwrite)
         return RunResults(results.to_dict())
@@ -133,13 +137,25 @@ class Experiment:
         folder, run = self.teacher_folder, self._fit_teacher
         return RunResults(self._run_once(folder, "teacher", run, overwrite=overwrite, wait=wait).to_dict())
 
+    def check_run(self, *, overwrite: bool = False) -> None:
+        """As `check_pair`, and that what lies in the student's folder is a run that `fit` would go on with or read.
+
+        Raises `RunError` where it is not, before a teacher is fine-tuned for hours.
+        """
+        folder, method = self.folder, self.config.method
+        check_place(folder, self.config, method)
+        if overwrite or self.processes.on_main(lambda: self.open_whole(folder, method)) is None:
+            self.recovery(folder, method, afresh=overwrite)
+        self.check_pair()
+
     def check_pair(self) -> None:
         """Checks, before a teacher is fine-tuned for hours, that teacher and student are available and fit each other.
 
         So is the place of the student's run. Code of the user's own is imported. Where no teacher is to be
         fine-tuned, only those that are named are looked for, unless the student's run is finished; of one that is
-        finished, asks for its epochs if they are to teach. Raises `RunError` as `check_place` does, and `ModelError`,
-        `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is trained.
+        finished, asks for its model, and for its epochs if they are to teach. Raises `RunError` as `check_place` does,
+        and `ModelError`, `LayerMapError` and whatever else `fit` would raise for such a pair once the teacher is
+        trained.
         """
         check_place(self.folder, self.config, self.config.method)
         self.check_plugins()
@@ -147,6 +163,7 @@ class Experiment:
         if is_needed and not self.processes.on_main(self.teacher_folder.results.exists):
             check_pair(self.config, self.task)
         elif is_needed:
+            self.processes.on_main(lambda: check_model(self.teacher_folder))
             self.processes.on_main(lambda: teacher_epochs(self.config, stand_in=False))
         elif not self.processes.on_main(lambda: self.folder.is_finished):
             check_named_teachers(self.config, self.task)
@@ -163,7 +180,8 @@ class Experiment:
     def evaluate(self, split: str | None = None, *, model: str | Path | None = None) -> dict[str, Scores]:
         """Scores by split of the trained student, or of `model` (a folder or hub name), on all dev splits or one.
 
-        Raises `DataError` for a split without labels.
+        Raises `DataError` for a split without labels; without a `model`, `RunError` where this experiment's own run is
+        not finished, or was made with other settings.
         """
         scores = {}
         for name in self.scored_splits if split is None else (split,):
@@ -174,7 +192,10 @@ class Experiment:
         return scores
 
     def predict_split(self, split: str, *, model: str | Path | None = None) -> SplitPredictions:
-        """Predictions of the trained student, or of `model`, for each row of a split; scores where there are labels."""
+        """Predictions of the trained student, or of `model`, for each row of a split; scores where there are labels.
+
+        Raises `RunError` as `evaluate` does.
+        """
         classifier, tokenizer = self._load_trained(model)
         batches = build_batches(self.config, self.task, split, tokenizer, self.config.train)
         logits = self._logits(classifier, batches)
@@ -184,17 +205,19 @@ class Experiment:
             scores = score_logits(logits, batches, self.task.metrics)
         return SplitPredictions(name_predictions(logits, self.task), labels, scores, self.task.label_separator)
 
-    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
-        """Predictions of the trained student for texts, or for pairs of texts for a pair task, in order.
+    def predict(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, model: str | Path | None = None
+    ) -> list[Prediction]:
+        """Predictions of the trained student, or of `model`, for texts, or for pairs of them for a pair task, in order.
 
-        Raises `DataError` for anything else.
+        Raises `DataError` for anything else, and `RunError` as `evaluate` does.
         """
         import datasets
 
         rows = text_rows(texts, self.task)
         if not rows:
             return []
-        classifier, tokenizer = self._load_trained(None)
+        classifier, tokenizer = self._load_trained(model)
         columns = dict(zip(("text", "text_pair"), map(list, zip(*rows, strict=True)), strict=False))
         features = tokenize(datasets.Dataset.from_dict(columns), tokenizer, self.config.data.max_length)
         batches = Batches(features, tokenizer, batch_size=self.config.train.eval_batch_size, device=self.device)
@@ -225,7 +248,7 @@ class Experiment:
     def _state(self) -> str:
         """How far the run is, in words; the reason where its folder cannot be read."""
         try:
-            results = self.folder.read_results(self.config.defining_settings(self.config.method))
+            results = read_finished_run(self.folder, self.config, self.task, self.config.method)
         except RunError as error:
             return str(error)
         if results is None:
@@ -234,7 +257,7 @@ class Experiment:
 
     def _of_own_run(self, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
         # Refuses a run of another configuration.
-        self.folder.read_results(self.config.defining_settings(self.config.method))
+        read_finished_run(self.folder, self.config, self.task, self.config.method)
         return read(self.folder.path)
 
     def _logits(self, classifier: Classifier, batches: Batches) -> NDArray[np.float32]:
@@ -255,7 +278,7 @@ class Experiment:
 
         A finished run is worth a line in the log, unless `quiet`.
         """
-        look = partial(open_finished_run, folder, self.config, self.task, role)
+        look = partial(self.open_whole, folder, role)
         check_place(folder, self.config, role)
         finished = partial(self.processes.on_main, lambda: None if overwrite else look())
         results = finished()
@@ -274,6 +297,13 @@ class Experiment:
             logger.info("%s is finished: nothing to run", folder.path)
         return results
 
+    def open_whole(self, folder: RunFolder, role: Role) -> Results | None:
+        """As `open_finished_run`. Raises `RunError` for a run without its model, too."""
+        results = open_finished_run(folder, self.config, self.task, role)
+        if results is not None:
+            check_model(folder)
+        return results
+
     def folder_for(self, role: Role) -> RunFolder:
         """The folder that a run of this role is written into."""
         return self.teacher_folder if role == "teacher" else self.folder
@@ -287,7 +317,7 @@ class Experiment:
             return self.setup.prepare_student(None), False
         if config.teacher.finetuned is not None:
             return self.setup.prepare_student(config.teacher.finetuned), False
-        if open_finished_run(teacher, config, self.task, "teacher") is not None:
+        if self.open_whole(teacher, "teacher") is not None:
             return self.setup.prepare_student(str(teacher.model)), False
         return self.setup.prepare_student(config.teacher.pretrained, stand_in=True), True
 
@@ -342,6 +372,19 @@ class Experiment:
         return Run(self.setup, "teacher", self.setup.prepare_teacher, recovery).run(interrupts, self.callbacks)
 
     def _load_trained(self, model: str | Path | None) -> tuple[Classifier, Any]:
-        if model is None and not self.folder.model.is_dir():
-            raise RunError(f"{self.folder.path}: no trained model yet; run fit() or scripts/distil.py first")
+        if model is None:
+            self._check_trained()
         return self.setup.load_trained(str(model or self.folder.model))
+
+    def _check_trained(self) -> None:
+        """Raises `RunError` where the student is not the one that this configuration trains to the end."""
+        model = self.folder.model
+        own = RunFolder(self.folder.path, remedy=f"its model is used all the same with model={str(model)!r}")
+        if read_finished_run(own, self.config, self.task, self.config.method) is not None:
+            check_model(self.folder)
+            return
+        if model.is_dir():
+            raise RunError(
+                f"{own.path}: this run is not finished; its best model so far is {model}, which model= takes"
+            )
+        raise RunError(f"{own.path}: no trained model yet; run fit() or scripts/distil.py first")

@@ -23,6 +23,7 @@ from reptile_distil.models.loading import find_folder, real_places
 from reptile_distil.plugin_names import is_plugin
 from reptile_distil.runs.folder import RunFolder, check_reachable
 from reptile_distil.runs.records import Results, read_results
+from reptile_distil.runs.settings import is_of_data, is_of_models
 from reptile_distil.runtime.files import digest_files, is_endless_link
 from reptile_distil.sources.splits import open_split, open_transfer_file
 from reptile_distil.training.metrics import Scores
@@ -53,6 +54,24 @@ def open_finished_run(
     settings, from other files than those that are there now, or with other code of the user's own; what is gone is not
     compared. Of many runs that are opened with one `known`, each input file is read once.
     """
+    known = {} if known is None else known
+    results = read_finished_run(folder, config, task, role, known)
+    if results is None:
+        return None
+    _check(folder, results, role, task)
+    _compare_inputs(folder, results, digest_inputs(config, task, role, known))
+    _compare_code(folder, results, config, role)
+    return results
+
+
+def read_finished_run(
+    folder: RunFolder, config: Config, task: Task, role: Role, known: KnownDigests | None = None
+) -> Results | None:
+    """The results of the run in `folder`; None where it is not finished.
+
+    Raises `RunError` where results.json is damaged, and where another method or other settings have made the run. Where
+    a setting names other files, these are compared: what they hold counts, not where they lie.
+    """
     if not folder.is_finished:
         return None
     results = read_results(folder.results, folder.remedy)
@@ -61,11 +80,31 @@ def open_finished_run(
             f"{folder.path}: holds a finished run of {results.method}, not of {role}; give another output_dir (or "
             "runs_dir)"
         )
-    folder.check_same("a finished run", results.decisive, config.defining_settings(role))
-    _check(folder, results, role, task)
-    _compare_inputs(folder, results, digest_inputs(config, task, role, known))
-    _compare_code(folder, results, config, role)
+    known, decisive = {} if known is None else known, config.defining_settings(role)
+
+    def reads_the_same(key: str) -> bool:
+        if not (is_of_data(key) or is_of_models(key)):
+            return False
+        now = digest_inputs(config, task, role, known)
+        names = {name for name in results.inputs.keys() | now.keys() if _is_read_through(name, key, config, role)}
+        return bool(names) and all(results.inputs.get(name) == now.get(name) for name in names)
+
+    folder.check_same("a finished run", results.decisive, decisive, reads_the_same)
     return results
+
+
+def _is_read_through(name: str, key: str, config: Config, role: Role) -> bool:
+    """Whether an input, by what it is, is found by a setting."""
+    if is_of_data(key):
+        return name.endswith(" split") or name.startswith("transfer file ")
+    model, named = _models_read(config, role).get(name), config.defining_settings(role).get(key)
+    return model is not None and (model in named if isinstance(named, list) else model == named)
+
+
+def check_model(folder: RunFolder) -> None:
+    """Raises `RunError` where a finished run has no model any more, so that nothing can be done with it."""
+    if not (folder.model / "config.json").exists():
+        raise RunError(f"{folder.path}: is finished, but its model/ is gone; put it back, {folder.remedy}")
 
 
 def tidy_finished_run(folder: RunFolder, config: Config) -> None:
@@ -96,9 +135,9 @@ def open_run_folder(given: str | Path, overrides: Sequence[str] = ()) -> Finishe
     as `open_finished_run` does, and where there is no finished run; `ConfigError` for a damaged config.yaml.
     """
     path = find_run(given)
-    folder = RunFolder(path, remedy="run it again with --overwrite")
+    folder = RunFolder(path, remedy="train it again with scripts/distil.py --overwrite (or finetune.py)")
     own = load_config(path / "config.yaml")
-    task, results = build_task(own), read_results(folder.results)
+    task, results = build_task(own), read_results(folder.results, folder.remedy)
     roles = {role: role for role in (*get_args(MethodName), "teacher")}
     if results.method not in roles and not is_plugin(results.method):
         raise RunError(f"{folder.results}: method: {results.method!r} is none of {', '.join(roles)}")

@@ -262,10 +262,11 @@ def _data_sentence(report: Report) -> str:
     source = f"the GLUE benchmark's {report.task.folder}" if report.task.folder else f"the task {report.task.name}"
     unlabelled = report.results.num_transfer_rows
     beside = f" and {unlabelled:,} rows without labels" if unlabelled else ""
+    made_with = report.environment
+    versions = "" if made_with is None else f" (torch {made_with.torch}, transformers {made_with.transformers})"
     return escape_markdown(
         f"Trained on {report.results.num_train_rows:,} rows of {source}{beside} in {report.results.num_steps:,} steps, "
-        f"{report.results.train_seconds:,.0f} seconds on {report.results.device} "
-        f"(torch {report.environment.torch}, transformers {report.environment.transformers}). "
+        f"{report.results.train_seconds:,.0f} seconds on {report.results.device}{versions}. "
         "The values that decide the result:"
     )
 

@@ -66,7 +66,8 @@ class Report:
     task: Task
     results: Results
     """Those of the student's run."""
-    environment: Environment
+    environment: Environment | None
+    """The versions that the run was made with; None where it says none any more."""
     weights: dict[str, Weight]
     """By role: student, and teacher where there is one."""
     teacher_scores: dict[str, Scores] | None

@@ -25,7 +25,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ import transformers
 from numpy.typing import ArrayLike, NDArray
 
 from reptile_distil.errors import RunError, RunInUseError
-from reptile_distil.home_folder import expand_home
 from reptile_distil.models.loading import quiet_transformers
 from reptile_distil.runs.records import Environment, PredictedSets, Predictions, Results, read_record, read_results
+from reptile_distil.runs.settings import find_differences
 from reptile_distil.runtime.files import (
     append_text,
     copy_files,
@@ -138,12 +138,20 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.results}: cannot be read ({error.strerror}); {self.remedy}") from None
 
-    def check_same(self, run: str, old: Mapping[str, Any], decisive: Mapping[str, Any]) -> None:
-        """Raises `RunError` where `run` was made with other decisive values, naming the first."""
+    def check_same(
+        self,
+        run: str,
+        old: Mapping[str, Any],
+        decisive: Mapping[str, Any],
+        reads_the_same: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Raises `RunError` where `run` was made with other decisive values, naming the first.
+
+        `reads_the_same` says of a key with another value whether the files that it names are the same all the same.
+        """
         new = json.loads(json.dumps(decisive))
-        for key in sorted(old.keys() | new.keys()):
-            # `glue/` is the folder `glue`, and `~` was once written as it is.
-            if _plain_path(old.get(key)) != _plain_path(new.get(key)):
+        for key in find_differences(old, new):
+            if not reads_the_same(key):
                 was, wanted = (json.dumps(values.get(key), ensure_ascii=False) for values in (old, new))
                 raise RunError(f"{self.path}: holds {run} with {key} = {was}, not {wanted}; {self.remedy}")
 
@@ -257,9 +265,11 @@ class RunFolder:
         found = read_record(file, PredictedSets, remedy) if multi_label else read_record(file, Predictions, remedy)
         return np.asarray(found.predictions), np.asarray(found.labels)
 
-    def read_environment(self) -> Environment:
-        """The versions that the run was made with. Raises `RunError`."""
-        return read_record(self._environment, Environment, "run again with --overwrite")
+    def read_environment(self) -> Environment | None:
+        """The versions that the run was made with; None where the file is gone. Raises `RunError`."""
+        if not os.path.lexists(self._environment):
+            return None
+        return read_record(self._environment, Environment, "remove it to do without the versions that it names")
 
     def _predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.json"
@@ -303,10 +313,6 @@ def describe_environment(device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _plain_path(value: Any) -> Any:
-    return expand_home(value).rstrip("/") if isinstance(value, str) else value
 
 
 def _is_leftover(entry: Path) -> bool:

@@ -16,12 +16,12 @@ from reptile_distil.tables.config import Cell
 
 
 def write_winner(cell: Cell, values: Values, table: Path, folder: Path) -> Path:
-    """Writes `folder`/best.yaml, for a run of its own in the folder `best`, and returns its path.
+    """Writes `folder`/best.yaml, for runs of its own in the folders `best-seed*`, and returns its path.
 
     What the file that the table extends says already is left out; where there is none, everything stands in it.
     """
     file = folder / "best.yaml"
-    config = with_values(cell.config, {**values, "output_dir": str(folder / "best"), "compare_with": ()})
+    config = with_values(cell.config, {**values, "output_dir": str(folder / "best-seed{seed}"), "compare_with": ()})
     drawn = ", ".join(f"{key}={value}" for key, value in values.items())
     comment = f"# {cell.name}: the best trial of a search, by training rows held out of training: {drawn}\n"
     base = _base_of(find_config(table))

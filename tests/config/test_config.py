@@ -396,6 +396,12 @@ def test_every_field_is_documented():
     assert undocumented == []
 
 
+def test_a_run_folder_may_be_named_after_the_seed(minimal):
+    config = load_config(minimal, ["output_dir=here/of-{seed}", "seed=7", "student.pretrained=x"])
+    assert [str(of.student_run) for of in (config, config.with_values(seed=8))] == ["here/of-7", "here/of-8"]
+    assert str(config.with_values(output_dir=None).student_run) == f"runs/{config.task_name}/reptile-seed7"
+
+
 def test_compare_with_and_one_output_dir_exclude_each_other(minimal):
     with pytest.raises(ConfigError, match="set runs_dir instead of output_dir"):
         load_config(minimal, ["compare_with=[kd]", "output_dir=here", "student.pretrained=x"])

@@ -142,6 +142,37 @@ def test_an_untrained_experiment_says_what_to_run(tiny):
         tiny().evaluate()
 
 
+def test_only_the_student_of_this_configuration_is_evaluated(tiny):
+    trained = tiny("method=finetune")
+    trained.fit()
+    computed_otherwise = tiny("method=finetune", "train.eval_batch_size=2", "num_threads=1")
+    assert computed_otherwise.evaluate()["dev"] == pytest.approx(trained.evaluate()["dev"])
+    other = tiny("method=finetune", "train.lr=0.5")
+    model = trained.folder.model
+    for ask in (other.evaluate, lambda: other.predict_split("dev"), lambda: other.predict(["good"])):
+        with pytest.raises(RunError) as error:
+            ask()
+        assert str(error.value) == (
+            f"{trained.folder.path}: holds a finished run with train.lr = 0.001, not 0.5; "
+            f"its model is used all the same with model='{model}'"
+        )
+    assert other.evaluate(model=model) == trained.evaluate()
+    assert other.predict(["good"], model=model) == trained.predict(["good"])
+
+
+def test_the_best_model_so_far_of_an_unfinished_run_is_evaluated_only_where_it_is_named(tiny):
+    experiment = tiny("method=finetune")
+    experiment.fit()
+    experiment.folder.results.unlink()
+    model = experiment.folder.model
+    for ask in (experiment.evaluate, lambda: experiment.predict(["good"])):
+        with pytest.raises(RunError) as error:
+            ask()
+        said = f"{model.parent}: this run is not finished; its best model so far is {model}, which model= takes"
+        assert str(error.value) == said
+    assert experiment.evaluate(model=model)
+
+
 def test_two_experiments_in_one_process_do_not_touch_each_other(tiny, tmp_path):
     alone = tiny("method=kd", f"runs_dir={tmp_path}/alone")
     alone.fit()

@@ -265,3 +265,79 @@ def test_rows_of_dev_that_are_trained_on_and_missing_classes_are_said(own, caplo
     (tmp_path / "dev.csv").write_text("text,label\nfine,up\nnot fine,down\n")
     experiment.setup.prepare_student(None)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_a_students_folder_is_compared_before_its_teacher_is_touched(call, tmp_path):
+    place = ("method=kd", f"output_dir={tmp_path}/one")
+    assert call("distil", *place)[0] == 0
+    refused = f"{tmp_path}/one: holds a finished run with seed = 42, not 7"
+    teacher = tmp_path / "runs/toy-sentence/teacher-seed7"
+    for option in ((), ("--dry-run",)):
+        code, _, err = call("distil", *place, "seed=7", *option)
+        assert code == 2
+        assert refused in err
+        assert "fine-tuning" not in err
+        assert "measuring" not in err
+        assert not teacher.exists()
+    assert call("distil", *place, "seed=7", "--overwrite")[0] == 0
+    assert teacher.exists()
+
+
+def test_a_folder_of_other_files_is_refused_before_a_teacher_is_fine_tuned(call, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("precious")
+    for option in ((), ("--overwrite",)):
+        code, _, err = call("distil", "method=kd", f"output_dir={tmp_path}/mine", *option)
+        assert (code, "mine: is not empty and holds no run; give another output_dir" in err) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_that_has_lost_its_model_is_said(call, tmp_path):
+    assert call("distil", "method=kd")[0] == 0
+    runs = tmp_path / "runs/toy-sentence"
+    shutil.rmtree(runs / "kd-seed42/model")
+    lost = "is finished, but its model/ is gone; put it back, give another"
+    for option in ((), ("--dry-run",)):
+        code, out, err = call("distil", "method=kd", *option)
+        assert (code, out) == (2, "")
+        assert f"{runs}/kd-seed42: {lost} output_dir (or runs_dir), or run again with --overwrite" in err
+    shutil.rmtree(runs / "teacher-seed42/model")
+    again = "or fine-tune the teacher again with scripts/finetune.py --overwrite"
+    for name, *arguments in (("distil",), ("distil", "--dry-run"), ("finetune",)):
+        code, out, err = call(name, *arguments)
+        assert (code, out) == (2, "")
+        assert f"{runs}/teacher-seed42: {lost} runs_dir, {again}" in err
+        assert "nothing to run" not in err
+    assert not (runs / "reptile-seed42").exists()
+    assert call("finetune", "--overwrite")[0] == 0
+    assert call("distil", "method=kd", "--overwrite")[0] == 0
+
+
+def test_the_spelling_and_the_place_of_the_same_rows_do_not_matter(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = own("method=finetune", "data.path=.").fit()
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("train.csv", "dev.csv"):
+            shutil.copy(tmp_path / file, tmp_path / name)
+    (tmp_path / "other/dev.csv").write_text(TRAIN)
+    monkeypatch.chdir(tmp_path / "same")  # from where `.` is another folder
+    for path in (tmp_path, "..", ".", "../same"):
+        again = own("method=finetune", f"data.path={path}")
+        assert again.fit() == first
+        assert len(again.history) == 1
+    assert again.evaluate().keys() == {"dev"}
+    other = own("method=finetune", "data.path=../other")
+    for ask in (other.fit, other.evaluate, lambda: other.history):
+        with pytest.raises(RunError, match=r'holds a finished run with data.path = "\.", not "\.\./other"'):
+            ask()
+
+
+def test_the_same_teacher_elsewhere_is_the_same_and_another_is_not(own, teacher, tmp_path):
+    first = own("method=kd", f"teacher.finetuned={teacher}").fit()
+    shutil.copytree(teacher, tmp_path / "copy")
+    again = own("method=kd", f"teacher.finetuned={tmp_path}/copy")
+    assert again.fit() == first
+    change_weights(tmp_path / "copy")
+    with pytest.raises(RunError, match=r"holds a finished run with teacher\.finetuned = "):
+        again.fit()

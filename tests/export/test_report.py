@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,17 @@ def runs(tmp_path_factory):
 def weighed(runs):
     """A report without ONNX on a teacher and a student."""
     return report.make_report(runs / "reptile-seed42", lengths=(4, 8), batch_sizes=(2,), seconds=0.0)
+
+
+def test_a_card_of_a_run_that_has_lost_its_versions_names_none(runs, tmp_path):
+    run = shutil.copytree(runs / "reptile-seed42", tmp_path / "run")
+    with_versions = model_card.render_card(report.make_report(run, lengths=(4,), batch_sizes=(1,), seconds=0.0))
+    (run / "environment.json").unlink()
+    without = model_card.render_card(report.make_report(run, lengths=(4,), batch_sizes=(1,), seconds=0.0))
+    versions = f" (torch {torch.__version__}, transformers {transformers.__version__})"
+    assert versions in with_versions
+    assert versions not in without
+    assert " seconds on cpu. The values that decide the result:" in without
 
 
 def test_contenders_are_called_in_turn_and_their_own_time_is_counted():

@@ -132,11 +132,11 @@ READERS = {
 }
 
 
-def check_sentence(error, file):
+def check_sentence(error, file, *remedies):
     text = str(error.value)
     assert text.startswith(f"{file}: cannot be read (")
     assert "\n" not in text
-    assert any(remedy in text for remedy in ("--overwrite", "give another"))
+    assert any(remedy in text for remedy in (remedies or ("--overwrite", "give another")))
 
 
 @pytest.mark.parametrize("kind", [*DAMAGED, "folder", "pipe"])
@@ -165,7 +165,13 @@ def test_a_damaged_environment_is_one_sentence(whole, kind):
     damaged_file(file, kind)
     with pytest.raises(RunError) as error:
         make_report(whole.folder.model)
-    check_sentence(error, file)
+    check_sentence(error, file, "; remove it to do without the versions that it names")
+
+
+def test_a_report_on_damaged_results_names_the_command_that_trains_again(whole):
+    damaged_file(whole.folder.results, "list")
+    with pytest.raises(RunError, match=r"; train it again with scripts/distil\.py --overwrite \(or finetune\.py\)$"):
+        make_report(whole.folder.path)
 
 
 REQUIRED = [

@@ -133,7 +133,7 @@ def test_the_best_trial_is_a_configuration_on_top_of_what_the_table_extends(worl
     folder = Path(table().common.runs_dir, "table-search/toy-sentence/finetune")
     best = max(trials(table()).values(), key=lambda one: one[1])[0]
     config = load_config(folder / "best.yaml")
-    assert config == with_values(table().cells[0].config, {**best, "output_dir": str(folder / "best")})
+    assert config == with_values(table().cells[0].config, {**best, "output_dir": str(folder / "best-seed{seed}")})
     text = (folder / "best.yaml").read_text()
     assert f"extends: {TINY}" in text
     assert "eval_batch_size" not in text  # what that file says is not repeated
@@ -445,4 +445,6 @@ def test_a_search_never_scores_dev(table, tmp_path):
     scores = Experiment(best).fit()["scores"]
     assert set(scores) == {"validation", "dev"}
     assert scores["validation"]["accuracy"] == max(score for _, score in trials(table(*options)).values())
-    assert [file.parent.name for file in folder.glob("**/predictions_dev.json")] == ["best"]
+    assert [file.parent.name for file in folder.glob("**/predictions_dev.json")] == ["best-seed1"]
+    Experiment(load_config(folder / "best.yaml", ["seed=7"])).fit()
+    assert (folder / "best-seed7/results.json").exists()
