@@ -157,6 +157,7 @@ class Run:
             self.task.metrics,
             teacher=teacher,
             teacher_moves=self.moves_teacher,
+            method=self.role,
             processes=self.processes,
         )
         self.teacher_start = {}
