@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.features import TEACHER_COLUMNS
+from reptile_distil.data.features import TEACHER_COLUMNS, TOKEN_COLUMNS
 from reptile_distil.errors import ModelError
 from reptile_distil.models.half_precision import HalfPrecisionWeights
 from reptile_distil.runtime.processes import local_part
@@ -69,7 +69,8 @@ class Classifier(nn.Module):
     """A sequence classifier that takes a batch and returns its logits.
 
     Args:
-        model: a transformers sequence classifier.
+        model: a transformers sequence classifier, or a module that is called and answers as one. A forward pass of
+            your own that has `**kwargs` gets all of `TOKEN_COLUMNS` that the batch has, to pass on to what it wraps.
         autocast_dtype: run the forward pass under autocast to this dtype; None: in the weights' own.
         packed: compute on the batch's real tokens alone (see `packing`); the logits are the same up to rounding.
 
@@ -83,8 +84,8 @@ class Classifier(nn.Module):
 
     def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
-        named = inspect.signature(model.forward).parameters
-        if "input_ids" not in named:
+        inputs = _inputs_of(model)
+        if "input_ids" not in inputs:
             raise ModelError(
                 f"{type(model).__name__}.forward() names no input_ids: give the model itself, not a wrapper of "
                 "torch.compile or nn.DataParallel around it (model.compile() compiles it in place)"
@@ -96,7 +97,7 @@ class Classifier(nn.Module):
         self.model = model
         self.autocast_dtype = autocast_dtype
         self.packed = packed
-        self._inputs = set(named) - {"labels"}
+        self._inputs = inputs
         self._takes_a_bias = takes_a_bias(model)
         self._half = HalfPrecisionWeights(model, autocast_dtype) if autocast_dtype is not None else None
 
@@ -168,6 +169,20 @@ class Classifier(nn.Module):
         if lengths is not None and int(lengths.min()) == batch["input_ids"].shape[1]:
             return None
         return batch.get("attention_mask")
+
+
+def _inputs_of(model: nn.Module) -> set[str]:
+    """The columns of a batch that the model's forward pass takes, labels aside: those that it names.
+
+    What a wrapper passes on by `**kwargs` cannot be known: it takes every token column, without which it would attend
+    to padding. The `**kwargs` of transformers' own models are options, and those of `*args, **kwargs` say nothing.
+    """
+    named = inspect.signature(model.forward).parameters
+    kinds = {parameter.kind for parameter in named.values()}
+    is_of_transformers = (getattr(model.forward, "__module__", None) or "").startswith("transformers.")
+    hides_all = "input_ids" not in named and inspect.Parameter.VAR_POSITIONAL in kinds
+    passes_on = inspect.Parameter.VAR_KEYWORD in kinds and not is_of_transformers and not hides_all
+    return (set(named) | set(TOKEN_COLUMNS if passes_on else ())) - {"labels"}
 
 
 def takes_a_bias(model: nn.Module) -> bool:
