@@ -303,11 +303,21 @@ class Teacher(Classifier):
 
 
 def wrap_pair(teacher: nn.Module, student: nn.Module) -> tuple[Teacher, Student]:
-    """Both models, wrapped. Raises `ValueError` where training the student would change the teacher's own weights."""
+    """Both models, wrapped.
+
+    Raises `ValueError` where training the student would change the teacher's own weights, and where a module is in
+    both: the teacher's forward pass would put the student's part of it into eval mode.
+    """
     wrapped = Teacher.wrap(teacher), Student.wrap(student)
     of_teacher = {_place(theta) for theta in wrapped[0].parameters()}
     if any(_place(theta) in of_teacher for theta in wrapped[1].trainable):
         raise ValueError("teacher and student share weights: give two models, or copy.deepcopy(teacher) as the student")
+    of_student = {id(module) for module in wrapped[1].modules()}
+    if shared := [name for name, module in wrapped[0].model.named_modules() if id(module) in of_student]:
+        raise ValueError(
+            f"teacher and student share the module {shared[0] or type(wrapped[0].model).__name__!r}, which would be in "
+            "eval mode, without dropout, for the student too: give the student a copy.deepcopy of it"
+        )
     return wrapped
 
 
