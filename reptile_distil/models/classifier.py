@@ -120,7 +120,10 @@ class Classifier(nn.Module):
         return self.outputs(batch).logits
 
     def outputs(self, batch: Batch, *, needs: Collection[OutputName] = ()) -> Outputs:
-        """Logits, and what else is asked for by its name in `Outputs`. Raises `ModelError` where the model has none."""
+        """Logits, and what else is asked for by its name in `Outputs`.
+
+        Raises `ModelError` where the model gives none, or something else than an object with logits.
+        """
         named = {name: self.columns + name for name in self._inputs}
         inputs: dict[str, Any] = {name: batch[column] for name, column in named.items() if column in batch}
         lengths = None if self.columns else _known(batch.get("lengths"))
@@ -143,6 +146,12 @@ class Classifier(nn.Module):
 
                 return Outputs(packed_logits(self.model, inputs, lengths))
             output = self.model(**inputs)
+        if not isinstance(getattr(output, "logits", None), Tensor):
+            raise ModelError(
+                f"{type(self.model).__name__}.forward() returns a {type(output).__name__} without logits: expected an "
+                "object with the tensor .logits (B, C), and .hidden_states or .attentions where a loss asks for them, "
+                "such as transformers' SequenceClassifierOutput (of a transformers model: config.return_dict=True)"
+            )
         return Outputs(
             output.logits,
             self._given(output, "hidden_states") if "hidden_states" in needs else (),
@@ -155,8 +164,8 @@ class Classifier(nn.Module):
         given = getattr(output, name, None)
         if given and all(isinstance(of_layer, Tensor) for of_layer in given):
             return tuple(given)
-        remedy = ""
-        if name == "attentions" and getattr(self.model.config, "_attn_implementation", "eager") != "eager":
+        remedy, config = "", getattr(self.model, "config", None)
+        if name == "attentions" and getattr(config, "_attn_implementation", "eager") != "eager":
             remedy = "; only attention that is written out gives its probabilities: set compute.attention=eager"
         raise ModelError(
             f"{type(self.model).__name__} gives no {name.replace('_', ' ')}: a loss on them cannot be computed{remedy}"

@@ -151,6 +151,19 @@ def test_a_wrapper_that_hides_what_its_model_takes_is_refused_and_the_remedy_wor
     assert "input_ids" in wrapper.wrap(model)._inputs
 
 
+@pytest.mark.parametrize("kind", [tuple, dict, torch.Tensor])
+def test_a_model_that_answers_with_something_else_than_logits_by_name_is_refused(kind):
+    class Answers(torch.nn.Module):
+        def forward(self, input_ids):
+            logits = input_ids.float()
+            return {tuple: (logits,), dict: {"logits": logits}, torch.Tensor: logits}[kind]
+
+    with pytest.raises(
+        ModelError, match=rf"^Answers\.forward\(\) returns a {kind.__name__} without logits: expected an"
+    ):
+        Classifier(Answers())(batch())
+
+
 def test_labels_are_left_out_too_so_that_the_model_computes_no_loss_of_its_own():
     model = bert(2)
     assert Classifier(model)({**batch(), "labels": torch.full((8,), 99)}).shape == (8, 3)
