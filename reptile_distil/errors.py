@@ -56,7 +56,7 @@ class RunInUseError(RunError):
 
 
 class DivergedError(RunError):
-    """A run whose losses are no longer finite."""
+    """A run whose losses, or a model whose logits, are no longer finite."""
 
 
 class CheckpointError(RunError):

@@ -18,6 +18,9 @@ from reptile_distil.data.batches import TASK_WEIGHTS
 from reptile_distil.errors import ConfigError
 from reptile_distil.models.classifier import OutputName, Outputs, in_float
 
+_NOTHING = torch.iinfo(torch.long).min
+"""The label that PyTorch's cross-entropy leaves out: by default -100, and nobody would see that it is not in a mean."""
+
 
 class LossTerms(NamedTuple):
     """A loss and its terms before weighting, each a scalar, the mean over the batch's rows that have it."""
@@ -254,8 +257,9 @@ def task_loss(
     Under `class_weights` w (C,) it is sum_i w[y_i] * CE_i / B, and for a multi-label task the terms of positive labels
     are multiplied by w. It is divided by the number of rows, not by the sum of their weights as PyTorch does, so that
     the losses of a batch's parts add up to the batch's. Raises `ValueError` for another number of weights than classes,
-    and where there are none; for labels of another shape, also (B, 1), which may mean either; and for targets of a
-    multi-label task outside 0 to 1, where they lie on the CPU: a GPU would have to be waited for.
+    and where there are none; for labels of another shape, also (B, 1), which may mean either; and, where they lie on
+    the CPU, for labels outside 0 to C - 1 and targets of a multi-label task outside 0 to 1: a GPU would have to be
+    waited for. There, for such a label, -100 included, the kernel's own assertion fails.
 
     Under `row_weights` v (B,) it is sum_i v_i * loss_i / B. The labels of rows with v = 0 are not read, whatever they
     are. With B / |l| for the |l| rows of a batch that have labels and 0 for the others it is the mean over the former,
@@ -269,10 +273,10 @@ def task_loss(
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, _flags(labels).to(logits.dtype), pos_weight=weights)
     if weights is not None:
-        return (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
+        return (_cross_entropy(logits, labels) * weights[labels]).mean()
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels)
+    return _cross_entropy(logits, labels, reduction="mean")
 
 
 def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None, row_weights: Tensor) -> Tensor:
@@ -287,9 +291,20 @@ def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | 
     elif logits.shape[1] == 1:
         losses = (logits.squeeze(1) - known.to(logits.dtype)).square()
     else:
-        losses = F.cross_entropy(logits, known, reduction="none")
+        losses = _cross_entropy(logits, known)
         losses = losses if class_weights is None else class_weights[known] * losses
     return (row_weights.to(losses.dtype) * losses).mean()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: Literal["none", "mean"] = "none") -> Tensor:
+    """That of each row (B,), or their mean; no row is left out."""
+    num_classes = logits.shape[1]
+    if labels.device.type == "cpu" and not (known := (labels >= 0) & (labels < num_classes)).all():
+        raise ValueError(
+            f"a label is {labels[~known][0].item()}: expected a class from 0 to {num_classes - 1}; of rows without a "
+            f"label, also -100, the batch's {TASK_WEIGHTS!r} (B,) is 0, and of the |l| others B / |l|"
+        )
+    return F.cross_entropy(logits, labels, reduction=reduction, ignore_index=_NOTHING)
 
 
 def _check_shape(labels: Tensor, logits: Tensor) -> None:

@@ -44,8 +44,8 @@ class PatientLoss:
             )
 
     def __call__(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that are missing."""
-        pairs = [*_matched(student, teacher, self.layer_map[:-1], depth=len(self.layer_map))]
+        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that do not fit."""
+        pairs = [*_matched(student, teacher, mask, self.layer_map[:-1], depth=len(self.layer_map))]
         for h_s, h_t in pairs:
             _check_widths(h_s.shape[-1], h_t.shape[-1])
         rows, first = torch.arange(len(mask), device=mask.device), mask.argmax(dim=1)  # padding may be on the left
@@ -74,10 +74,10 @@ class HiddenLoss:
         _check_something_is_matched(self.layer_map)
 
     def __call__(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that are missing."""
-        pairs = [*_matched(student, teacher, self.layer_map, depth=len(self.layer_map))]
+        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that do not fit."""
+        pairs = [*_matched(student, teacher, mask, self.layer_map, depth=len(self.layer_map))]
         if self.embeddings:
-            pairs.append(_embeddings(student, teacher))
+            pairs.append(_pair_at(student, teacher, mask, 0, 0))
         for h_s, h_t in pairs:
             _check_widths(h_s.shape[-1], h_t.shape[-1])
         return _mean_square(pairs, mask)
@@ -116,11 +116,11 @@ class ProjectedHiddenLoss(nn.Module):
             nn.init.normal_(parameter, std=0.02)
 
     def forward(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that are missing."""
-        matched = _matched(student, teacher, self.layer_map, depth=len(self.layer_map))
+        """The term, a scalar, under the attention mask (B, L). Raises `ModelError` for states that do not fit."""
+        matched = _matched(student, teacher, mask, self.layer_map, depth=len(self.layer_map))
         pairs = [(self.w_hidden(h_s), h_t) for h_s, h_t in matched]
         if self.w_embeddings is not None:
-            h_s, h_t = _embeddings(student, teacher)
+            h_s, h_t = _pair_at(student, teacher, mask, 0, 0)
             pairs.append((self.w_embeddings(h_s), h_t))
         return _mean_square(pairs, mask)
 
@@ -156,12 +156,24 @@ def _depth(model: Any) -> int:
     return depth
 
 
-def _embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """Both embeddings' outputs, in float32 at least."""
-    return in_float(student.hidden_states[0]), in_float(teacher.hidden_states[0])
+def _pair_at(
+    student: Outputs, teacher: Outputs, mask: Tensor, of_student: int, of_teacher: int
+) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's states at these places, 0 the embeddings' output, in float32 at least."""
+    pair = student.hidden_states[of_student], teacher.hidden_states[of_teacher]
+    for owner, states in zip(("student", "teacher"), pair, strict=True):
+        if states.shape[:2] != mask.shape:
+            raise ModelError(
+                f"the {owner}'s hidden states have length {states.shape[1]}, but the attention mask has length "
+                f"{mask.shape[1]}: a loss on hidden states compares them token by token; leave it out, or take two "
+                "models with one tokenizer whose layers do not pool tokens"
+            )
+    return in_float(pair[0]), in_float(pair[1])
 
 
-def _matched(student: Outputs, teacher: Outputs, layer_map: LayerMap, *, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _matched(
+    student: Outputs, teacher: Outputs, mask: Tensor, layer_map: LayerMap, *, depth: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Student's and teacher's states, in float32 at least, of each matched pair of layers."""
     student_states, teacher_states = student.hidden_states, teacher.hidden_states
     deepest = max(layer for layers in layer_map for layer in layers)
@@ -173,7 +185,7 @@ def _matched(student: Outputs, teacher: Outputs, layer_map: LayerMap, *, depth: 
             )
     for k, teacher_layers in enumerate(layer_map):
         for j in teacher_layers:
-            yield in_float(student_states[k + 1]), in_float(teacher_states[j + 1])
+            yield _pair_at(student, teacher, mask, k + 1, j + 1)
 
 
 def share_of_tokens(mask: Tensor, dtype: torch.dtype) -> Tensor:

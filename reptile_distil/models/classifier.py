@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from reptile_distil.data.batches import Batch
-from reptile_distil.data.features import TEACHER_COLUMNS
+from reptile_distil.data.features import TEACHER_COLUMNS, TOKEN_COLUMNS
 from reptile_distil.errors import ModelError
 from reptile_distil.models.half_precision import HalfPrecisionWeights
 from reptile_distil.runtime.processes import local_part
@@ -69,7 +69,8 @@ class Classifier(nn.Module):
     """A sequence classifier that takes a batch and returns its logits.
 
     Args:
-        model: a transformers sequence classifier.
+        model: a transformers sequence classifier, or a module that is called and answers as one. A forward pass of
+            your own that has `**kwargs` gets all of `TOKEN_COLUMNS` that the batch has, to pass on to what it wraps.
         autocast_dtype: run the forward pass under autocast to this dtype; None: in the weights' own.
         packed: compute on the batch's real tokens alone (see `packing`); the logits are the same up to rounding.
 
@@ -83,8 +84,8 @@ class Classifier(nn.Module):
 
     def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, packed: bool = False) -> None:
         super().__init__()
-        named = inspect.signature(model.forward).parameters
-        if "input_ids" not in named:
+        inputs = _inputs_of(model)
+        if "input_ids" not in inputs:
             raise ModelError(
                 f"{type(model).__name__}.forward() names no input_ids: give the model itself, not a wrapper of "
                 "torch.compile or nn.DataParallel around it (model.compile() compiles it in place)"
@@ -96,7 +97,7 @@ class Classifier(nn.Module):
         self.model = model
         self.autocast_dtype = autocast_dtype
         self.packed = packed
-        self._inputs = set(named) - {"labels"}
+        self._inputs = inputs
         self._takes_a_bias = takes_a_bias(model)
         self._half = HalfPrecisionWeights(model, autocast_dtype) if autocast_dtype is not None else None
 
@@ -119,7 +120,10 @@ class Classifier(nn.Module):
         return self.outputs(batch).logits
 
     def outputs(self, batch: Batch, *, needs: Collection[OutputName] = ()) -> Outputs:
-        """Logits, and what else is asked for by its name in `Outputs`. Raises `ModelError` where the model has none."""
+        """Logits, and what else is asked for by its name in `Outputs`.
+
+        Raises `ModelError` where the model gives none, or something else than an object with logits.
+        """
         named = {name: self.columns + name for name in self._inputs}
         inputs: dict[str, Any] = {name: batch[column] for name, column in named.items() if column in batch}
         lengths = None if self.columns else _known(batch.get("lengths"))
@@ -142,6 +146,12 @@ class Classifier(nn.Module):
 
                 return Outputs(packed_logits(self.model, inputs, lengths))
             output = self.model(**inputs)
+        if not isinstance(getattr(output, "logits", None), Tensor):
+            raise ModelError(
+                f"{type(self.model).__name__}.forward() returns a {type(output).__name__} without logits: expected an "
+                "object with the tensor .logits (B, C), and .hidden_states or .attentions where a loss asks for them, "
+                "such as transformers' SequenceClassifierOutput (of a transformers model: config.return_dict=True)"
+            )
         return Outputs(
             output.logits,
             self._given(output, "hidden_states") if "hidden_states" in needs else (),
@@ -154,8 +164,8 @@ class Classifier(nn.Module):
         given = getattr(output, name, None)
         if given and all(isinstance(of_layer, Tensor) for of_layer in given):
             return tuple(given)
-        remedy = ""
-        if name == "attentions" and getattr(self.model.config, "_attn_implementation", "eager") != "eager":
+        remedy, config = "", getattr(self.model, "config", None)
+        if name == "attentions" and getattr(config, "_attn_implementation", "eager") != "eager":
             remedy = "; only attention that is written out gives its probabilities: set compute.attention=eager"
         raise ModelError(
             f"{type(self.model).__name__} gives no {name.replace('_', ' ')}: a loss on them cannot be computed{remedy}"
@@ -168,6 +178,20 @@ class Classifier(nn.Module):
         if lengths is not None and int(lengths.min()) == batch["input_ids"].shape[1]:
             return None
         return batch.get("attention_mask")
+
+
+def _inputs_of(model: nn.Module) -> set[str]:
+    """The columns of a batch that the model's forward pass takes, labels aside: those that it names.
+
+    What a wrapper passes on by `**kwargs` cannot be known: it takes every token column, without which it would attend
+    to padding. The `**kwargs` of transformers' own models are options, and those of `*args, **kwargs` say nothing.
+    """
+    named = inspect.signature(model.forward).parameters
+    kinds = {parameter.kind for parameter in named.values()}
+    is_of_transformers = (getattr(model.forward, "__module__", None) or "").startswith("transformers.")
+    hides_all = "input_ids" not in named and inspect.Parameter.VAR_POSITIONAL in kinds
+    passes_on = inspect.Parameter.VAR_KEYWORD in kinds and not is_of_transformers and not hides_all
+    return (set(named) | set(TOKEN_COLUMNS if passes_on else ())) - {"labels"}
 
 
 def takes_a_bias(model: nn.Module) -> bool:
@@ -288,11 +312,21 @@ class Teacher(Classifier):
 
 
 def wrap_pair(teacher: nn.Module, student: nn.Module) -> tuple[Teacher, Student]:
-    """Both models, wrapped. Raises `ValueError` where training the student would change the teacher's own weights."""
+    """Both models, wrapped.
+
+    Raises `ValueError` where training the student would change the teacher's own weights, and where a module is in
+    both: the teacher's forward pass would put the student's part of it into eval mode.
+    """
     wrapped = Teacher.wrap(teacher), Student.wrap(student)
     of_teacher = {_place(theta) for theta in wrapped[0].parameters()}
     if any(_place(theta) in of_teacher for theta in wrapped[1].trainable):
         raise ValueError("teacher and student share weights: give two models, or copy.deepcopy(teacher) as the student")
+    of_student = {id(module) for module in wrapped[1].modules()}
+    if shared := [name for name, module in wrapped[0].model.named_modules() if id(module) in of_student]:
+        raise ValueError(
+            f"teacher and student share the module {shared[0] or type(wrapped[0].model).__name__!r}, which would be in "
+            "eval mode, without dropout, for the student too: give the student a copy.deepcopy of it"
+        )
     return wrapped
 
 

@@ -207,7 +207,7 @@ def pair_parameters(teacher: nn.Module, student: nn.Module, layer_map: LayerMap)
             if not _are_tables_of_one_width(teacher_parameter, teacher, student_parameter, student):
                 if _grows_with_depth(teacher_parameter, teacher, student_parameter, student):
                     continue
-                _check_shapes(pair)
+                _check_shapes(pair, teacher.config, student.config)
             pairs.append(pair)
     for name in _left_over(teacher, teacher_prefix, pairs, layer_map):
         if not _may_be_alone(name, teacher_prefix, teacher, student):
@@ -294,8 +294,14 @@ def _are_tables_of_one_width(one: Tensor, model: Any, other: Tensor, other_model
     return one is tables[0] and other is tables[1] and one.shape[1:] == other.shape[1:]
 
 
-def _check_shapes(pair: ParameterPair) -> None:
+def _check_shapes(pair: ParameterPair, teacher_config: Any, student_config: Any) -> None:
     if not pair.has_same_shape:
+        num_classes = [getattr(config, "num_labels", None) for config in (teacher_config, student_config)]
+        if num_classes[0] != num_classes[1]:
+            raise LayerMapError(
+                f"the teacher has {num_classes[0]} classes and the student {num_classes[1]}: every method needs two "
+                "models of the same classes"
+            )
         raise LayerMapError(
             f"teacher {pair.teacher_name!r} has shape {tuple(pair.teacher.shape)}, student {pair.student_name!r} has "
             f"shape {tuple(pair.student.shape)}: Reptile needs teacher and student of equal width, vocabulary and "

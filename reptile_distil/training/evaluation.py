@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from reptile_distil.data.batches import Batches
+from reptile_distil.errors import DivergedError
 from reptile_distil.models.classifier import Classifier
 from reptile_distil.runtime.processes import ALONE, Processes, is_sharded, local_part
 from reptile_distil.runtime.text_tables import with_sign
@@ -31,12 +32,13 @@ _HOW_FAR_TEACHERS_MOVE = {
 
 @torch.no_grad()
 def predict_logits(
-    model: Classifier, batches: Batches, processes: Processes = ALONE, *, title: str | None = None
+    model: Classifier, batches: Batches, processes: Processes = ALONE, *, title: str | None = None, split: str = ""
 ) -> NDArray[np.float32]:
     """Logits (N, C) of every row, in the data set's order, in eval mode; the model's mode is restored.
 
     Several processes share the batches, each computed once, and each process gets all logits. With a `title`, a
-    terminal shows a progress bar.
+    terminal shows a progress bar. Raises `DivergedError`, which names the `split`, for logits that are not finite: the
+    largest of them would be a prediction like any other.
     """
     was_training = model.training
     model.eval()
@@ -54,12 +56,23 @@ def predict_logits(
         model.train(was_training)
     in_order = torch.zeros(batches.num_rows, logits[0].shape[1])
     in_order[torch.from_numpy(np.concatenate(order))] = torch.cat(logits).cpu()  # the only wait for the device
-    if processes.count == 1:
-        return in_order.numpy()
-    # Each row is 0 but on the one process that has computed it.
-    shared = in_order.to(batches.device)
-    processes.sum_([shared])
-    return shared.cpu().numpy()
+    if processes.count > 1:
+        # Each row is 0 but on the one process that has computed it.
+        shared = in_order.to(batches.device)
+        processes.sum_([shared])
+        in_order = shared.cpu()
+    _check_finite(in_order, batches, split)
+    return in_order.numpy()
+
+
+def _check_finite(logits: torch.Tensor, batches: Batches, split: str) -> None:
+    faulty = (~logits.isfinite().all(dim=1)).nonzero()
+    if len(faulty):
+        raise DivergedError(
+            f"{f'{split}: ' if split else ''}{len(faulty)} of {len(logits)} rows have logits that are not finite, the "
+            f"first one row {batches.features.row_ids[int(faulty[0])]}, counted from 0: the model's weights have "
+            "diverged; train it with a lower learning rate"
+        )
 
 
 def score_logits(logits: NDArray[Any], batches: Batches, metrics: Sequence[str]) -> Scores:
@@ -76,7 +89,7 @@ def predict_splits(
     model: Classifier, splits: Mapping[str, Batches], processes: Processes = ALONE
 ) -> dict[str, NDArray[np.float32]]:
     """`predict_logits` of each split."""
-    return {split: predict_logits(model, batches, processes) for split, batches in splits.items()}
+    return {split: predict_logits(model, batches, processes, split=split) for split, batches in splits.items()}
 
 
 def score_splits(

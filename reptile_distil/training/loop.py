@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reptile_distil.data.batches import Batches, StepBatches
-from reptile_distil.errors import CallbackError, RunError
+from reptile_distil.errors import CallbackError, DivergedError, RunError
 from reptile_distil.methods.step import Logs
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.runtime.measuring import Stopwatch, wait_for
@@ -56,7 +56,10 @@ class RunActions(Protocol):
     """What the loop asks of the run that it belongs to."""
 
     def evaluate(self) -> Evaluation:
-        """Evaluates the models as they are; a `score` of NaN counts as minus infinity."""
+        """Evaluates the models as they are; a `score` of NaN counts as minus infinity.
+
+        Raises `DivergedError` for a model whose logits are not finite.
+        """
         ...
 
     def keep_best(self) -> None:
@@ -223,7 +226,7 @@ class TrainingLoop:
         return min(self.settings.num_epochs, -(-self.num_steps // self.batches.num_batches))
 
     def run(self) -> Outcome:
-        """Trains to the end. Raises `RunError` where a loss is not finite or there is no batch."""
+        """Trains to the end. Raises `RunError` where a loss or logits are not finite, or there is no batch."""
         progress = self.progress
         with logging_redirect_tqdm(), self._progress_bar() as self._bar:
             while not progress.is_over(self.num_epochs, self.num_steps, self.settings.patience):
@@ -311,8 +314,13 @@ class TrainingLoop:
         self._watch.check(progress)
         train_means = _read(progress.means())
         self._count_seconds(wait=False)  # whoever has read them has waited
-        return self.actions.evaluate().in_epoch(
-            epoch=progress.epochs_done + 1,
+        epoch = progress.epochs_done + 1
+        try:
+            evaluation = self.actions.evaluate()
+        except DivergedError as error:
+            raise DivergedError(f"{self.settings.title}: after epoch {epoch}, step {progress.step}: {error}") from None
+        return evaluation.in_epoch(
+            epoch=epoch,
             step=progress.step,
             train=train_means,
             last_gap=None if progress.last_gap is None else float(progress.last_gap),

@@ -263,6 +263,31 @@ def test_a_set_of_labels_that_holds_another_number_is_refused_where_it_is_read(w
     assert task_loss(SET_LOGITS, labels, None, torch.tensor([2.0, 0.0])).isfinite()  # a row without a label
 
 
+@pytest.mark.parametrize("wrong", [-100, -1, 2])
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 3.0])])
+def test_a_label_that_is_no_class_is_refused_where_it_is_read_and_rows_without_one_have_weight_0(wrong, class_weights):
+    labels = torch.tensor([1, wrong])
+    for row_weights in (None, torch.ones(2)):
+        with pytest.raises(ValueError, match=rf"^a label is {wrong}: expected a class from 0 to 1; .*'task_weights'"):
+            task_loss(STUDENT, labels, class_weights, row_weights)
+    alone = task_loss(STUDENT[:1], labels[:1], class_weights)
+    torch.testing.assert_close(task_loss(STUDENT, labels, class_weights, torch.tensor([2.0, 0.0])), alone)
+
+
+def test_a_label_that_cannot_be_looked_at_is_in_the_mean_all_the_same():
+    """As on a GPU, which is not asked: PyTorch leaves a row of -100 out unless another number stands for that."""
+    given = {}
+
+    def cross_entropy(logits, labels, **options):
+        given.update(options)
+        return logits[:, 0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "cross_entropy", cross_entropy)
+        task_loss(STUDENT, LABELS)
+    assert given["ignore_index"] < -(2**62)
+
+
 # Class weights
 
 WEIGHTS = torch.tensor([0.5, 3.0], dtype=torch.float64)

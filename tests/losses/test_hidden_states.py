@@ -5,7 +5,7 @@ import torch
 
 from reptile_distil.errors import LayerMapError, ModelError
 from reptile_distil.losses.distillation import DistillationLoss
-from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, match_states
+from reptile_distil.losses.hidden_states import HiddenLoss, PatientLoss, ProjectedHiddenLoss, match_states
 from reptile_distil.methods.kd import KnowledgeDistiller
 from reptile_distil.methods.reptile import ReptileDistiller
 from reptile_distil.methods.step import accumulate_gradient
@@ -88,18 +88,39 @@ def test_missing_states_are_an_error_not_a_silent_zero(term, owner, given):
         compare(term, student, teacher)
 
 
+@pytest.mark.parametrize(
+    "term",
+    [
+        PatientLoss(1.0, LAYER_MAP),
+        HiddenLoss(1.0, LAYER_MAP),
+        ProjectedHiddenLoss(1.0, LAYER_MAP, student_width=2, teacher_width=2),
+    ],
+)
+@pytest.mark.parametrize("owner", ["student", "teacher"])
+def test_layers_that_pool_tokens_are_refused(term, owner):
+    def pooled(states):
+        return [states[0], *(layer[:, :1] for layer in states[1:])]
+
+    student, teacher = (pooled(STUDENT), TEACHER) if owner == "student" else (STUDENT, pooled(TEACHER))
+    with pytest.raises(
+        ModelError, match=f"the {owner}'s hidden states have length 1, but the attention mask has length 2"
+    ):
+        compare(term, student, teacher)
+
+
 @pytest.mark.parametrize("empty", [None, ()])
-def test_a_model_that_gives_no_hidden_states_is_an_error(empty):
+def test_a_model_that_gives_no_hidden_states_or_attentions_is_an_error(empty):
     class Silent(torch.nn.Module):
-        def forward(self, input_ids, output_hidden_states=False):
+        def forward(self, input_ids, output_hidden_states=False, output_attentions=False):
             from types import SimpleNamespace
 
-            return SimpleNamespace(logits=torch.zeros(len(input_ids), 3), hidden_states=empty)
+            return SimpleNamespace(logits=torch.zeros(len(input_ids), 3), hidden_states=empty, attentions=empty)
 
     model = Classifier(Silent())
     assert model.outputs(batch()).hidden_states == ()
-    with pytest.raises(ModelError, match="Silent gives no hidden states"):
-        model.outputs(batch(), needs=["hidden_states"])
+    for name in ("hidden_states", "attentions"):
+        with pytest.raises(ModelError, match=f"Silent gives no {name.replace('_', ' ')}"):
+            model.outputs(batch(), needs=[name])
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "mpnet"])

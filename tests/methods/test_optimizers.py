@@ -135,6 +135,17 @@ def test_a_teacher_that_the_students_steps_would_change_is_refused(method):
     METHODS[method](model, student, student_optimizer=torch.optim.AdamW(student.parameters()))
 
 
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "finetune"])
+def test_a_module_of_both_models_is_refused_although_nobody_trains_it(method):
+    """It would be in eval mode after the teacher's forward pass, and so without the student's dropout."""
+    teacher, student = bert(4), bert(2, seed=1)
+    student.bert.embeddings = teacher.bert.embeddings.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"share the module 'bert.embeddings', .* a copy\.deepcopy of it"):
+        METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+    student.bert.embeddings = copy.deepcopy(teacher.bert.embeddings)
+    METHODS[method](teacher, student, student_optimizer=torch.optim.AdamW(student.parameters()))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_without_labels_is_refused_by_name(method):
     teacher, student = bert(4), bert(2)

@@ -100,6 +100,46 @@ def test_a_model_is_never_called_with_an_input_it_has_no_name_for():
     assert Classifier(Strict())({**inputs, "labels": torch.zeros(2)}).shape == (2, 3)
 
 
+class PassesOn(torch.nn.Module):
+    """A wrapper that names the token ids, and passes what else it is given on to its model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids, **inputs):
+        return self.model(input_ids, **inputs)
+
+
+class PassesAllOn(PassesOn):
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+
+@pytest.mark.parametrize("wrapper", [PassesOn, PassesAllOn])
+def test_a_wrapper_with_keyword_arguments_gets_mask_and_segments_and_nothing_else(wrapper):
+    model = bert(2).eval()
+    given = {**batch(), "token_type_ids": batch()["input_ids"] % 2, "idx": torch.arange(8)}
+    given["attention_mask"] = given["attention_mask"].clone()
+    given["attention_mask"][:, -2:] = 0
+    of_model = Classifier(model)(given)
+    assert torch.equal(Classifier(wrapper(model))(given), of_model)
+    for column in ("attention_mask", "token_type_ids"):
+        assert not torch.equal(Classifier(model)({**given, column: 1 - given[column]}), of_model)
+
+
+def test_a_wrapper_that_passes_on_what_its_model_does_not_take_fails_loudly():
+    class Maskless(PassesOn):
+        def forward(self, input_ids, **inputs):
+            return read(input_ids, **inputs)
+
+    def read(input_ids):
+        return SimpleNamespace(logits=input_ids.float())
+
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        Classifier(Maskless(bert(1)))(batch())
+
+
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
 @pytest.mark.parametrize("wrapper", [Teacher, Student])
@@ -109,6 +149,19 @@ def test_a_wrapper_that_hides_what_its_model_takes_is_refused_and_the_remedy_wor
         wrapper.wrap(wrap(model))
     model.compile()
     assert "input_ids" in wrapper.wrap(model)._inputs
+
+
+@pytest.mark.parametrize("kind", [tuple, dict, torch.Tensor])
+def test_a_model_that_answers_with_something_else_than_logits_by_name_is_refused(kind):
+    class Answers(torch.nn.Module):
+        def forward(self, input_ids):
+            logits = input_ids.float()
+            return {tuple: (logits,), dict: {"logits": logits}, torch.Tensor: logits}[kind]
+
+    with pytest.raises(
+        ModelError, match=rf"^Answers\.forward\(\) returns a {kind.__name__} without logits: expected an"
+    ):
+        Classifier(Answers())(batch())
 
 
 def test_labels_are_left_out_too_so_that_the_model_computes_no_loss_of_its_own():

@@ -13,8 +13,9 @@ from reptile_distil.config.config import load_config
 from reptile_distil.config.defining_settings import flatten
 from reptile_distil.data import toy
 from reptile_distil.data.batches import Batches, tokenize
+from reptile_distil.errors import DivergedError
 from reptile_distil.models.toy import toy_tokenizer
-from reptile_distil.training.evaluation import Evaluator, agreement
+from reptile_distil.training.evaluation import Evaluator, agreement, predict_logits
 from tests.helpers.paths import TINY
 
 
@@ -154,6 +155,22 @@ def test_evaluation_compares_the_sets_that_both_models_say():
     assert record.agreement == 0.5
     assert record.scores == {"dev": {"subset_accuracy": 1.0}}
     assert record.teacher_scores == {"dev": {"subset_accuracy": 0.5}}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("num_logits", [1, 2])
+def test_logits_that_are_not_finite_are_no_predictions(wrong, num_logits):
+    """Each row's largest would be: of two NaN, that of class 0."""
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]})
+    dev = Batches(tokenize(rows, toy_tokenizer(), 8), toy_tokenizer(), batch_size=3)
+    logits = torch.zeros(3, num_logits)
+    logits[1:, -1] = wrong
+    model = SaysLogits(logits.tolist())
+    said = r"2 of 3 rows have logits that are not finite, the first one row 1, counted from 0: .* lower learning rate$"
+    with pytest.raises(DivergedError, match=rf"^dev: {said}"):
+        Evaluator(model, {"dev": dev}, ["accuracy"]).evaluate()
+    with pytest.raises(DivergedError, match=rf"^{said}"):
+        predict_logits(model, dev)
 
 
 def test_agreement_in_regression_is_a_correlation():

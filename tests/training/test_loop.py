@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reptile_distil.data.batches import StepBatches
-from reptile_distil.errors import RunError
+from reptile_distil.errors import DivergedError, RunError
 from reptile_distil.runtime.interrupts import Interrupted, Interrupts
 from reptile_distil.training.loop import LoopSettings, Progress, TrainingLoop, count_steps
 from reptile_distil.training.records import EpochRecord, Evaluation
@@ -181,6 +181,16 @@ def test_a_diverged_step_is_named_with_its_own_rate_and_rows_however_late_it_is_
     # the second batch of the second epoch, at rate 1 - 4/100
     assert str(error.value).startswith("kd on rte: step 5: loss is inf (learning rates: lr 9.60e-01; ")
     assert "counted from 0: 201)" in str(error.value)
+
+
+def test_an_evaluation_that_finds_a_diverged_model_ends_the_run_naming_the_epoch_and_saves_nothing():
+    def evaluate():
+        raise DivergedError("dev: no finite logits")
+
+    checkpoints = FakeCheckpoints()
+    with pytest.raises(DivergedError, match=r"^kd-seed1: after epoch 1, step \d+: dev: no finite logits$"):
+        run([], num_epochs=2, evaluate=evaluate, title="kd-seed1", checkpoints=checkpoints)
+    assert not checkpoints.saved
 
 
 def test_a_checkpoint_is_never_written_once_a_step_was_not_finite():
