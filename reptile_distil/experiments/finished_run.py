@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -97,8 +98,10 @@ def _is_read_through(name: str, key: str, config: Config, role: Role) -> bool:
     """Whether an input, by what it is, is found by a setting."""
     if is_of_data(key):
         return name.endswith(" split") or name.startswith("transfer file ")
-    model, named = _models_read(config, role).get(name), config.defining_settings(role).get(key)
-    return model is not None and (model in named if isinstance(named, list) else model == named)
+    if key == "teachers":  # those of then, too, which may have been more
+        return re.fullmatch(r"teacher \d+", name) is not None
+    model = _models_read(config, role).get(name)
+    return model is not None and model == config.defining_settings(role).get(key)
 
 
 def check_model(folder: RunFolder) -> None:
