@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -95,11 +94,9 @@ def read_finished_run(
 
 
 def _is_read_through(name: str, key: str, config: Config, role: Role) -> bool:
-    """Whether an input, by what it is, is found by a setting."""
+    """Whether an input, by what it is, is all that a setting finds. Of several `teachers`, some may be the hub's."""
     if is_of_data(key):
         return name.endswith(" split") or name.startswith("transfer file ")
-    if key == "teachers":  # those of then, too, which may have been more
-        return re.fullmatch(r"teacher \d+", name) is not None
     model = _models_read(config, role).get(name)
     return model is not None and model == config.defining_settings(role).get(key)
 
