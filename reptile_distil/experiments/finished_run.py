@@ -94,11 +94,11 @@ def read_finished_run(
 
 
 def _is_read_through(name: str, key: str, config: Config, role: Role) -> bool:
-    """Whether an input, by what it is, is found by a setting."""
+    """Whether an input, by what it is, is all that a setting finds. Of several `teachers`, some may be the hub's."""
     if is_of_data(key):
         return name.endswith(" split") or name.startswith("transfer file ")
-    model, named = _models_read(config, role).get(name), config.defining_settings(role).get(key)
-    return model is not None and (model in named if isinstance(named, list) else model == named)
+    model = _models_read(config, role).get(name)
+    return model is not None and model == config.defining_settings(role).get(key)
 
 
 def check_model(folder: RunFolder) -> None:
