@@ -298,13 +298,16 @@ def _weighted_task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: Literal["none", "mean"] = "none") -> Tensor:
     """That of each row (B,), or their mean; no row is left out."""
-    num_classes = logits.shape[1]
+    _check_classes(labels, logits.shape[1])
+    return F.cross_entropy(logits, labels, reduction=reduction, ignore_index=_NOTHING)
+
+
+def _check_classes(labels: Tensor, num_classes: int) -> None:
     if labels.device.type == "cpu" and not (known := (labels >= 0) & (labels < num_classes)).all():
         raise ValueError(
             f"a label is {labels[~known][0].item()}: expected a class from 0 to {num_classes - 1}; of rows without a "
             f"label, also -100, the batch's {TASK_WEIGHTS!r} (B,) is 0, and of the |l| others B / |l|"
         )
-    return F.cross_entropy(logits, labels, reduction=reduction, ignore_index=_NOTHING)
 
 
 def _check_shape(labels: Tensor, logits: Tensor) -> None:
