@@ -133,7 +133,7 @@ def read_headroom(path):
             for other in ("frozen", "labelled")
         )
         means = {name: 100 * statistics.fmean(values) for name, values in scores.items() if values}
-        rows = {name: int(of_student[0][name]) for name in ("labelled_rows", "transfer_rows")}
+        rows = {"step": last} | {name: int(of_student[0][name]) for name in ("labelled_rows", "transfer_rows")}
         seeds = len({line["seed"] for line in of_student})
         measured[task, row][targets] = {**means, **over_frozen, **rows, "gain": over_labelled, "seeds": seeds}
     return measured
@@ -148,7 +148,8 @@ def headroom_lines(measured):
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for (task, row), by_targets in measured.items():
         frozen = by_targets["frozen"]
-        gain = with_interval(frozen["gain"]) if frozen["gain"] else ""
+        is_as_long = frozen["step"] == measured[task, "labelled"]["frozen"]["step"]
+        gain = with_interval(frozen["gain"]) if frozen["gain"] and is_as_long else ""
         cells = [gain, *(with_interval(by_targets[targets]) for targets in HEADROOM[1:])]
         means = f"{frozen['seeds']} | {frozen['teacher']:.1f} | {frozen['student']:.1f}"
         yield f"| {task} | {row} | {means} | {' | '.join(cells)} |"

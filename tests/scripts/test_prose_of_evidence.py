@@ -15,10 +15,13 @@ from tests.helpers.studies import compare, comparison_lines, read_headroom, told
 
 EVIDENCE = CONFIGS / "evidence"
 ROOM = read_headroom(EVIDENCE / "headroom.csv")
-UNLABELLED, LABELLED = (
-    {task: of_task for (task, row), of_task in ROOM.items() if row == name} for name in ("unlabelled", "labelled")
+UNLABELLED, LABELLED, LONG = (
+    {task: of_task for (task, row), of_task in ROOM.items() if row == name}
+    for name in ("unlabelled", "labelled", "long")
 )
-METHODS, LONGER = (Measured(EVIDENCE / f"{name}-epochs.csv", "validation") for name in ("methods", "longer-teacher"))
+METHODS, LONGER, TEN_EPOCHS = (
+    Measured(EVIDENCE / f"{name}-epochs.csv", "validation") for name in ("methods", "longer-teacher", "long")
+)
 COMPARED = Measured(EVIDENCE / "comparison-epochs.csv")
 NAMES = {name: name.upper() for name in UNLABELLED} | {"stsb": "STS-B"}
 BARS = ("kd", "kd-longer", "kd-quiz", "finetune", "teacher")
@@ -100,7 +103,6 @@ def said_of_the_room():
         f"of {span(told_before, 0)} % of the rows that its student sees without labels",
         f"that teacher's student is ahead of the oracle's on {IN_WORDS[len(ahead)]} of {IN_WORDS[len(UNLABELLED)]} "
         "tasks",
-        f"(on STS-B 1.8 times as many from the frozen teacher bring {METHODS.ahead('kd-longer', tasks=['stsb'])}).",
         f"Learning from the frozen teacher on the labelled rows alone is worth {span(over_labels, signed=True)} points "
         "over their labels",
         f"the rows without labels add {span([gain['difference'] for gain in gains().values()], signed=True)}, beyond "
@@ -108,6 +110,58 @@ def said_of_the_room():
         f"Three teachers of the same labels, averaged, add {worth('averaged', UNLABELLED)}.",
         f"QNLI's students stay {span(behind_their_teacher('qnli'), 0)} points behind the frozen teacher whatever they "
         "are told.",
+    ]
+
+
+def behind_when_long():
+    """By how much the frozen teacher's students are behind it after ten epochs."""
+    return [of["frozen"]["teacher"] - of["frozen"]["student"] for of in LONG.values()]
+
+
+def said_of_the_long_room():
+    grown = [
+        task
+        for task, of in LONG.items()
+        if all(
+            of[targets]["difference"] > UNLABELLED[task][targets]["difference"] for targets in ("more_labels", "oracle")
+        )
+    ]
+    assert grown == list(LONG)
+    surely = [task for task, of in LONG.items() if of["more_labels"]["low"] > 2]
+    return [
+        f"In ten epochs it does not fill up, it grows, on each of the {IN_WORDS[len(LONG)]} tasks: "
+        f"{worth('more_labels', LONG)} from eight times the labels, with an interval wholly above two on "
+        f"{listed(surely)}, and {worth('oracle', LONG)} from the oracle",
+        f"the frozen teacher's students come to within {span(behind_when_long())} points of it",
+        f"three teachers averaged add {worth('averaged', LONG)}, the labels alone {worth('labels', LONG)}",
+    ]
+
+
+def said_of_ten_epochs():
+    over_kd, at_end = (TEN_EPOCHS.against("cotrain", column=column) for column in ("student", "at_end"))
+    with_teacher = [task for task in TEN_EPOCHS.tasks if (task, "kd-longer-teacher") in TEN_EPOCHS.runs]
+    longer, teacher = (TEN_EPOCHS.against(bar) for bar in ("kd-longer", "kd-longer-teacher"))
+    over_longer, over_teacher = (
+        TEN_EPOCHS.against("cotrain", bar, tasks=tasks)
+        for bar, tasks in (("kd-longer", TEN_EPOCHS.tasks), ("kd-longer-teacher", with_teacher))
+    )
+    differences = [
+        TEN_EPOCHS.runs[task, "cotrain"][seed]["student"] - run["student"]
+        for task, seed, run in TEN_EPOCHS.of("kd-longer-teacher")
+    ]
+    better = [
+        task
+        for task in TEN_EPOCHS.tasks
+        if TEN_EPOCHS.mean("cotrain", "end", [task]) > TEN_EPOCHS.mean("cotrain", "start", [task])
+    ]
+    return [
+        f"`cotrain` is at {told(over_kd)} beside `kd`, after the last epoch at {told(at_end)}",
+        f"{TEN_EPOCHS.ahead('cotrain', tasks=['stsb'])} on STS-B",
+        f"it takes {TEN_EPOCHS.times('cotrain', 'kd'):.1f} times the seconds",
+        f"on {listed(better)} its teacher ends ahead of where it began",
+        f"`kd-longer` is at {told(longer)} beside `kd`, and `cotrain` at {told(over_longer)} beside it;",
+        f"`kd-longer-teacher` is at {told(teacher)}, and `cotrain` at {told(over_teacher)} beside it.",
+        f"with their spread of {stdev(differences):.1f}, {pairs_needed(stdev(differences), 1.0)} pairs",
     ]
 
 
@@ -245,6 +299,8 @@ EVIDENCE_SAID = {
     "repeated texts": said_of_repeated_texts,
     "methods": said_of_the_methods,
     "longer teachers": said_of_longer_teachers,
+    "room of ten epochs": said_of_the_long_room,
+    "ten epochs": said_of_ten_epochs,
     "audits": said_of_the_audits,
     "comparison": said_of_the_comparison,
 }
@@ -275,7 +331,9 @@ def said_to_users():
         f"three teachers averaged: {worth('averaged', UNLABELLED)}.",
         f"1.8 times as many bring {span(ordinary, signed=True)} on three tasks, "
         f"{COMPARED.ahead('kd-longer', tasks=['stsb'])} on a fourth",
-        f"the best of these (`cotrain`) brings {told(COMPARED.against('cotrain'))}.",
+        f"the best of these (`cotrain`) brings {told(COMPARED.against('cotrain'))}. Over ten epochs it is "
+        f"at {told(TEN_EPOCHS.against('cotrain'))}, on held-out rows",
+        f"`kd` from a longer-trained teacher at {told(TEN_EPOCHS.against('kd-longer-teacher'))}:",
         f"it cost three of four teachers {span(fallen)} points in 160 steps, and took CoLA's from MCC {cola[0]:.0f} to "
         f"{cola[1]:.0f} where",
         f"it ended at {start.mean('tuned-start', 'end'):.0f}",
@@ -296,7 +354,10 @@ def said_in_short():
         f"themselves {span([gain['difference'] for gain in gains().values()], signed=True)}.",
         f"{IN_WORDS[len(roomy)].capitalize()} of the tasks have room of two points and more.",
         f"`cotrain` is at {told(COMPARED.against('cotrain'))} beside the frozen teacher",
-        f"at {told(bar)}, most of it on STS-B.",
+        f"at {told(bar)}, most of it on STS-B. In ten epochs the better target is "
+        f"worth {worth('more_labels', LONG)} on four tasks",
+        f"`cotrain` is at {told(TEN_EPOCHS.against('cotrain'))} there on the held-out rows, and `kd` from a "
+        f"longer-trained teacher at {told(TEN_EPOCHS.against('kd-longer-teacher'))}",
     ]
 
 

@@ -109,6 +109,16 @@ def test_the_table_of_methods_where_there_is_room_is_computed_from_its_raw_resul
     assert {row for _, row in runs} <= set(load_table_config(CONFIGS / "evidence/methods.yaml").rows)
 
 
+def test_the_table_of_ten_epochs_is_computed_from_its_raw_results():
+    readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
+    runs = read_runs(CONFIGS / "evidence/long-epochs.csv", "validation")
+    assert "\n".join(held_out_lines(runs)) in readme_tables(readme)
+    assert {run["steps"] for (_, method), of in runs.items() if method == "cotrain" for run in of.values()} == {
+        480,
+        640,
+    }
+
+
 def test_the_table_of_the_longer_trained_teachers_is_computed_from_its_raw_results():
     readme = (CONFIGS / "evidence/README.md").read_text(encoding="utf-8")
     runs, longer = (
