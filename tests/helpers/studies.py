@@ -37,8 +37,8 @@ def read_runs(path, split="dev"):
 
 
 def compare(runs, tasks, first, second="kd", column="student"):
-    """The first method minus the second over all pairs of task and seed."""
-    cells = [(task, seed) for task in tasks for seed in sorted(runs[task, first])]
+    """The first method minus the second over all pairs of task and seed that both have."""
+    cells = [(task, seed) for task in tasks for seed in sorted(runs[task, first].keys() & runs[task, second].keys())]
     scores = [[runs[task, method][seed][column] for task, seed in cells] for method in (first, second)]
     return compare_paired(*scores)
 
