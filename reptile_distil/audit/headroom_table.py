@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,14 @@ from reptile_distil.audit.headroom import (
     HeadroomSettings,
     Measured,
     check_headroom,
-    keep_decisive,
 )
+from reptile_distil.audit.kept_students import DAMAGED, load_student, read_student
 from reptile_distil.audit.summary import CONFIDENCE
 from reptile_distil.config.config import Config
-from reptile_distil.errors import ConfigError, DataError, ReptileDistilError, RunError
+from reptile_distil.errors import ConfigError, DataError, ReptileDistilError
 from reptile_distil.experiments.build_task import build_task
-from reptile_distil.runs.folder import RunFolder
 from reptile_distil.runtime.each_line_once import each_line_once
-from reptile_distil.runtime.files import make_folder, read_json, write_text
+from reptile_distil.runtime.files import make_folder, write_text
 from reptile_distil.runtime.measuring import free_memory
 from reptile_distil.runtime.text_tables import markdown_table, percent
 from reptile_distil.tables.config import TEACHER, Cell, TableConfig
@@ -42,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 1_000
 
-_OPTIONS = {"times": "--times", "num_teachers": "--teachers", "num_points": "--points"}
-_DAMAGED = (ValueError, TypeError, KeyError)
-"""What reading a damaged file raises."""
 
 _SAID = {
     "labels": "the labels alone",
@@ -171,8 +167,8 @@ class HeadroomTable:
             except ReptileDistilError:  # said when the cell has its turn
                 continue
             for targets in headroom.targets:
-                with contextlib.suppress(*_DAMAGED):  # said when the student has its turn
-                    if kept := _load(self._path(cell, targets)):
+                with contextlib.suppress(*DAMAGED):  # said when the student has its turn
+                    if kept := load_student(self._path(cell, targets)):
                         kept.check_settings(headroom, targets)
 
     def _check_rows(self) -> None:
@@ -206,7 +202,7 @@ class HeadroomTable:
         for targets in headroom.targets:
             with self._noted(f"{_name(cell)}, {targets}"):
                 path = self._path(cell, targets)
-                kept = _read(path, headroom, targets, inputs, overwrite=overwrite)
+                kept = read_student(path, headroom, targets, inputs, overwrite=overwrite)
                 measured = found[targets] = kept or headroom.measure(targets)
                 score = percent(_defined(_mean(measured.points[-1].scores)))
                 logger.info("%s, %s: %s%s", _name(cell), targets, score, " (measured before)" if kept else "")
@@ -374,58 +370,3 @@ def _name(cell: Cell) -> str:
 
 def _file_name(cell: Cell) -> str:
     return _name(cell).replace(" ", "-")
-
-
-class _Kept(NamedTuple):
-    """What was measured before."""
-
-    path: Path
-    settings: Mapping[str, Any]
-    inputs: Any
-    measured: Measured
-
-    def check_settings(self, headroom: Headroom, targets: str) -> None:
-        """Raises `RunError` where a setting that matters to these targets is another one now, naming the first."""
-        both = (keep_decisive(self.settings, targets), headroom.decisive_settings(targets))
-        old, new = ({_OPTIONS.get(key, key): value for key, value in settings.items()} for settings in both)
-        remedy = "give another runs_dir (or a table's output), remove the file, or run again with --overwrite"
-        RunFolder(self.path, remedy=remedy).check_same("a student", old, new)
-
-    def has_settings(self, headroom: Headroom, targets: str) -> bool:
-        """Whether there is no such setting."""
-        try:
-            self.check_settings(headroom, targets)
-        except RunError:
-            return False
-        return True
-
-
-def _load(path: Path) -> _Kept | None:
-    """What lies there, if anything does. Raises one of `_DAMAGED` for what cannot be read."""
-    if not path.exists():
-        return None
-    kept = read_json(path)
-    identity = kept["identity"]
-    return _Kept(path, dict(identity["settings"]), identity["inputs"], Measured.from_json(kept["measured"]))
-
-
-def _read(
-    path: Path, headroom: Headroom, targets: str, inputs: Mapping[str, str], *, overwrite: bool
-) -> Measured | None:
-    """What was measured before, if it was of the same settings and files.
-
-    Raises `RunError` for other settings, unless `overwrite`.
-    """
-    try:
-        kept = _load(path)
-    except _DAMAGED as error:
-        logger.warning("%s cannot be read (%s): measured again", path, error)
-        return None
-    if kept is None:
-        return None
-    if not overwrite:
-        kept.check_settings(headroom, targets)
-    if kept.inputs == inputs and kept.has_settings(headroom, targets):
-        return kept.measured
-    logger.warning("%s is of other settings, rows or models: measured again", path)
-    return None
